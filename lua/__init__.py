@@ -1,0 +1,1 @@
+"""The atomic scripts, as package data; `engine.scripts` assembles and runs them."""

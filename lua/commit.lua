@@ -1,0 +1,82 @@
+#!lua flags=allow-oom
+-- commit: the units left the shelf. Fewer than were held may be picked; the rest goes back.
+--
+-- Command {keys, id, merchant, actor, picks, skus}
+--   picks    {{sku, quantity}, ...} for a short pick; {} takes every line whole
+--   skus     of the reservation's lines, as the caller knows them
+-- Keys     reservation, open index of its location, then the row of each of `skus`
+-- Returns  {'ok' | 'replayed', ...reservation}  see describe()
+--          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
+--          {'ended', ...reservation}            another ending, or another pick, came first
+--          {'insufficient_on_hand', {{sku, requested, on_hand, true}, ...}}
+--            the shelf has fewer than that: pick short, or book what the shelf really has
+--          {'invalid', field}
+-- Ledger   commit, detail {state before, expires_at before, picked}
+-- @include group
+-- @include rows
+-- @include ledger
+-- @include reservations
+
+-- The units to take of each SKU, and the same as an array in the order of the lines.
+local function picked_units(body, picks)
+  local held, asked = {}, {}
+  for _, line in ipairs(body[BODY_LINES]) do held[line[1]] = line[2] end
+  for _, pick in ipairs(picks) do
+    local sku, quantity = pick[1], pick[2]
+    if not held[sku] or asked[sku] then return nil, 'lines.sku' end
+    if not is_integer(quantity, 0, held[sku]) then return nil, 'lines.quantity' end
+    asked[sku] = quantity
+  end
+  local units, ordered = {}, {}
+  for i, line in ipairs(body[BODY_LINES]) do
+    local quantity = line[2]
+    if #picks > 0 then quantity = asked[line[1]] or 0 end
+    units[line[1]] = quantity
+    ordered[i] = {line[1], quantity}
+  end
+  return units, ordered
+end
+
+local function missing_on_hand(units, row_keys, ordered)
+  local short = {}
+  for _, line in ipairs(ordered) do
+    local row = row_at(row_keys[line[1]])
+    if units[line[1]] > row.on_hand then
+      short[#short + 1] = {line[1], units[line[1]], row.on_hand, true}
+    end
+  end
+  return short
+end
+
+local replies = each_command(function(command, first)
+  local _, id, merchant, actor, picks, skus = unpack(command, 1, 6)
+  local reservation = reservation_of(KEYS[first], merchant)
+  if not reservation then return {'not_found'} end
+  local units, ordered = picked_units(reservation.body, picks)
+  if not units then return {'invalid', ordered} end
+  local picked = cmsgpack.pack(ordered)
+  if not is_live(reservation) then
+    -- A bare commit after a short pick is a retry that does not remember the pick.
+    local same = #picks == 0 or picked == reservation.picked
+    if reservation.state == 'committed' and same then return describe('replayed', reservation) end
+    return describe('ended', reservation)
+  end
+  local row_keys = declared_rows(reservation, skus, first + 2)
+  if not row_keys then return {'lines_changed'} end
+  local short = missing_on_hand(units, row_keys, ordered)
+  if #short > 0 then return {'insufficient_on_hand', short} end
+
+  local state, expires_at = reservation.state, reservation.expires_at
+  local lines = settle_rows(reservation, row_keys, units)
+  reservation.picked = picked
+  end_reservation(reservation, id, 'committed', KEYS[first + 1])
+  record('commit', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
+    {state, expires_at, ordered})
+  return describe('ok', reservation)
+end)
+
+-- After this point nothing may fail.
+write_rows()
+write_reservations()
+write_ledger()
+return cmsgpack.pack(replies)

@@ -1,0 +1,41 @@
+#!lua
+-- configure: change a row's settings, if it is still at the version that the caller saw.
+--
+-- Command {keys, id, merchant, location, actor, fingerprint, sku, expected version, safety_stock,
+--          location member}
+--   expected version  0 where the row is to be made
+-- Keys     row, SKU index of the location, location index of the partition, idempotency record
+-- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit}
+--          {'key_reused'}, {'version_conflict', version}, {'invalid', field}
+-- Ledger   configure, detail {safety_stock}
+-- @include group
+-- @include rows
+-- @include ledger
+-- @include seen
+-- @include listing
+
+local replies = each_command(function(command, first)
+  local _, id, merchant, location, actor, fingerprint, sku, expected, safety_stock, member =
+    unpack(command, 1, 10)
+  local earlier = seen_reply(KEYS[first + 3], fingerprint)
+  if earlier then return earlier end
+  if not is_integer(safety_stock, 0, MAX_QUANTITY) then return {'invalid', 'safety_stock'} end
+  local row = row_at(KEYS[first])
+  if expected ~= row.version then return {'version_conflict', row.version} end
+
+  list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
+  local line = change_row(row, sku, 0, 0, safety_stock - row.safety_stock, 0)
+  local at_sequence = record('configure', id, merchant, location, actor, fingerprint, {line},
+    {safety_stock})
+  local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
+    row.safety_stock, row.deficit}
+  remember(KEYS[first + 3], fingerprint, reply)
+  return reply
+end)
+
+-- After this point nothing may fail.
+write_rows()
+write_listing()
+write_seen()
+write_ledger()
+return cmsgpack.pack(replies)

@@ -1,0 +1,41 @@
+#!lua flags=allow-oom
+-- expire: take back the units of a hold whose time is up.
+--
+-- Command {keys, id, merchant, actor, skus}; skus of the lines, as the caller read them
+-- Keys     reservation, open index of its location, then the row of each of `skus`
+-- Returns  {'ok', ...reservation}   expired now; see describe()
+--          {'not_due', ...}         extended or confirmed since the caller looked
+--          {'ended', ...}           some ending came first
+--          {'not_found'}, {'lines_changed'}
+-- Ledger   expire, detail {state before, expires_at before}
+-- @include group
+-- @include rows
+-- @include ledger
+-- @include reservations
+
+local NOTHING_PICKED = {}
+
+local replies = each_command(function(command, first)
+  local _, id, merchant, actor, skus = unpack(command, 1, 5)
+  local reservation = reservation_of(KEYS[first], merchant)
+  if not reservation then return {'not_found'} end
+  if not is_live(reservation) then return describe('ended', reservation) end
+  if reservation.state ~= 'held' or reservation.expires_at > now then
+    return describe('not_due', reservation)
+  end
+  local row_keys = declared_rows(reservation, skus, first + 2)
+  if not row_keys then return {'lines_changed'} end
+
+  local expires_at = reservation.expires_at
+  local lines = settle_rows(reservation, row_keys, NOTHING_PICKED)
+  end_reservation(reservation, id, 'expired', KEYS[first + 1])
+  record('expire', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
+    {'held', expires_at})
+  return describe('ok', reservation)
+end)
+
+-- After this point nothing may fail.
+write_rows()
+write_reservations()
+write_ledger()
+return cmsgpack.pack(replies)

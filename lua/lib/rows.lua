@@ -1,0 +1,76 @@
+-- Stock rows, each read once a script and written once.
+
+local rows, touched_rows = {}, {}
+
+local function row_at(key)
+  local row = rows[key]
+  if row then return row end
+  local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version')
+  row = {
+    key = key,
+    exists = f[5] ~= false,
+    on_hand = tonumber(f[1]) or 0,
+    reserved = tonumber(f[2]) or 0,
+    safety_stock = tonumber(f[3]) or 0,
+    deficit = tonumber(f[4]) or 0,
+    version = tonumber(f[5]) or 0,
+    touched = false,
+  }
+  -- A row that never had a deficit does not pay for the column.
+  row.has_deficit = f[4] ~= false
+  rows[key] = row
+  return row
+end
+
+local function available(row)
+  local units = row.on_hand - row.reserved - row.safety_stock
+  if units < 0 then return 0 end
+  return units
+end
+
+-- Applies the deltas to the copy and returns the ledger's line for it:
+-- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}.
+local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
+  row.on_hand = row.on_hand + on_hand
+  row.reserved = row.reserved + reserved
+  row.safety_stock = row.safety_stock + safety_stock
+  row.deficit = row.deficit + deficit
+  row.version = row.version + 1
+  row.exists = true
+  if not row.touched then
+    row.touched = true
+    touched_rows[#touched_rows + 1] = row
+  end
+  return {
+    sku,
+    row.version,
+    {row.on_hand, row.reserved, row.safety_stock, row.deficit},
+    {on_hand, reserved, safety_stock, deficit},
+  }
+end
+
+-- Units on the shelf after `quantity` more (or fewer) of them. Units that left the shelf although
+-- the books had none are a deficit; what arrives pays it first. So the sum on_hand - deficit is the
+-- same in whatever order the events come. Returns the deltas of on_hand and deficit.
+local function shelf_deltas(row, quantity)
+  local books = row.on_hand - row.deficit + quantity
+  if books >= 0 then
+    return books - row.on_hand, -row.deficit
+  end
+  return -row.on_hand, -books - row.deficit
+end
+
+local function write_rows()
+  for i = 1, #touched_rows do
+    local row = touched_rows[i]
+    if row.has_deficit or row.deficit > 0 then
+      redis.call('HSET', row.key, 'on_hand', integer(row.on_hand),
+        'reserved', integer(row.reserved), 'safety_stock', integer(row.safety_stock),
+        'version', integer(row.version), 'deficit', integer(row.deficit))
+    else
+      redis.call('HSET', row.key, 'on_hand', integer(row.on_hand),
+        'reserved', integer(row.reserved), 'safety_stock', integer(row.safety_stock),
+        'version', integer(row.version))
+    end
+  end
+end
