@@ -1,0 +1,312 @@
+"""API keys: who may call, in which role, for which merchant.
+
+A secret is `hfk_<id>_<random><checksum>`: 8, 32 and 6 digits of base 62, so a scanner recognises a
+leaked one, and a mistyped one is refused without asking the store. The store keeps the SHA-256 of
+the whole secret; 190 random bits need no slow hash. `engine.keys.API_KEYS_KEY` names the hash that
+holds one record a key, by id.
+"""
+
+import asyncio
+import re
+import secrets
+import string
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from hashlib import sha256
+from hmac import compare_digest
+from time import monotonic
+from typing import Any, Final, TypeVar, cast
+from zlib import crc32
+
+import msgspec
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import RedisError, ResponseError
+
+from engine.keys import API_KEYS_KEY
+from engine.limits import MAX_ID_BYTES
+from engine.outcomes import InvalidCommand, LimitExceeded, StoreFault, StoreUnavailable
+from engine.store import Client
+
+FIRST_ADMIN_ID: Final = "00000000"
+"""Id of the key that `ensure_admin_key` makes: being fixed, one HSETNX can make it only once."""
+
+MAX_API_KEYS: Final = 10_000
+"""Keys of a store, revoked ones included: `list_keys` reads them all in one reply."""
+
+POSITIVE_SECONDS: Final = 2.0
+"""How long a good answer is believed, so also how long a revoked key may go on."""
+
+NEGATIVE_SECONDS: Final = 1.0
+
+MAX_POSITIVE: Final = MAX_API_KEYS
+MAX_NEGATIVE: Final = 10_000
+
+MAX_LOOKUPS: Final = 8
+"""Lookups under way at once: a flood of invented secrets must not take every connection."""
+
+LOOKUP_SECONDS: Final = 2.0
+"""How long a caller waits for a lookup, the wait for a free one included."""
+
+_ID_DIGITS: Final = 8
+_SECRET_DIGITS: Final = 32
+_CHECKSUM_DIGITS: Final = 6
+_BASE62: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_FORM = re.compile(r"hfk_([0-9A-Za-z]{8})_[0-9A-Za-z]{32}([0-9A-Za-z]{6})")
+_MAX_ATTEMPTS: Final = 5
+
+Reply = TypeVar("Reply")
+
+
+class Role(StrEnum):
+    """What a key may do; every role may read."""
+
+    READ = "read"
+    RESERVE = "reserve"
+    FEED = "feed"
+    ADMIN = "admin"
+
+    def allows(self, needed: "Role") -> bool:
+        """Say whether a key of this role may do what needs the role `needed`."""
+        return needed is self or needed is Role.READ or self is Role.ADMIN
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a key, without its secret. `merchant` is None for the whole platform."""
+
+    id: str
+    role: Role
+    merchant: str | None
+    label: str
+    created_at_ms: int
+    revoked_at_ms: int | None = None
+
+    @property
+    def actor(self) -> str:
+        """Name the key as the ledger does."""
+        return f"key:{self.id}"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    digest: str
+    role: Role
+    merchant: str | None
+    label: str
+    created_at_ms: int
+    revoked_at_ms: int | None = None
+
+    def describe(self, key_id: str) -> ApiKey:
+        return ApiKey(
+            id=key_id,
+            role=self.role,
+            merchant=self.merchant,
+            label=self.label,
+            created_at_ms=self.created_at_ms,
+            revoked_at_ms=self.revoked_at_ms,
+        )
+
+
+_RECORDS = msgspec.json.Decoder(_Record)
+
+
+def parse_secret(text: str) -> str | None:
+    """Return the id of the key, or None where `text` lacks the form or its checksum is wrong."""
+    match = _FORM.fullmatch(text)
+    if match is None or match[2] != _checksum(text[:-_CHECKSUM_DIGITS]):
+        return None
+    return match[1]
+
+
+async def create_key(
+    client: Client, *, role: Role, merchant: str | None, label: str
+) -> tuple[ApiKey, str]:
+    """Make a key and return it with its secret, which is nowhere kept.
+
+    Raises InvalidCommand where the merchant or the label is not of its form, LimitExceeded past
+    MAX_API_KEYS, StoreUnavailable.
+    """
+    if merchant is not None:
+        _check_text("merchant", merchant, least_bytes=1)
+    _check_text("label", label, least_bytes=0)
+    if await _ask(client.hlen(API_KEYS_KEY)) >= MAX_API_KEYS:
+        raise LimitExceeded("api_keys", most=MAX_API_KEYS)
+    created_at_ms = await _store_time_ms(client)
+    for _ in range(_MAX_ATTEMPTS):
+        key_id = _random(_ID_DIGITS)
+        secret = _make_secret(key_id)
+        record = _Record(
+            digest=_digest(secret),
+            role=role,
+            merchant=merchant,
+            label=label,
+            created_at_ms=created_at_ms,
+        )
+        if await _ask(client.hsetnx(API_KEYS_KEY, key_id, msgspec.json.encode(record))):
+            return record.describe(key_id), secret
+    raise StoreFault("hsetnx", f"{_MAX_ATTEMPTS} random key ids were taken")
+
+
+async def ensure_admin_key(client: Client) -> str | None:
+    """Make the first admin key and return its secret; None where it was made before.
+
+    A second caller, a restart and a lost reply all meet the same record, so there is never more
+    than one. Raises StoreUnavailable.
+    """
+    secret = _make_secret(FIRST_ADMIN_ID)
+    record = _Record(
+        digest=_digest(secret),
+        role=Role.ADMIN,
+        merchant=None,
+        label="first admin key",
+        created_at_ms=await _store_time_ms(client),
+    )
+    encoded = msgspec.json.encode(record)
+    try:
+        if await _ask(client.hsetnx(API_KEYS_KEY, FIRST_ADMIN_ID, encoded)):
+            return secret
+    except StoreUnavailable:
+        # The reply may be lost and the record written: then nobody would ever know its secret.
+        if await _ask(client.hget(API_KEYS_KEY, FIRST_ADMIN_ID)) == encoded:
+            return secret
+        raise
+    return None
+
+
+async def list_keys(client: Client) -> list[ApiKey]:
+    """Return every key, revoked ones too, oldest first. Raises StoreUnavailable."""
+    records = await _ask(client.hgetall(API_KEYS_KEY))
+    keys = [_RECORDS.decode(record).describe(key.decode()) for key, record in records.items()]
+    return sorted(keys, key=lambda key: (key.created_at_ms, key.id))
+
+
+async def revoke_key(client: Client, key_id: str) -> ApiKey | None:
+    """Revoke a key for good and return it; None where there is none of that id.
+
+    Revoking again changes nothing. Gateways notice within POSITIVE_SECONDS. Raises
+    StoreUnavailable.
+    """
+    text = await _ask(client.hget(API_KEYS_KEY, key_id))
+    if text is None:
+        return None
+    record = _RECORDS.decode(text)
+    if record.revoked_at_ms is None:
+        # Nothing else ever changes a record, so to read and then write loses nothing.
+        record = msgspec.structs.replace(record, revoked_at_ms=await _store_time_ms(client))
+        await _ask(client.hset(API_KEYS_KEY, key_id, msgspec.json.encode(record)))
+    return record.describe(key_id)
+
+
+class KeyCache:
+    """Tells who a secret belongs to, and remembers it for a moment.
+
+    Bad secrets are remembered apart from good ones, so that a flood of them cannot push the good
+    ones out. Only digests are kept, never a secret.
+    """
+
+    def __init__(self, client: Client, *, clock: Callable[[], float] = monotonic) -> None:
+        """Ask `client`; `clock` gives seconds that only rise."""
+        self._client = client
+        self._clock = clock
+        self._good: OrderedDict[bytes, tuple[float, ApiKey]] = OrderedDict()
+        self._bad: OrderedDict[bytes, float] = OrderedDict()
+        self._lookups: dict[bytes, asyncio.Task[ApiKey | None]] = {}
+        self._free = asyncio.Semaphore(MAX_LOOKUPS)
+
+    async def authenticate(self, secret: str) -> ApiKey | None:
+        """Return the key, or None where the secret is malformed, unknown or revoked.
+
+        Raises StoreUnavailable where the store does not answer and no fresh answer is remembered:
+        who cannot be checked is not let in.
+        """
+        digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        now = self._clock()
+        good = self._good.get(digest)
+        if good is not None and now < good[0]:
+            return good[1]
+        key_id = parse_secret(secret)
+        if key_id is None or now < self._bad.get(digest, 0.0):
+            return None
+        # Concurrent callers with one secret share one lookup, and one who goes away leaves it be.
+        lookup = self._lookups.get(digest)
+        if lookup is None:
+            lookup = asyncio.get_running_loop().create_task(self._look_up(key_id, digest))
+            self._lookups[digest] = lookup
+            lookup.add_done_callback(lambda _: self._lookups.pop(digest, None))
+        return await asyncio.shield(lookup)
+
+    async def _look_up(self, key_id: str, digest: bytes) -> ApiKey | None:
+        try:
+            async with asyncio.timeout(LOOKUP_SECONDS), self._free:
+                asked_at = self._clock()
+                text = await _ask(self._client.hget(API_KEYS_KEY, key_id))
+        except TimeoutError as error:
+            raise StoreUnavailable() from error
+        record = None if text is None else _RECORDS.decode(text)
+        if (
+            record is None
+            or not compare_digest(record.digest, digest.hex())
+            or record.revoked_at_ms is not None
+        ):
+            self._good.pop(digest, None)
+            _remember(self._bad, digest, asked_at + NEGATIVE_SECONDS, MAX_NEGATIVE)
+            return None
+        key = record.describe(key_id)
+        _remember(self._good, digest, (asked_at + POSITIVE_SECONDS, key), MAX_POSITIVE)
+        return key
+
+
+def _remember(cache: OrderedDict[bytes, Reply], digest: bytes, value: Reply, most: int) -> None:
+    cache[digest] = value
+    cache.move_to_end(digest)
+    while len(cache) > most:
+        cache.popitem(last=False)
+
+
+async def _ask(command: Awaitable[Reply] | Any) -> Reply:
+    """Await a command; a driver error becomes one of ours, the cause kept."""
+    try:
+        return cast(Reply, await command)
+    except ResponseError as error:
+        raise StoreFault("access", str(error)) from error
+    except (RedisError, OSError) as error:
+        raise StoreUnavailable() from error
+
+
+async def _store_time_ms(client: Client) -> int:
+    on_any_node: dict[str, Any] = {}
+    if isinstance(client, RedisCluster):
+        on_any_node["target_nodes"] = RedisCluster.RANDOM
+    seconds, microseconds = await _ask(client.execute_command("TIME", **on_any_node))
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def _check_text(field: str, text: str, *, least_bytes: int) -> None:
+    try:
+        length = len(text.encode())
+    except UnicodeEncodeError:
+        length = -1
+    if not least_bytes <= length <= MAX_ID_BYTES:
+        raise InvalidCommand(field, f"must be {least_bytes} to {MAX_ID_BYTES} bytes of UTF-8")
+
+
+def _make_secret(key_id: str) -> str:
+    body = f"hfk_{key_id}_{_random(_SECRET_DIGITS)}"
+    return body + _checksum(body)
+
+
+def _digest(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()
+
+
+def _random(digits: int) -> str:
+    return "".join(secrets.choice(_BASE62) for _ in range(digits))
+
+
+def _checksum(body: str) -> str:
+    """Write the CRC-32 of `body` in six digits of base 62, as GitHub's tokens do."""
+    rest = crc32(body.encode())
+    digits = ""
+    for _ in range(_CHECKSUM_DIGITS):
+        rest, digit = divmod(rest, len(_BASE62))
+        digits = _BASE62[digit] + digits
+    return digits

@@ -1,0 +1,45 @@
+"""The guard against a store whose clock jumps: better late than a shop emptied of its holds."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+TOLERANCE_MS: Final = 5_000
+"""A step that an ordinary clock correction may make."""
+
+MAX_DRIFT: Final = 0.001
+"""How far a clock that is being slewed may run off in the time between two looks; NTP slews at
+0.0005 at most."""
+
+
+class ClockGuard:
+    """Compares the store's clock with this machine's monotonic one.
+
+    The first look sets the baseline. A later one that is off by more than a correction could be is
+    a jump: `accept` answers False until the clock is back where it should be, or until a new guard
+    is made, which takes the clock as it then is.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """Take seconds from `monotonic`."""
+        self._monotonic = monotonic
+        self._baseline_ms: float | None = None
+        self._looked_at_ms = 0.0
+        self.jump_ms = 0
+        """How far the store's clock was off at the last look, in ms; 0 while it is accepted."""
+
+    def accept(self, store_ms: int) -> bool:
+        """Return whether the store's clock, read just now, may be acted upon."""
+        now_ms = self._monotonic() * 1000
+        baseline_ms = store_ms - now_ms
+        if self._baseline_ms is None:
+            off_ms = 0.0
+        else:
+            off_ms = baseline_ms - self._baseline_ms
+            if abs(off_ms) > TOLERANCE_MS + MAX_DRIFT * (now_ms - self._looked_at_ms):
+                self.jump_ms = round(off_ms)
+                return False
+        self._baseline_ms = baseline_ms
+        self._looked_at_ms = now_ms
+        self.jump_ms = 0
+        return True

@@ -1,0 +1,570 @@
+"""The API of the engine: stock, movements and reservations of all merchants.
+
+One `Inventory` serves any number of concurrent callers of one event loop; their commands travel
+together (see `engine.dispatch`). Every refusal is a HoldfastError of its own class. A write whose
+outcome stays unknown raises OutcomeUnknown: the same call with the same key or id is safe.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final, Self, cast
+from urllib.parse import unquote
+
+import msgspec
+
+from engine import reservations
+from engine.clock import ClockGuard
+from engine.dispatch import Command, Dispatcher
+from engine.keys import (
+    STORE_KEY,
+    PartitionKeys,
+    digest,
+    encode,
+    location_member,
+    partition_of,
+    partition_of_reservation,
+    reservation_id,
+)
+from engine.limits import (
+    DEFAULT_PAGE,
+    DEFAULT_TTL_MS,
+    MAX_BATCH_MOVEMENTS,
+    MAX_BATCH_ROWS,
+    MAX_GROUP_COMMANDS,
+)
+from engine.model import (
+    Configured,
+    Line,
+    Moved,
+    Movement,
+    MovementType,
+    Page,
+    Reservation,
+    ReservationResult,
+    Row,
+)
+from engine.outcomes import (
+    HoldfastError,
+    InvalidCommand,
+    Outcome,
+    OutcomeUnknown,
+    ReservationNotFound,
+    RowNotFound,
+    StoreUnavailable,
+)
+from engine.refusals import refusal
+from engine.scripts import script
+from engine.store import Store, StoreSettings
+from engine.validation import (
+    check_batch,
+    check_id,
+    check_key,
+    check_lines,
+    check_page,
+    check_quantity,
+    check_text,
+    check_ttl,
+)
+
+ROW_FIELDS: Final = ("on_hand", "reserved", "safety_stock", "deficit", "version")
+MAX_RECLAIM_ROUNDS: Final = 2
+"""How many groups of due holds a reserve takes back before it says no."""
+
+MAX_REREADS: Final = 3
+"""How often an ending reads a reservation's lines anew before it gives up."""
+
+
+class DueHolds(msgspec.Struct, frozen=True):
+    """What `Inventory.expire_due` found and did in one partition."""
+
+    expired: int
+    remaining: bool
+    clock_jump_ms: int
+
+
+class Inventory:
+    """Stock and reservations over one store; see the module's text."""
+
+    def __init__(self, store: Store, *, partitions: int) -> None:
+        """Use `open` unless the store and its number of partitions are at hand."""
+        self.store = store
+        self.partitions = partitions
+        self.keys = [PartitionKeys(number) for number in range(partitions)]
+        self._dispatch = Dispatcher(store, self.keys)
+        self._lines_of = reservations.RecentLines()
+        self._clock = ClockGuard()
+
+    @classmethod
+    async def open(cls, settings: StoreSettings) -> Self:
+        """Connect, and read how many partitions the store was made with.
+
+        Raises StoreUnavailable where it cannot be reached, or was never made (`engine.boot`).
+        """
+        store = await Store.open(settings)
+        try:
+            (partitions,) = await store.read([("HGET", STORE_KEY, "partitions")])
+            if partitions is None:
+                raise StoreUnavailable("the store was not set up: run `holdfast serve` on it once")
+        except BaseException:
+            await store.close()
+            raise
+        return cls(store, partitions=int(partitions))
+
+    async def close(self) -> None:
+        """Close the connections; callers that still wait get an error."""
+        await self.store.close()
+
+    # Reading
+
+    async def row(self, merchant: str, location: str, sku: str) -> Row:
+        """Read one row. Raises RowNotFound."""
+        keys = self._keys_of(merchant, location)
+        check_id("sku", sku)
+        fields = await self._dispatch.read(
+            "HMGET", keys.stock(merchant, location, sku), *ROW_FIELDS
+        )
+        row = _row(merchant, location, sku, fields)
+        if row is None:
+            raise RowNotFound(merchant=merchant, location=location, sku=sku)
+        return row
+
+    async def rows(self, merchant: str, wanted: Sequence[tuple[str, str]]) -> list[Row | None]:
+        """Read up to 500 rows, named by (location, sku), in order; None where there is none."""
+        check_batch("rows", len(wanted), MAX_BATCH_ROWS)
+        return await self._rows(merchant, wanted)
+
+    async def _rows(self, merchant: str, wanted: Sequence[tuple[str, str]]) -> list[Row | None]:
+        reads = []
+        for location, sku in wanted:
+            check_id("sku", sku)
+            key = self._keys_of(merchant, location).stock(merchant, location, sku)
+            reads.append(self._dispatch.read("HMGET", key, *ROW_FIELDS))
+        replies = await asyncio.gather(*reads)
+        return [
+            _row(merchant, location, sku, fields)
+            for (location, sku), fields in zip(wanted, replies, strict=True)
+        ]
+
+    async def list_rows(
+        self, merchant: str, location: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Row]:
+        """List a location's rows by SKU in byte order, from past `after`."""
+        keys = self._keys_of(merchant, location)
+        check_page(limit)
+        start = "-" if after is None else f"({after}"
+        found = await self._dispatch.read(
+            "ZRANGEBYLEX", keys.skus(merchant, location), start, "+", "LIMIT", 0, limit + 1
+        )
+        skus = [sku.decode() for sku in found]
+        rows = await self._rows(merchant, [(location, sku) for sku in skus[:limit]])
+        return Page(
+            tuple(row for row in rows if row is not None),
+            skus[limit - 1] if len(skus) > limit else None,
+        )
+
+    async def list_locations(
+        self, merchant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[str]:
+        """List a merchant's locations that ever had stock, from past `after`."""
+        check_id("merchant", merchant)
+        check_page(limit)
+        start = f"[{encode(merchant)}:" if after is None else f"({location_member(merchant, after)}"
+        end = f"({encode(merchant)};"
+        replies = await asyncio.gather(
+            *(
+                self._dispatch.read(
+                    "ZRANGEBYLEX", keys.locations, start, end, "LIMIT", 0, limit + 1
+                )
+                for keys in self.keys
+            )
+        )
+        members = sorted(member.decode() for reply in replies for member in reply)
+        locations = [unquote(member.partition(":")[2]) for member in members[: limit + 1]]
+        return Page(
+            tuple(locations[:limit]), locations[limit - 1] if len(locations) > limit else None
+        )
+
+    async def reservation(self, merchant: str, reservation: str) -> Reservation:
+        """Read a reservation; ended ones for 24 hours. Raises ReservationNotFound."""
+        keys = self._keys_of_reservation(reservation)
+        fields = await self._dispatch.read(
+            "HMGET", keys.reservation(reservation), *reservations.FIELDS
+        )
+        found = reservations.from_hash(reservation, fields)
+        if found is None or found.merchant != merchant:
+            raise ReservationNotFound(reservation)
+        return found
+
+    async def open_reservations(
+        self, merchant: str, location: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Reservation]:
+        """List a location's held and confirmed reservations, oldest first.
+
+        `after` is the `next_after` of the page before. Raises InvalidCommand where it is not.
+        """
+        keys = self._keys_of(merchant, location)
+        check_page(limit)
+        index = keys.open_reservations(merchant, location)
+        position = reservations.parse_position(after)
+        # Members of one millisecond stand in byte order: skip those that the page before gave.
+        already = 0
+        if position is not None:
+            already = await self._dispatch.read(
+                "ZCOUNT", index, position.created_at_ms, position.created_at_ms
+            )
+        start = "-inf" if position is None else position.created_at_ms
+        flat = await self._dispatch.read(
+            "ZRANGEBYSCORE", index, start, "+inf", "WITHSCORES", "LIMIT", 0, limit + 1 + already
+        )
+        positions = [p for p in reservations.positions(flat) if position is None or p > position]
+        page = positions[:limit]
+        replies = await asyncio.gather(
+            *(
+                self._dispatch.read("HMGET", keys.reservation(p.id), *reservations.FIELDS)
+                for p in page
+            )
+        )
+        found = [
+            reservations.from_hash(p.id, fields) for p, fields in zip(page, replies, strict=True)
+        ]
+        return Page(
+            tuple(r for r in found if r is not None and r.state.is_open),
+            page[-1].text() if len(positions) > limit else None,
+        )
+
+    # Stock
+
+    async def move(self, merchant: str, movement: Movement, *, actor: str) -> Moved:
+        """Book a movement once under its key.
+
+        Raises InsufficientOnHand (a transfer or adjustment past what is on hand), VersionConflict,
+        LimitExceeded, IdempotencyKeyReused, InvalidCommand.
+        """
+        keys = self._keys_of(merchant, movement.location)
+        check_id("sku", movement.sku)
+        check_key(movement.key)
+        _check_movement(movement)
+        location = movement.location
+        operation = digest("move", location, movement.key)
+        command = Command(
+            self._row_keys(keys, merchant, location, movement.sku, operation),
+            (
+                operation,
+                merchant,
+                location,
+                actor,
+                digest(*[str(value) for value in msgspec.structs.astuple(movement)]),
+                movement.type,
+                movement.sku,
+                movement.quantity,
+                -1 if movement.expected_version is None else movement.expected_version,
+                movement.may_overdraw or movement.type is MovementType.SALE,
+                location_member(merchant, location),
+                (movement.reason, movement.reference, movement.source, movement.occurred_at_ms),
+            ),
+        )
+        reply = await self._dispatch.run("move", keys.partition, command)
+        code = Outcome(reply[0])
+        if code not in (Outcome.OK, Outcome.REPLAYED):
+            raise refusal(
+                reply, key=movement.key, sku=movement.sku, expected=movement.expected_version
+            )
+        return Moved(
+            id=operation,
+            row=_replied_row(merchant, location, movement.sku, reply),
+            on_hand_change=reply[8],
+            at_ms=reply[1],
+            sequence=reply[2],
+            replayed=code is Outcome.REPLAYED,
+        )
+
+    async def move_many(
+        self, merchant: str, movements: Sequence[Movement], *, actor: str
+    ) -> list[Moved | HoldfastError]:
+        """Book up to 1,000 movements; each stands alone, and gets its answer or its refusal."""
+        check_batch("movements", len(movements), MAX_BATCH_MOVEMENTS)
+        answers = await asyncio.gather(
+            *(self.move(merchant, movement, actor=actor) for movement in movements),
+            return_exceptions=True,
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, HoldfastError):
+                raise answer
+        return cast(list[Moved | HoldfastError], answers)
+
+    async def configure(
+        self,
+        merchant: str,
+        location: str,
+        sku: str,
+        *,
+        key: str,
+        safety_stock: int,
+        expected_version: int,
+        actor: str,
+    ) -> Configured:
+        """Set a row's safety stock if it still is at `expected_version` (0: make the row).
+
+        Raises VersionConflict, IdempotencyKeyReused, InvalidCommand.
+        """
+        keys = self._keys_of(merchant, location)
+        check_id("sku", sku)
+        check_key(key)
+        check_quantity("safety_stock", safety_stock, least=0)
+        operation = digest("configure", location, sku, key)
+        command = Command(
+            self._row_keys(keys, merchant, location, sku, operation),
+            (
+                operation,
+                merchant,
+                location,
+                actor,
+                digest(str(safety_stock), str(expected_version)),
+                sku,
+                expected_version,
+                safety_stock,
+                location_member(merchant, location),
+            ),
+        )
+        reply = await self._dispatch.run("configure", keys.partition, command)
+        code = Outcome(reply[0])
+        if code not in (Outcome.OK, Outcome.REPLAYED):
+            raise refusal(reply, key=key, sku=sku, expected=expected_version)
+        return Configured(
+            row=_replied_row(merchant, location, sku, reply),
+            at_ms=reply[1],
+            sequence=reply[2],
+            replayed=code is Outcome.REPLAYED,
+        )
+
+    # Reservations
+
+    async def reserve(
+        self,
+        merchant: str,
+        location: str,
+        lines: Sequence[Line],
+        *,
+        key: str,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        order_ref: str = "",
+        partial: bool = False,
+        actor: str,
+    ) -> ReservationResult:
+        """Hold the units of all lines for `ttl_ms`, or with `partial` what there is of them.
+
+        A retry under the same key gets the first answer again. Raises InsufficientStock with every
+        line that does not fit, IdempotencyKeyReused, InvalidCommand.
+        """
+        keys = self._keys_of(merchant, location)
+        check_key(key)
+        check_lines(lines)
+        check_ttl(ttl_ms)
+        check_text("order_ref", order_ref)
+        the_id = reservation_id(keys.partition, merchant, location, key)
+        rows = [keys.stock(merchant, location, line.sku) for line in lines]
+        fingerprint = digest(
+            str(ttl_ms), order_ref, str(partial), *[f"{x.quantity} {x.sku}" for x in lines]
+        )
+        for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
+            final = reclaimed == MAX_RECLAIM_ROUNDS
+            command = Command(
+                (keys.reservation(the_id), keys.open_reservations(merchant, location), *rows),
+                (
+                    the_id,
+                    merchant,
+                    location,
+                    fingerprint,
+                    ttl_ms,
+                    order_ref,
+                    actor,
+                    partial,
+                    final,
+                    lines,
+                ),
+            )
+            reply = await self._dispatch.run("reserve", keys.partition, command)
+            code = Outcome(reply[0])
+            if code in (Outcome.OK, Outcome.REPLAYED):
+                held = reservations.from_reserve(the_id, expires_at_ms=reply[1], body=reply[2])
+                self._lines_of.keep(held)
+                return ReservationResult(held, code is Outcome.REPLAYED)
+            if code is Outcome.INSUFFICIENT_STOCK and reply[1] and not final:
+                await self.expire_due(keys.partition)
+                continue
+            break
+        raise refusal(reply, key=key)
+
+    async def confirm(
+        self, merchant: str, reservation: str, *, order_ref: str = "", actor: str
+    ) -> ReservationResult:
+        """Keep a hold until it is committed or released: the order is placed.
+
+        Raises ReservationNotFound, ReservationEnded, IdempotencyKeyReused (confirmed before with
+        another `order_ref`).
+        """
+        keys = self._keys_of_reservation(reservation)
+        check_text("order_ref", order_ref)
+        command = Command(
+            (keys.reservation(reservation),), (reservation, merchant, actor, order_ref)
+        )
+        reply = await self._dispatch.run("confirm", keys.partition, command)
+        return _result(reservation, reply, key=order_ref)
+
+    async def extend(
+        self, merchant: str, reservation: str, *, key: str, ttl_ms: int, actor: str
+    ) -> ReservationResult:
+        """Let a hold run for `ttl_ms` from now, if that is longer than it would.
+
+        Raises ReservationNotFound, ReservationEnded, ReservationNotHeld (confirmed), LimitExceeded
+        (7 days in all), IdempotencyKeyReused.
+        """
+        keys = self._keys_of_reservation(reservation)
+        check_key(key)
+        check_ttl(ttl_ms)
+        operation = digest("extend", reservation, key)
+        command = Command(
+            (keys.reservation(reservation), keys.seen(merchant, operation)),
+            (reservation, merchant, actor, digest(str(ttl_ms)), ttl_ms, operation),
+        )
+        reply = await self._dispatch.run("extend", keys.partition, command)
+        return _result(reservation, reply, key=key)
+
+    async def commit(
+        self, merchant: str, reservation: str, *, picks: Sequence[Line] = (), actor: str
+    ) -> ReservationResult:
+        """End a reservation: its units, or those of `picks`, left the shelf; the rest goes back.
+
+        A line that `picks` does not name is picked 0 times; no picks at all means every line whole.
+        Raises ReservationNotFound, ReservationEnded, InsufficientOnHand, InvalidCommand.
+        """
+        return await self._end("commit", merchant, reservation, actor, list(picks))
+
+    async def release(
+        self, merchant: str, reservation: str, *, reason: str = "", actor: str
+    ) -> ReservationResult:
+        """End a reservation by giving all its units back.
+
+        Raises ReservationNotFound, ReservationEnded.
+        """
+        check_text("reason", reason)
+        return await self._end("release", merchant, reservation, actor, reason)
+
+    async def expire_due(self, partition: int, *, limit: int = MAX_GROUP_COMMANDS) -> DueHolds:
+        """Take back the holds of a partition whose time is up, the longest overdue first.
+
+        Does nothing while the store's clock is not to be trusted; `clock_jump_ms` says so.
+        """
+        keys = self.keys[partition]
+        reply = await self.store.call(script("due"), (keys.holds, keys.meta), limit)
+        now_ms, _, ids = msgspec.msgpack.decode(reply, type=tuple[int, int, list[str]])
+        if not self._clock.accept(now_ms):
+            return DueHolds(0, bool(ids), self._clock.jump_ms)
+        expired = await asyncio.gather(*(self._expire(keys, the_id) for the_id in ids))
+        return DueHolds(sum(expired), len(ids) == limit, 0)
+
+    async def _expire(self, keys: PartitionKeys, reservation: str) -> bool:
+        for _ in range(MAX_REREADS):
+            lines = await self._read_lines(keys, reservation)
+            if lines is None:
+                return False
+            reply = await self._dispatch.run(
+                "expire",
+                keys.partition,
+                Command(
+                    lines.keys(keys, reservation),
+                    (reservation, lines.merchant, "sweeper", lines.skus),
+                ),
+            )
+            if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
+                return Outcome(reply[0]) is Outcome.OK
+        return False
+
+    async def _end(
+        self, verb: str, merchant: str, reservation: str, actor: str, argument: Any
+    ) -> ReservationResult:
+        """Run commit or release, which declare the rows of the reservation's lines."""
+        keys = self._keys_of_reservation(reservation)
+        lines = self._lines_of.get(reservation) or await self._read_lines(keys, reservation)
+        for _ in range(MAX_REREADS):
+            if lines is None:
+                raise ReservationNotFound(reservation)
+            command = Command(
+                lines.keys(keys, reservation),
+                (reservation, merchant, actor, argument, lines.skus),
+            )
+            reply = await self._dispatch.run(verb, keys.partition, command)
+            if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
+                return _result(reservation, reply)
+            lines = await self._read_lines(keys, reservation)
+        raise OutcomeUnknown()
+
+    async def _read_lines(
+        self, keys: PartitionKeys, reservation: str
+    ) -> "reservations.LinesOf | None":
+        body = await self._dispatch.read("HGET", keys.reservation(reservation), "body")
+        return None if body is None else reservations.lines_of(body)
+
+    def _row_keys(
+        self, keys: PartitionKeys, merchant: str, location: str, sku: str, operation: str
+    ) -> tuple[str, ...]:
+        return (
+            keys.stock(merchant, location, sku),
+            keys.skus(merchant, location),
+            keys.locations,
+            keys.seen(merchant, operation),
+        )
+
+    def _keys_of(self, merchant: str, location: str) -> PartitionKeys:
+        check_id("merchant", merchant)
+        check_id("location", location)
+        return self.keys[partition_of(merchant, location, self.partitions)]
+
+    def _keys_of_reservation(self, reservation: str) -> PartitionKeys:
+        partition = partition_of_reservation(reservation, self.partitions)
+        if partition is None:
+            raise ReservationNotFound(reservation)
+        return self.keys[partition]
+
+
+def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None]) -> Row | None:
+    on_hand, reserved, safety_stock, deficit, version = fields
+    if version is None:
+        return None
+    return Row(
+        merchant,
+        location,
+        sku,
+        int(on_hand or 0),
+        int(reserved or 0),
+        int(safety_stock or 0),
+        int(deficit or 0),
+        int(version),
+    )
+
+
+def _replied_row(merchant: str, location: str, sku: str, reply: Sequence[Any]) -> Row:
+    version, on_hand, reserved, safety_stock, deficit = reply[3:8]
+    return Row(merchant, location, sku, on_hand, reserved, safety_stock, deficit, version)
+
+
+def _result(reservation: str, reply: list[Any], *, key: str = "") -> ReservationResult:
+    """Read the reply of a verb on a reservation. Raises its refusal."""
+    code = Outcome(reply[0])
+    if code not in (Outcome.OK, Outcome.REPLAYED):
+        raise refusal(reply, reservation=reservation, key=key)
+    return ReservationResult(reservations.from_reply(reservation, reply), code is Outcome.REPLAYED)
+
+
+def _check_movement(movement: Movement) -> None:
+    check_text("reason", movement.reason)
+    check_text("reference", movement.reference)
+    check_text("source", movement.source)
+    if movement.type is MovementType.ADJUST and not movement.reason:
+        raise InvalidCommand("reason", "say why: an adjustment needs a reason")
+    if movement.type is MovementType.COUNT:
+        check_quantity("quantity", movement.quantity, least=0, total=True)
+    elif movement.type is MovementType.ADJUST:
+        check_quantity("quantity", movement.quantity, signed=True)
+    else:
+        check_quantity("quantity", movement.quantity)

@@ -1,0 +1,115 @@
+"""Every key in the store is built here, and nowhere else.
+
+A partition is the unit of co-location: all keys of a merchant's location carry one hash tag, so a
+cart is one script on one cluster slot. Ids are percent-encoded, so that `:`, `{`, `}`, control
+characters and any Unicode are harmless in a key.
+"""
+
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Final
+from urllib.parse import quote
+from zlib import crc32
+
+STORE_KEY: Final = "{hf}:store"
+"""Hash of what was fixed when the store was made: partitions, schema_version, created_at."""
+
+API_KEYS_KEY: Final = "{hf}:apikeys"
+"""Hash from an API key's public part to its record (see `engine.access`)."""
+
+SWEEPER_KEY: Final = "{hf}:sweeper"
+"""String: the sweeper's sign of life (JSON, see `engine.sweeper`)."""
+
+MAX_PARTITIONS: Final = 4096
+
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
+_RESERVATION_ID = re.compile(r"rsv_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
+
+
+@lru_cache(maxsize=65_536)
+def encode(text: str) -> str:
+    """Percent-encode an id (RFC 3986 unreserved characters stay as they are)."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return quote(text, safe="")
+
+
+def partition_of(merchant: str, location: str, partitions: int) -> int:
+    """Return the partition, 0 to `partitions` - 1, that a merchant's location lives in."""
+    return crc32(f"{merchant}\0{location}".encode()) % partitions
+
+
+def reservation_id(partition: int, merchant: str, location: str, idempotency_key: str) -> str:
+    """Derive the id of the reservation that an idempotency key makes at a location.
+
+    Deriving it makes the reservation its own idempotency record: a retry names the same one. 96
+    bits of BLAKE2b; a collision would meet the fingerprint check, not another's reservation.
+    """
+    return f"rsv_{partition}_{digest(merchant, location, idempotency_key)}"
+
+
+def partition_of_reservation(reservation: str, partitions: int) -> int | None:
+    """Return the partition that an id carries, or None where it is no id of this store."""
+    match = _RESERVATION_ID.fullmatch(reservation)
+    if match is None:
+        return None
+    partition = int(match[1])
+    return partition if partition < partitions else None
+
+
+def digest(*parts: str) -> str:
+    """Hash parts into 24 hexadecimal digits; ("a", "bc") and ("ab", "c") differ."""
+    text = "\0".join([str(len(part)) + ":" + part for part in parts])
+    return blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionKeys:
+    """The keys of one partition."""
+
+    partition: int
+    tag: str = field(init=False)
+    meta: str = field(init=False)
+    ledger: str = field(init=False)
+    holds: str = field(init=False)
+    locations: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Build the keys that depend on the partition alone once."""
+        tag = f"{{hf.{self.partition}}}"
+        object.__setattr__(self, "tag", tag)
+        object.__setattr__(self, "meta", f"{tag}:meta")
+        object.__setattr__(self, "ledger", f"{tag}:ledger")
+        object.__setattr__(self, "holds", f"{tag}:holds")
+        object.__setattr__(self, "locations", f"{tag}:locations")
+
+    def stock(self, merchant: str, location: str, sku: str) -> str:
+        """Hash: on_hand, reserved, safety_stock, version and, where there was one, deficit."""
+        return f"{self.tag}:stock:{encode(merchant)}:{encode(location)}:{encode(sku)}"
+
+    def reservation(self, reservation: str) -> str:
+        """Hash of a reservation; `lua/lib/reservations.lua` names its fields."""
+        return f"{self.tag}:rsv:{reservation}"
+
+    def open_reservations(self, merchant: str, location: str) -> str:
+        """Sorted set of a location's live reservation ids by when they were made (ms)."""
+        return f"{self.tag}:open:{encode(merchant)}:{encode(location)}"
+
+    def skus(self, merchant: str, location: str) -> str:
+        """Sorted set of a location's SKUs, all of score 0, so in byte order."""
+        return f"{self.tag}:skus:{encode(merchant)}:{encode(location)}"
+
+    def seen(self, merchant: str, operation: str) -> str:
+        """Idempotency record of an operation id (see `digest`)."""
+        return f"{self.tag}:seen:{encode(merchant)}:{operation}"
+
+    def probe(self) -> list[str]:
+        """Scratch keys of the boot probe: a hash, a sorted set, a string and a stream."""
+        return [f"{self.tag}:probe:{kind}" for kind in ("hash", "zset", "string", "stream")]
+
+
+def location_member(merchant: str, location: str) -> str:
+    """Return the member of a partition's index of locations; see `parse_location_member`."""
+    return f"{encode(merchant)}:{encode(location)}"

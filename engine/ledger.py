@@ -1,0 +1,100 @@
+"""The ledger as a reader sees it: entries of operations, dense in their partition.
+
+One stream entry is one script call: `seq` (its first operation's sequence), `at` (ms) and `ops`
+(msgpack). A reader verifies as it goes: sequence +1, a row's version +1, previous + delta = result.
+"""
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from engine.keys import PartitionKeys
+from engine.store import Store
+
+MAX_READ_ENTRIES: Final = 1_000
+"""Entries in one read: a group of 128 carts can make one entry of some 100 kB."""
+
+
+class OperationKind(StrEnum):
+    """What an operation did, one a verb."""
+
+    RESERVE = "reserve"
+    CONFIRM = "confirm"
+    EXTEND = "extend"
+    COMMIT = "commit"
+    RELEASE = "release"
+    EXPIRE = "expire"
+    MOVE = "move"
+    CONFIGURE = "configure"
+
+
+class Levels(msgspec.Struct, frozen=True, array_like=True):
+    """A row's units, or the change of each."""
+
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    deficit: int
+
+
+class RowChange(msgspec.Struct, frozen=True, array_like=True):
+    """What an operation did to one row: the row afterwards, and the change."""
+
+    sku: str
+    version: int
+    levels: Levels
+    deltas: Levels
+
+
+class Operation(msgspec.Struct, frozen=True, array_like=True):
+    """One effect. `detail` is the kind's own array; docs/reference/ledger.md names its elements."""
+
+    kind: OperationKind
+    id: str
+    merchant: str
+    location: str
+    actor: str
+    fingerprint: str
+    rows: tuple[RowChange, ...]
+    detail: tuple[Any, ...]
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One stream entry: operations `sequence`, `sequence` + 1, ... at one moment."""
+
+    stream_id: str
+    sequence: int
+    at_ms: int
+    operations: tuple[Operation, ...]
+
+
+_decode_operations = msgspec.msgpack.Decoder(tuple[Operation, ...]).decode
+
+
+def decode_entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
+    """Decode a stream entry. Raises msgspec.DecodeError or KeyError on one that is not ours."""
+    return Entry(
+        stream_id=stream_id.decode(),
+        sequence=int(fields[b"seq"]),
+        at_ms=int(fields[b"at"]),
+        operations=_decode_operations(fields[b"ops"]),
+    )
+
+
+async def read_entries(
+    store: Store, keys: PartitionKeys, *, after: str = "0-0", count: int = MAX_READ_ENTRIES
+) -> list[Entry]:
+    """Read up to `count` entries of a partition past the stream id `after`, oldest first."""
+    command = ("XRANGE", keys.ledger, f"({after}", "+", "COUNT", min(count, MAX_READ_ENTRIES))
+    (reply,) = await store.read([command])
+    return [decode_entry(stream_id, _fields(fields)) for stream_id, fields in reply]
+
+
+def _fields(fields: Mapping[bytes, bytes] | Iterable[bytes]) -> Mapping[bytes, bytes]:
+    """Accept a reply as the driver parsed it or as the server sent it."""
+    if isinstance(fields, Mapping):
+        return fields
+    flat = list(fields)
+    return dict(zip(flat[::2], flat[1::2], strict=True))

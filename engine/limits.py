@@ -1,0 +1,68 @@
+"""Every bound that the engine keeps, with its reason.
+
+A bound that the scripts check too is handed to them in each call (see `script_limits`) or stands in
+`lua/lib/group.lua` under the same name, which a test compares.
+"""
+
+from typing import Final
+
+MAX_ID_BYTES: Final = 200
+"""Of a merchant, location, SKU or order reference, in UTF-8: three of them make a key, and a key
+longer than about 1 kB costs every command that names it."""
+
+MAX_KEY_CHARACTERS: Final = 255
+"""Of an idempotency key, as in the IETF draft's examples and at Stripe."""
+
+MAX_QUANTITY: Final = 10**9
+"""Units in one line or movement: more is a typing error."""
+
+MAX_TOTAL: Final = 10**12
+"""Units a row may have: far below 2^53, up to which Lua counts exactly."""
+
+MAX_LINES: Final = 200
+"""Lines of one reservation: one script call applies them all, and must not hold the store for more
+than a few milliseconds."""
+
+MAX_BATCH_ROWS: Final = 500
+"""Rows in one availability question."""
+
+MAX_BATCH_MOVEMENTS: Final = 1000
+"""Movements in one call."""
+
+MAX_PAGE: Final = 500
+"""Rows or reservations in one page of a listing."""
+
+DEFAULT_PAGE: Final = 100
+
+MIN_TTL_MS: Final = 1_000
+MAX_TTL_MS: Final = 24 * 3_600_000
+"""A hold is for the time of a checkout; a placed order is confirmed and has no TTL."""
+
+DEFAULT_TTL_MS: Final = 15 * 60_000
+
+MAX_HOLD_MS: Final = 7 * 24 * 3_600_000
+"""How long a hold may live in all, however often it is extended."""
+
+RETENTION_MS: Final = 24 * 3_600_000
+"""How long an ended reservation and an idempotency record stay, so that a late retry still finds
+its answer. Stripe keeps its keys as long."""
+
+MAX_GROUP_COMMANDS: Final = 128
+"""Commands in one script call: at about 6 to 25 µs of server time each, one call holds the store
+for at most about 3 ms."""
+
+MAX_GROUP_KEYS: Final = 2_000
+"""Keys declared in one script call, for the same reason: carts of many lines make small groups."""
+
+MAX_QUEUED_COMMANDS: Final = 20_000
+"""Commands waiting for the store in one process; beyond it a caller is told to come back."""
+
+
+def script_limits() -> dict[str, int]:
+    """Return the limits that travel with every script call, all in milliseconds."""
+    return {
+        "min_ttl_ms": MIN_TTL_MS,
+        "max_ttl_ms": MAX_TTL_MS,
+        "max_hold_ms": MAX_HOLD_MS,
+        "retention_ms": RETENTION_MS,
+    }

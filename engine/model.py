@@ -1,0 +1,147 @@
+"""What the engine takes and gives: rows, movements, reservations. All times are ms since 1970."""
+
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+import msgspec
+
+Item = TypeVar("Item")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One (merchant, location, SKU): what is there and what can still be promised, in units.
+
+    `deficit` counts units that left the shelf although the books had none (a receipt not booked
+    yet, or a miscount); arrivals pay it first. `version` rises by one at every change.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    deficit: int
+    version: int
+
+    @property
+    def available(self) -> int:
+        """Units that can still be promised."""
+        return max(0, self.on_hand - self.reserved - self.safety_stock)
+
+    @property
+    def shortfall(self) -> int:
+        """Units that are promised but not there."""
+        return max(0, self.reserved - self.on_hand)
+
+
+class MovementType(StrEnum):
+    """Why units came to the shelf or left it outside of a reservation."""
+
+    RECEIVE = "receive"
+    RETURN = "return"
+    SALE = "sale"
+    TRANSFER_IN = "transfer_in"
+    TRANSFER_OUT = "transfer_out"
+    ADJUST = "adjust"
+    COUNT = "count"
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """A physical event at a location, to be booked once under `key`.
+
+    `quantity` is 1 to 10^9 units, for `adjust` signed and not 0, for `count` the units now on the
+    shelf (0 to 10^12). `reason` is required for `adjust`. A `sale` is a fact and is booked even
+    beyond what the books have (see `Row.deficit`); so is anything with `may_overdraw`.
+    """
+
+    key: str
+    location: str
+    type: MovementType
+    sku: str
+    quantity: int
+    reason: str = ""
+    reference: str = ""
+    source: str = ""
+    occurred_at_ms: int = 0
+    expected_version: int | None = None
+    may_overdraw: bool = False
+
+
+class Moved(msgspec.Struct, frozen=True):
+    """A booked movement: the row just after it, what it changed, and its place in the ledger."""
+
+    id: str
+    row: Row
+    on_hand_change: int
+    at_ms: int
+    sequence: int
+    replayed: bool
+
+
+class Configured(msgspec.Struct, frozen=True):
+    """Changed settings: the row just after."""
+
+    row: Row
+    at_ms: int
+    sequence: int
+    replayed: bool
+
+
+class Line(msgspec.Struct, frozen=True, array_like=True):
+    """Units of one SKU."""
+
+    sku: str
+    quantity: int
+
+
+class ReservationState(StrEnum):
+    """held -> confirmed -> committed; held or confirmed -> released; held -> expired."""
+
+    HELD = "held"
+    CONFIRMED = "confirmed"
+    COMMITTED = "committed"
+    RELEASED = "released"
+    EXPIRED = "expired"
+
+    @property
+    def is_open(self) -> bool:
+        """True while the reservation holds units."""
+        return self in (ReservationState.HELD, ReservationState.CONFIRMED)
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of one location promised to one order.
+
+    `lines` are what is held, one a SKU; `missing` is what a partial reserve did not get.
+    `expires_at_ms` is None unless held; `picked` are the units that left the shelf, one line a
+    SKU, None unless committed.
+    """
+
+    id: str
+    merchant: str
+    location: str
+    state: ReservationState
+    lines: tuple[Line, ...]
+    missing: tuple[Line, ...]
+    order_ref: str
+    actor: str
+    created_at_ms: int
+    expires_at_ms: int | None
+    confirmed_at_ms: int | None = None
+    ended_at_ms: int | None = None
+    picked: tuple[Line, ...] | None = None
+
+
+class ReservationResult(msgspec.Struct, frozen=True):
+    """The reservation as the command left it, and whether this call was a replay of an earlier."""
+
+    reservation: Reservation
+    replayed: bool
+
+
+class Page(msgspec.Struct, Generic[Item], frozen=True):
+    """Part of a listing; `next_after` is where the next part starts, None at the end."""
+
+    items: tuple[Item, ...]
+    next_after: str | None

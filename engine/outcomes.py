@@ -1,0 +1,231 @@
+"""What a command can come to: the codes the scripts answer with, and the exceptions they become.
+
+One enum names the codes, `lua/` uses the same literals, and a contract test compares the two and
+the table in docs/reference/outcomes.md in both directions.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Outcome(StrEnum):
+    """A script's answer to one command."""
+
+    OK = "ok"
+    REPLAYED = "replayed"
+    INSUFFICIENT_STOCK = "insufficient_stock"
+    INSUFFICIENT_ON_HAND = "insufficient_on_hand"
+    NOT_FOUND = "not_found"
+    ENDED = "ended"
+    NOT_HELD = "not_held"
+    NOT_DUE = "not_due"
+    VERSION_CONFLICT = "version_conflict"
+    KEY_REUSED = "key_reused"
+    LIMIT_EXCEEDED = "limit_exceeded"
+    LINES_CHANGED = "lines_changed"
+    INVALID = "invalid"
+
+
+class ShortLine(msgspec.Struct, frozen=True):
+    """A line that does not fit: `requested` units against `available` (or on hand) ones.
+
+    `known` is False where the location has no row for the SKU at all.
+    """
+
+    sku: str
+    requested: int
+    available: int
+    known: bool = True
+
+
+class HoldfastError(Exception):
+    """The base of all refusals; every subclass carries what it says as fields.
+
+    `code` is stable and is the `code` of the HTTP problem.
+    """
+
+    code: str = "internal"
+
+    def fields(self) -> dict[str, Any]:
+        """Return the refusal's fields by name, for an error document or a log line."""
+        return dict(vars(self))
+
+
+class InsufficientStock(HoldfastError):
+    """The reserve does not fit, so nothing was held. `lines` are those that are short."""
+
+    code = "insufficient_stock"
+
+    def __init__(self, lines: tuple[ShortLine, ...]) -> None:
+        """Keep the short lines; `available` is what could be promised."""
+        self.lines = lines
+        first = lines[0]
+        super().__init__(
+            f"{len(lines)} line(s) do not fit; {first.sku}: requested {first.requested}, "
+            f"available {first.available}"
+        )
+
+
+class InsufficientOnHand(HoldfastError):
+    """Fewer units are on hand than should leave the shelf, so nothing was changed."""
+
+    code = "insufficient_on_hand"
+
+    def __init__(self, lines: tuple[ShortLine, ...]) -> None:
+        """Keep the short lines; `available` is what is on hand."""
+        self.lines = lines
+        first = lines[0]
+        super().__init__(
+            f"{first.sku}: {first.requested} units should leave the shelf, "
+            f"{first.available} are on hand"
+        )
+
+
+class ReservationNotFound(HoldfastError):
+    """No such reservation of this merchant (ended ones are kept for 24 hours)."""
+
+    code = "reservation_not_found"
+
+    def __init__(self, reservation: str) -> None:
+        """Keep the id that was asked for."""
+        self.reservation = reservation
+        super().__init__(f"there is no reservation {reservation}")
+
+
+class RowNotFound(HoldfastError):
+    """The location has no row for the SKU."""
+
+    code = "row_not_found"
+
+    def __init__(self, *, merchant: str, location: str, sku: str) -> None:
+        """Keep which row was asked for."""
+        self.merchant = merchant
+        self.location = location
+        self.sku = sku
+        super().__init__(f"location {location} has no row for SKU {sku}")
+
+
+class ReservationEnded(HoldfastError):
+    """The reservation came to another ending before: `state`, at `ended_at_ms`."""
+
+    code = "reservation_ended"
+
+    def __init__(self, reservation: str, *, state: str, ended_at_ms: int) -> None:
+        """Keep the first ending."""
+        self.reservation = reservation
+        self.state = state
+        self.ended_at_ms = ended_at_ms
+        super().__init__(f"reservation {reservation} was {state} already")
+
+
+class ReservationNotHeld(HoldfastError):
+    """The reservation is confirmed, so it has no TTL to extend."""
+
+    code = "reservation_not_held"
+
+    def __init__(self, reservation: str, *, state: str) -> None:
+        """Keep the state it is in."""
+        self.reservation = reservation
+        self.state = state
+        super().__init__(f"reservation {reservation} is {state}: it has no TTL")
+
+
+class VersionConflict(HoldfastError):
+    """The row changed since the caller saw it."""
+
+    code = "version_conflict"
+
+    def __init__(self, sku: str, *, expected: int, actual: int) -> None:
+        """Keep both versions; 0 is a row that does not exist."""
+        self.sku = sku
+        self.expected = expected
+        self.actual = actual
+        super().__init__(f"{sku} is at version {actual}, not {expected}")
+
+
+class IdempotencyKeyReused(HoldfastError):
+    """The key was used for another request before."""
+
+    code = "idempotency_key_reused"
+
+    def __init__(self, key: str) -> None:
+        """Keep the key."""
+        self.key = key
+        super().__init__(f"the key {key!r} was used for a different request")
+
+
+class LimitExceeded(HoldfastError):
+    """The command is well formed but would pass a limit: `field` can be at most `most`."""
+
+    code = "limit_exceeded"
+
+    def __init__(self, field: str, *, most: int) -> None:
+        """Keep the field and its limit, in the field's own unit (ms for a TTL)."""
+        self.field = field
+        self.most = most
+        super().__init__(f"{field} would pass its limit of {most}")
+
+
+class InvalidCommand(HoldfastError):
+    """A field of the command is not of its form; `remedy` says what is."""
+
+    code = "invalid_request"
+
+    def __init__(self, field: str, remedy: str) -> None:
+        """Keep the field's name (dotted for nested ones) and the remedy."""
+        self.field = field
+        self.remedy = remedy
+        super().__init__(f"{field}: {remedy}")
+
+
+class Overloaded(HoldfastError):
+    """Too many commands wait for the store; nothing was done. Come back after `retry_after_ms`."""
+
+    code = "overloaded"
+
+    def __init__(self, *, retry_after_ms: int) -> None:
+        """Keep the time to wait."""
+        self.retry_after_ms = retry_after_ms
+        super().__init__("too many commands are waiting for the store")
+
+
+class StoreUnavailable(HoldfastError):
+    """The store cannot take the command now; nothing was done. `reason` says why."""
+
+    code = "store_unavailable"
+
+    def __init__(
+        self, reason: str = "the store does not answer", *, retry_after_ms: int = 1_000
+    ) -> None:
+        """Keep the reason and the time to wait."""
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+        super().__init__(reason)
+
+
+class StoreFault(HoldfastError):
+    """The store answered with an error that no input should cause: a bug, or a damaged key."""
+
+    code = "internal"
+
+    def __init__(self, call: str, reply: str) -> None:
+        """Keep which call failed and the store's words."""
+        self.call = call
+        self.reply = reply
+        super().__init__(f"{call}: {reply}")
+
+
+class OutcomeUnknown(HoldfastError):
+    """The store did not answer in time: the command may have been applied.
+
+    Retry with the same idempotency key or id: if it was applied, the answer is the same.
+    """
+
+    code = "outcome_unknown"
+
+    def __init__(self, *, retry_after_ms: int = 1_000) -> None:
+        """Keep the time to wait."""
+        self.retry_after_ms = retry_after_ms
+        super().__init__("the store did not answer in time; retry with the same key or id")

@@ -1,0 +1,58 @@
+"""The one table from a script's refusal to its exception."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from engine.model import ReservationState
+from engine.outcomes import (
+    HoldfastError,
+    IdempotencyKeyReused,
+    InsufficientOnHand,
+    InsufficientStock,
+    InvalidCommand,
+    LimitExceeded,
+    Outcome,
+    ReservationEnded,
+    ReservationNotFound,
+    ReservationNotHeld,
+    ShortLine,
+    VersionConflict,
+)
+
+
+def refusal(
+    reply: Sequence[Any],
+    *,
+    reservation: str = "",
+    key: str = "",
+    sku: str = "",
+    expected: int | None = None,
+) -> HoldfastError:
+    """Return the exception of a reply that is neither `ok` nor `replayed`.
+
+    The arguments are what the command said, for the exception's fields. Raises ValueError on a
+    code that cannot reach a caller.
+    """
+    match Outcome(reply[0]):
+        case Outcome.INSUFFICIENT_STOCK:
+            return InsufficientStock(tuple(ShortLine(*line) for line in reply[2]))
+        case Outcome.INSUFFICIENT_ON_HAND:
+            return InsufficientOnHand(tuple(ShortLine(*line) for line in reply[1]))
+        case Outcome.NOT_FOUND:
+            return ReservationNotFound(reservation)
+        case Outcome.ENDED:
+            return ReservationEnded(
+                reservation, state=ReservationState(reply[1]), ended_at_ms=reply[4]
+            )
+        case Outcome.NOT_HELD:
+            return ReservationNotHeld(reservation, state=ReservationState(reply[1]))
+        case Outcome.VERSION_CONFLICT:
+            return VersionConflict(sku, expected=expected or 0, actual=reply[1])
+        case Outcome.KEY_REUSED:
+            return IdempotencyKeyReused(key)
+        case Outcome.LIMIT_EXCEEDED:
+            return LimitExceeded(reply[1], most=reply[2])
+        case Outcome.INVALID:
+            return InvalidCommand(reply[1], "is not of its form")
+        case code:
+            raise ValueError(f"{code} is no refusal")

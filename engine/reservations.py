@@ -1,0 +1,194 @@
+"""Reservations as the store keeps them, decoded; `lua/lib/reservations.lua` writes them."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+
+from engine.keys import PartitionKeys
+from engine.model import Line, Reservation, ReservationState
+from engine.outcomes import InvalidCommand
+
+FIELDS: Final = (
+    "state",
+    "expires_at",
+    "body",
+    "confirmed_at",
+    "ended_at",
+    "order_ref",
+    "picked",
+)
+"""Of the hash, in the order that `from_hash` takes them."""
+
+MAX_RECENT: Final = 50_000
+"""Reservations whose lines a process remembers, at some 300 bytes each."""
+
+
+class Body(msgspec.Struct, frozen=True, array_like=True):
+    """The part of a reservation that never changes."""
+
+    merchant: str
+    location: str
+    created_at_ms: int
+    ttl_ms: int
+    order_ref: str
+    actor: str
+    fingerprint: str
+    lines: tuple[Line, ...]
+    missing: tuple[Line, ...]
+
+
+_decode_body = msgspec.msgpack.Decoder(Body).decode
+_decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
+
+
+class LinesOf(msgspec.Struct, frozen=True):
+    """Which rows a reservation holds units of."""
+
+    merchant: str
+    location: str
+    skus: tuple[str, ...]
+
+    def keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
+        """Return the keys that an ending declares."""
+        return (
+            keys.reservation(reservation),
+            keys.open_reservations(self.merchant, self.location),
+            *[keys.stock(self.merchant, self.location, sku) for sku in self.skus],
+        )
+
+
+class RecentLines:
+    """The lines of reservations made by this process, so that ending one costs no extra read.
+
+    The script that ends a reservation checks that the rows it needs are declared, so a stale
+    memory costs a second call, never a wrong one.
+    """
+
+    def __init__(self, most: int = MAX_RECENT) -> None:
+        """Forget the oldest past `most`."""
+        self._most = most
+        self._lines: OrderedDict[str, LinesOf] = OrderedDict()
+
+    def keep(self, reservation: Reservation) -> None:
+        """Remember a reservation's lines."""
+        skus = tuple([line.sku for line in reservation.lines])
+        self._lines[reservation.id] = LinesOf(reservation.merchant, reservation.location, skus)
+        if len(self._lines) > self._most:
+            self._lines.popitem(last=False)
+
+    def get(self, reservation: str) -> LinesOf | None:
+        """Return what is remembered."""
+        return self._lines.get(reservation)
+
+
+def lines_of(body: bytes) -> LinesOf:
+    """Read which rows are held from a reservation's body."""
+    decoded = _decode_body(body)
+    return LinesOf(decoded.merchant, decoded.location, tuple(line.sku for line in decoded.lines))
+
+
+def from_reserve(reservation: str, *, expires_at_ms: int, body: Any) -> Reservation:
+    """Make the reservation that a reserve answered with: held, whatever became of it since."""
+    return _reservation(
+        reservation,
+        msgspec.convert(body, Body),
+        state=ReservationState.HELD,
+        expires_at_ms=expires_at_ms,
+    )
+
+
+def from_reply(reservation: str, reply: Sequence[Any]) -> Reservation:
+    """Make a reservation of what `describe` in the scripts returns."""
+    state, expires_at_ms, confirmed_at_ms, ended_at_ms, order_ref, picked, body = reply[1:8]
+    return _reservation(
+        reservation,
+        msgspec.convert(body, Body),
+        state=ReservationState(state),
+        expires_at_ms=expires_at_ms,
+        confirmed_at_ms=confirmed_at_ms,
+        ended_at_ms=ended_at_ms,
+        order_ref=order_ref,
+        picked=msgspec.convert(picked, tuple[Line, ...]),
+    )
+
+
+def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation | None:
+    """Make a reservation of its hash's FIELDS; None where there is no such hash."""
+    state, expires_at_ms, body, confirmed_at_ms, ended_at_ms, order_ref, picked = fields
+    if state is None or body is None:
+        return None
+    return _reservation(
+        reservation,
+        _decode_body(body),
+        state=ReservationState(state.decode()),
+        expires_at_ms=int(expires_at_ms or 0),
+        confirmed_at_ms=int(confirmed_at_ms or 0),
+        ended_at_ms=int(ended_at_ms or 0),
+        order_ref=(order_ref or b"").decode(),
+        picked=_decode_lines(picked) if picked else (),
+    )
+
+
+def _reservation(
+    reservation: str,
+    body: Body,
+    *,
+    state: ReservationState,
+    expires_at_ms: int,
+    confirmed_at_ms: int = 0,
+    ended_at_ms: int = 0,
+    order_ref: str = "",
+    picked: tuple[Line, ...] = (),
+) -> Reservation:
+    return Reservation(
+        id=reservation,
+        merchant=body.merchant,
+        location=body.location,
+        state=state,
+        lines=body.lines,
+        missing=body.missing,
+        order_ref=order_ref or body.order_ref,
+        actor=body.actor,
+        created_at_ms=body.created_at_ms,
+        expires_at_ms=expires_at_ms if state is ReservationState.HELD else None,
+        confirmed_at_ms=confirmed_at_ms or None,
+        ended_at_ms=ended_at_ms or None,
+        picked=picked if state is ReservationState.COMMITTED else None,
+    )
+
+
+class Position(NamedTuple):
+    """A place in a location's open reservations, ordered as the index is."""
+
+    created_at_ms: int
+    id: str
+
+    def text(self) -> str:
+        """Return the form that `parse_position` takes."""
+        return f"{self.created_at_ms}:{self.id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `text()`. Raises InvalidCommand."""
+        created_at_ms, colon, the_id = text.partition(":")
+        if not colon or not created_at_ms.isdecimal() or not created_at_ms.isascii():
+            raise InvalidCommand("after", "must be the next_after of the page before")
+        return cls(int(created_at_ms), the_id)
+
+
+def parse_position(text: str | None) -> Position | None:
+    """Read where a page starts; None is the beginning."""
+    return None if text is None else Position.parse(text)
+
+
+def positions(flat: Sequence[Any]) -> Iterator[Position]:
+    """Read a sorted-set reply with scores, as pairs or flat."""
+    pairs = (
+        flat
+        if flat and isinstance(flat[0], list | tuple)
+        else zip(flat[::2], flat[1::2], strict=True)
+    )
+    for member, score in pairs:
+        yield Position(int(float(score)), member.decode())

@@ -1,0 +1,49 @@
+"""The Lua scripts: assembled from `lua/` with their includes, and known by their SHA-1."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+from typing import Final
+
+VERBS: Final = ("reserve", "confirm", "extend", "commit", "release", "expire", "move", "configure")
+"""Scripts that take a group of commands; see `lua/lib/group.lua`."""
+
+QUESTIONS: Final = ("due", "probe")
+"""Scripts that change nothing of ours."""
+
+_INCLUDE = re.compile(r"^-- @include (\S+)\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """An assembled script; `sha` is what EVALSHA calls it by."""
+
+    name: str
+    text: str
+    sha: str
+
+
+@cache
+def script(name: str) -> Script:
+    """Assemble `lua/<name>.lua`; every `-- @include x` line gives way to `lua/lib/x.lua`.
+
+    Raises FileNotFoundError where a script or an include does not exist, and ValueError where a
+    piece is included twice.
+    """
+    included: set[str] = set()
+
+    def include(match: re.Match[str]) -> str:
+        piece = match[1]
+        if piece in included:
+            raise ValueError(f"{name}.lua includes {piece} twice")
+        included.add(piece)
+        return _read(f"lib/{piece}.lua")
+
+    text = _INCLUDE.sub(include, _read(f"{name}.lua"))
+    return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def _read(path: str) -> str:
+    return files("lua").joinpath(path).read_text(encoding="utf-8")

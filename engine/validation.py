@@ -1,0 +1,91 @@
+"""What a command's fields must be like; each check names the field and the remedy.
+
+Raises InvalidCommand. The scripts check quantities and TTLs again, as their last line of defence.
+"""
+
+from collections.abc import Sequence
+
+from engine.limits import (
+    MAX_ID_BYTES,
+    MAX_KEY_CHARACTERS,
+    MAX_LINES,
+    MAX_PAGE,
+    MAX_QUANTITY,
+    MAX_TOTAL,
+    MAX_TTL_MS,
+    MIN_TTL_MS,
+)
+from engine.model import Line
+from engine.outcomes import InvalidCommand
+
+
+def check_id(field: str, text: str) -> None:
+    """Take 1 to 200 bytes of UTF-8, of whatever characters."""
+    if not text:
+        raise InvalidCommand(field, f"must not be empty: 1 to {MAX_ID_BYTES} bytes of UTF-8")
+    check_text(field, text)
+
+
+def check_text(field: str, text: str) -> None:
+    """Take up to 200 bytes of UTF-8, possibly none."""
+    if text.isascii():
+        size = len(text)
+    else:
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidCommand(field, "must be valid Unicode, without lone surrogates") from error
+    if size > MAX_ID_BYTES:
+        raise InvalidCommand(field, f"must be at most {MAX_ID_BYTES} bytes of UTF-8, is {size}")
+
+
+def check_key(key: str) -> None:
+    """Take an idempotency key of 1 to 255 characters."""
+    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
+        raise InvalidCommand("key", f"must have 1 to {MAX_KEY_CHARACTERS} characters")
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidCommand("key", "must be valid Unicode, without lone surrogates") from error
+
+
+def check_quantity(
+    field: str, quantity: int, *, least: int = 1, signed: bool = False, total: bool = False
+) -> None:
+    """Take whole units, `least` to 10^9 (`total`: to 10^12; `signed`: either way, but not 0)."""
+    most = MAX_TOTAL if total else MAX_QUANTITY
+    if type(quantity) is not int:
+        raise InvalidCommand(field, "must be an integer")
+    if signed:
+        if quantity == 0 or abs(quantity) > most:
+            raise InvalidCommand(field, f"must be -{most} to {most} and not 0, is {quantity}")
+    elif not least <= quantity <= most:
+        raise InvalidCommand(field, f"must be {least} to {most}, is {quantity}")
+
+
+def check_lines(lines: Sequence[Line]) -> None:
+    """Take 1 to 200 lines of valid SKUs and quantities."""
+    check_batch("lines", len(lines), MAX_LINES)
+    for i, line in enumerate(lines):
+        check_id(f"lines[{i}].sku", line.sku)
+        check_quantity(f"lines[{i}].quantity", line.quantity)
+
+
+def check_ttl(ttl_ms: int) -> None:
+    """Take 1 second to 24 hours."""
+    if type(ttl_ms) is not int or not MIN_TTL_MS <= ttl_ms <= MAX_TTL_MS:
+        raise InvalidCommand(
+            "ttl_seconds", f"must be {MIN_TTL_MS // 1000} to {MAX_TTL_MS // 1000} seconds"
+        )
+
+
+def check_batch(field: str, size: int, most: int) -> None:
+    """Take 1 to `most` items."""
+    if not 1 <= size <= most:
+        raise InvalidCommand(field, f"must have 1 to {most} items, has {size}")
+
+
+def check_page(limit: int) -> None:
+    """Take a page of 1 to 500 items."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidCommand("limit", f"must be 1 to {MAX_PAGE}, is {limit}")
