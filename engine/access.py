@@ -11,17 +11,24 @@ import re
 import secrets
 import string
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 from zlib import crc32
 
 import msgspec
 from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from engine.keys import API_KEYS_KEY
 from engine.limits import MAX_ID_BYTES
@@ -55,7 +62,7 @@ _BASE62: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _FORM = re.compile(r"hfk_([0-9A-Za-z]{8})_[0-9A-Za-z]{32}([0-9A-Za-z]{6})")
 _MAX_ATTEMPTS: Final = 5
 
-Reply = TypeVar("Reply")
+Remembered = TypeVar("Remembered")
 
 
 class Role(StrEnum):
@@ -128,7 +135,7 @@ async def create_key(
     if merchant is not None:
         _check_text("merchant", merchant, least_bytes=1)
     _check_text("label", label, least_bytes=0)
-    if await _ask(client.hlen(API_KEYS_KEY)) >= MAX_API_KEYS:
+    if await _ask(client, "HLEN", API_KEYS_KEY) >= MAX_API_KEYS:
         raise LimitExceeded("api_keys", most=MAX_API_KEYS)
     created_at_ms = await _store_time_ms(client)
     for _ in range(_MAX_ATTEMPTS):
@@ -141,7 +148,7 @@ async def create_key(
             label=label,
             created_at_ms=created_at_ms,
         )
-        if await _ask(client.hsetnx(API_KEYS_KEY, key_id, msgspec.json.encode(record))):
+        if await _ask(client, "HSETNX", API_KEYS_KEY, key_id, msgspec.json.encode(record)):
             return record.describe(key_id), secret
     raise StoreFault("hsetnx", f"{_MAX_ATTEMPTS} random key ids were taken")
 
@@ -162,11 +169,11 @@ async def ensure_admin_key(client: Client) -> str | None:
     )
     encoded = msgspec.json.encode(record)
     try:
-        if await _ask(client.hsetnx(API_KEYS_KEY, FIRST_ADMIN_ID, encoded)):
+        if await _ask(client, "HSETNX", API_KEYS_KEY, FIRST_ADMIN_ID, encoded):
             return secret
     except StoreUnavailable:
         # The reply may be lost and the record written: then nobody would ever know its secret.
-        if await _ask(client.hget(API_KEYS_KEY, FIRST_ADMIN_ID)) == encoded:
+        if await _ask(client, "HGET", API_KEYS_KEY, FIRST_ADMIN_ID) == encoded:
             return secret
         raise
     return None
@@ -174,7 +181,7 @@ async def ensure_admin_key(client: Client) -> str | None:
 
 async def list_keys(client: Client) -> list[ApiKey]:
     """Return every key, revoked ones too, oldest first. Raises StoreUnavailable."""
-    records = await _ask(client.hgetall(API_KEYS_KEY))
+    records: dict[bytes, bytes] = await _ask(client, "HGETALL", API_KEYS_KEY)
     keys = [_RECORDS.decode(record).describe(key.decode()) for key, record in records.items()]
     return sorted(keys, key=lambda key: (key.created_at_ms, key.id))
 
@@ -185,14 +192,14 @@ async def revoke_key(client: Client, key_id: str) -> ApiKey | None:
     Revoking again changes nothing. Gateways notice within POSITIVE_SECONDS. Raises
     StoreUnavailable.
     """
-    text = await _ask(client.hget(API_KEYS_KEY, key_id))
+    text: bytes | None = await _ask(client, "HGET", API_KEYS_KEY, key_id)
     if text is None:
         return None
     record = _RECORDS.decode(text)
     if record.revoked_at_ms is None:
         # Nothing else ever changes a record, so to read and then write loses nothing.
         record = msgspec.structs.replace(record, revoked_at_ms=await _store_time_ms(client))
-        await _ask(client.hset(API_KEYS_KEY, key_id, msgspec.json.encode(record)))
+        await _ask(client, "HSET", API_KEYS_KEY, key_id, msgspec.json.encode(record))
     return record.describe(key_id)
 
 
@@ -238,7 +245,7 @@ class KeyCache:
         try:
             async with asyncio.timeout(LOOKUP_SECONDS), self._free:
                 asked_at = self._clock()
-                text = await _ask(self._client.hget(API_KEYS_KEY, key_id))
+                text: bytes | None = await _ask(self._client, "HGET", API_KEYS_KEY, key_id)
         except TimeoutError as error:
             raise StoreUnavailable() from error
         record = None if text is None else _RECORDS.decode(text)
@@ -255,28 +262,32 @@ class KeyCache:
         return key
 
 
-def _remember(cache: OrderedDict[bytes, Reply], digest: bytes, value: Reply, most: int) -> None:
+def _remember(
+    cache: OrderedDict[bytes, Remembered], digest: bytes, value: Remembered, most: int
+) -> None:
     cache[digest] = value
     cache.move_to_end(digest)
     while len(cache) > most:
         cache.popitem(last=False)
 
 
-async def _ask(command: Awaitable[Reply] | Any) -> Reply:
-    """Await a command; a driver error becomes one of ours, the cause kept."""
+async def _ask(client: Client, command: str, *args: str | bytes, **options: Any) -> Any:
+    """Run a command; a driver error becomes one of ours, the cause kept."""
     try:
-        return cast(Reply, await command)
+        return await client.execute_command(command, *args, **options)
+    except (ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError) as error:
+        raise StoreUnavailable() from error
     except ResponseError as error:
-        raise StoreFault("access", str(error)) from error
+        raise StoreFault(command, str(error)) from error
     except (RedisError, OSError) as error:
         raise StoreUnavailable() from error
 
 
 async def _store_time_ms(client: Client) -> int:
-    on_any_node: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if isinstance(client, RedisCluster):
-        on_any_node["target_nodes"] = RedisCluster.RANDOM
-    seconds, microseconds = await _ask(client.execute_command("TIME", **on_any_node))
+        options["target_nodes"] = RedisCluster.RANDOM
+    seconds, microseconds = await _ask(client, "TIME", **options)
     return int(seconds) * 1000 + int(microseconds) // 1000
 
 

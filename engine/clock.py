@@ -4,6 +4,12 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
+from engine.keys import PartitionKeys
+from engine.scripts import script
+from engine.store import Store
+
 TOLERANCE_MS: Final = 5_000
 """A step that an ordinary clock correction may make."""
 
@@ -43,3 +49,10 @@ class ClockGuard:
         self._looked_at_ms = now_ms
         self.jump_ms = 0
         return True
+
+
+async def clock_ms(store: Store, keys: PartitionKeys) -> int:
+    """Return the clock of the server that holds a partition, in ms since 1970."""
+    reply = await store.call(script("due"), (keys.holds, keys.meta), 0)
+    now_ms, _, _ = msgspec.msgpack.decode(reply, type=tuple[int, int, list[str]])
+    return now_ms

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self, cast
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlencode
 
 import msgspec
 from redis.asyncio import Redis
@@ -71,11 +71,12 @@ class StoreSettings(msgspec.Struct, frozen=True):
     @classmethod
     def from_url(cls, url: str, *, username: str = "", password: str = "") -> Self:
         """Take `redis://`, `rediss://` or `unix://`; `?cluster=true` asks for a cluster client."""
-        parts = urlsplit(url)
-        query = parse_qs(parts.query)
+        # Cut by hand: urllib takes the empty host out of `unix:///path`.
+        address, _, text = url.partition("?")
+        query = parse_qs(text)
         cluster = query.pop("cluster", ["false"])[-1].lower() in ("true", "yes", "1")
-        plain = urlunsplit(parts._replace(query=urlencode(query, doseq=True)))
-        return cls(plain, username, password, cluster)
+        rest = urlencode(query, doseq=True)
+        return cls(f"{address}?{rest}" if rest else address, username, password, cluster)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -135,7 +136,7 @@ class Store:
         except (RedisError, OSError) as error:
             raise StoreUnavailable() from error
 
-    async def call(self, script: Script, keys: Sequence[str], *args: bytes | int) -> bytes:
+    async def call(self, script: Script, keys: Sequence[str], *args: str | bytes | int) -> bytes:
         """Run a script and return its reply.
 
         Raises OutcomeUnknown where the reply was lost for good, StoreUnavailable where the script
@@ -185,7 +186,9 @@ class Store:
 
 
 class _ScriptCall:
-    def __init__(self, script: Script, keys: Sequence[str], args: Sequence[bytes | int]) -> None:
+    def __init__(
+        self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]
+    ) -> None:
         self.name = script.name
         self._script = script
         self._rest = (len(keys), *keys, *args)
