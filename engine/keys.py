@@ -75,6 +75,10 @@ class PartitionKeys:
     ledger: str = field(init=False)
     holds: str = field(init=False)
     locations: str = field(init=False)
+    archive: str = field(init=False)
+    """Hash: how far the ledger is archived (sequence, stream_id, seal, at, fence)."""
+    readers: str = field(init=False)
+    """Hash of registered readers of the ledger: name to the stream id they have read up to."""
 
     def __post_init__(self) -> None:
         """Build the keys that depend on the partition alone once."""
@@ -84,6 +88,8 @@ class PartitionKeys:
         object.__setattr__(self, "ledger", f"{tag}:ledger")
         object.__setattr__(self, "holds", f"{tag}:holds")
         object.__setattr__(self, "locations", f"{tag}:locations")
+        object.__setattr__(self, "archive", f"{tag}:archive")
+        object.__setattr__(self, "readers", f"{tag}:readers")
 
     def stock(self, merchant: str, location: str, sku: str) -> str:
         """Hash: on_hand, reserved, safety_stock, version and, where there was one, deficit."""
@@ -104,6 +110,10 @@ class PartitionKeys:
     def seen(self, merchant: str, operation: str) -> str:
         """Idempotency record of an operation id (see `digest`)."""
         return f"{self.tag}:seen:{encode(merchant)}:{operation}"
+
+    def lease(self, job: str) -> str:
+        """Hash of who does a background job here: owner, fence, until (see `engine.leases`)."""
+        return f"{self.tag}:lease:{job}"
 
     def probe(self) -> list[str]:
         """Scratch keys of the boot probe: a hash, a sorted set, a string and a stream."""

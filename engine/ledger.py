@@ -18,7 +18,7 @@ MAX_READ_ENTRIES: Final = 1_000
 
 
 class OperationKind(StrEnum):
-    """What an operation did, one a verb."""
+    """What an operation did: one a verb, and `rebuild` for the birth of a rebuilt store."""
 
     RESERVE = "reserve"
     CONFIRM = "confirm"
@@ -28,6 +28,8 @@ class OperationKind(StrEnum):
     EXPIRE = "expire"
     MOVE = "move"
     CONFIGURE = "configure"
+    REPAIR = "repair"
+    REBUILD = "rebuild"
 
 
 class Levels(msgspec.Struct, frozen=True, array_like=True):
@@ -70,7 +72,7 @@ class Entry(msgspec.Struct, frozen=True):
     operations: tuple[Operation, ...]
 
 
-_decode_operations = msgspec.msgpack.Decoder(tuple[Operation, ...]).decode
+decode_operations = msgspec.msgpack.Decoder(tuple[Operation, ...]).decode
 
 
 def decode_entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
@@ -79,7 +81,7 @@ def decode_entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
         stream_id=stream_id.decode(),
         sequence=int(fields[b"seq"]),
         at_ms=int(fields[b"at"]),
-        operations=_decode_operations(fields[b"ops"]),
+        operations=decode_operations(fields[b"ops"]),
     )
 
 

@@ -25,6 +25,7 @@ class Outcome(StrEnum):
     KEY_REUSED = "key_reused"
     LIMIT_EXCEEDED = "limit_exceeded"
     LINES_CHANGED = "lines_changed"
+    READ_ONLY = "read_only"
     INVALID = "invalid"
 
 
@@ -203,6 +204,17 @@ class StoreUnavailable(HoldfastError):
         self.reason = reason
         self.retry_after_ms = retry_after_ms
         super().__init__(reason)
+
+
+class StoreReadOnly(HoldfastError):
+    """The store is being rebuilt: it answers questions, but takes no writes. Nothing was done."""
+
+    code = "read_only"
+
+    def __init__(self, *, retry_after_ms: int = 5_000) -> None:
+        """Keep the time to wait."""
+        self.retry_after_ms = retry_after_ms
+        super().__init__("the store is being rebuilt and takes no writes until that is done")
 
 
 class StoreFault(HoldfastError):

@@ -16,6 +16,7 @@ from engine.outcomes import (
     ReservationNotFound,
     ReservationNotHeld,
     ShortLine,
+    StoreReadOnly,
     VersionConflict,
 )
 
@@ -52,6 +53,8 @@ def refusal(
             return IdempotencyKeyReused(key)
         case Outcome.LIMIT_EXCEEDED:
             return LimitExceeded(reply[1], most=reply[2])
+        case Outcome.READ_ONLY:
+            return StoreReadOnly()
         case Outcome.INVALID:
             return InvalidCommand(reply[1], "is not of its form")
         case code:

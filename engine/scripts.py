@@ -7,11 +7,21 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final
 
-VERBS: Final = ("reserve", "confirm", "extend", "commit", "release", "expire", "move", "configure")
+VERBS: Final = (
+    "reserve",
+    "confirm",
+    "extend",
+    "commit",
+    "release",
+    "expire",
+    "move",
+    "configure",
+    "repair",
+)
 """Scripts that take a group of commands; see `lua/lib/group.lua`."""
 
-QUESTIONS: Final = ("due", "probe")
-"""Scripts that change nothing of ours."""
+OTHERS: Final = ("due", "probe", "lease", "archived", "inspect", "restore")
+"""Scripts that take one call at a time, each in its own way."""
 
 _INCLUDE = re.compile(r"^-- @include (\S+)\n", re.MULTILINE)
 

@@ -23,7 +23,7 @@ local MAX_TOTAL = 1000000000000
 -- Time is the store's, read once a script, and never behind what this partition has seen.
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-local meta = redis.call('HMGET', META, 'sequence', 'clock_ms')
+local meta = redis.call('HMGET', META, 'sequence', 'clock_ms', 'rebuilding')
 local sequence = tonumber(meta[1]) or 0
 local high_water = tonumber(meta[2]) or 0
 if high_water > now then now = high_water end
@@ -42,9 +42,14 @@ local function is_text(s)
   return type(s) == 'string'
 end
 
--- Runs `handle(command, first)` for each command; `first` is the index of its first own key.
+-- Runs `handle(command, first)` for each command; `first` is the index of its first own key. While
+-- the partition is being rebuilt nothing is taken: what came in now would be lost or doubled.
 local function each_command(handle)
   local replies = {}
+  if meta[3] then
+    for i = 1, #commands do replies[i] = {'read_only'} end
+    return replies
+  end
   local first = FIXED_KEYS + 1
   for i = 1, #commands do
     local command = commands[i]

@@ -1,0 +1,1 @@
+"""Archive, snapshot, replay, audit and repair, over the ledger that the engine writes."""

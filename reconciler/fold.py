@@ -1,0 +1,275 @@
+"""Folding the ledger: what the state must be after every operation.
+
+The fold is pure: it knows entries and nothing of the store, and notes where the ledger contradicts
+itself. Live state, a snapshot plus its tail, and the whole history folded must be the same
+(invariant Fold).
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from engine.ledger import Entry, Operation, OperationKind, RowChange
+from engine.limits import RETENTION_MS
+from engine.model import Line, ReservationState
+from engine.reservations import Body
+
+MAX_FINDINGS: Final = 10_000
+"""Disagreements that one fold keeps; a ledger with more is described well enough by them."""
+
+RowKey = tuple[str, str, str]
+"""(merchant, location, SKU)."""
+
+
+class FoldedRow(msgspec.Struct, array_like=True):
+    """A row as the ledger says it is, in units; `sequence` is the last operation on it."""
+
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    deficit: int
+    version: int
+    sequence: int
+
+    def levels(self) -> tuple[int, int, int, int]:
+        """Return on_hand, reserved, safety_stock and deficit."""
+        return (self.on_hand, self.reserved, self.safety_stock, self.deficit)
+
+
+class FoldedReservation(msgspec.Struct, array_like=True):
+    """A reservation as the ledger says it is; times in ms, 0 where they do not apply."""
+
+    state: ReservationState
+    expires_at_ms: int
+    confirmed_at_ms: int
+    ended_at_ms: int
+    order_ref: str
+    picked: tuple[Line, ...]
+    body: Body
+
+    @property
+    def is_open(self) -> bool:
+        """True while it holds units."""
+        return self.state in (ReservationState.HELD, ReservationState.CONFIRMED)
+
+
+class FoldedSeen(msgspec.Struct, array_like=True):
+    """An idempotency record as the ledger says it is: what was asked, and answered at `at_ms`."""
+
+    merchant: str
+    fingerprint: str
+    reply: tuple[Any, ...]
+    at_ms: int
+
+
+class Disagreement(msgspec.Struct, frozen=True):
+    """Where the ledger contradicts itself; `invariant` is the name of the one that is broken."""
+
+    invariant: str
+    sequence: int
+    detail: str
+    row: RowKey | None = None
+    reservation: str | None = None
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Sequences `first` to `last` that no entry carries."""
+
+    first: int
+    last: int
+
+
+class PartitionState(msgspec.Struct):
+    """One partition after operation `sequence`, at `at_ms`."""
+
+    sequence: int = 0
+    at_ms: int = 0
+    stream_id: str = "0-0"
+    rows: dict[RowKey, FoldedRow] = msgspec.field(default_factory=dict)
+    reservations: dict[str, FoldedReservation] = msgspec.field(default_factory=dict)
+    seen: dict[str, FoldedSeen] = msgspec.field(default_factory=dict)
+
+    def prune(self, now_ms: int) -> None:
+        """Forget what the store has forgotten: endings and idempotency records past 24 hours."""
+        oldest = now_ms - RETENTION_MS
+        self.reservations = {
+            key: value
+            for key, value in self.reservations.items()
+            if value.is_open or value.ended_at_ms > oldest
+        }
+        self.seen = {key: value for key, value in self.seen.items() if value.at_ms > oldest}
+
+
+class Fold:
+    """Applies entries to a state in order, and notes where they contradict it or each other."""
+
+    def __init__(self, state: PartitionState | None = None) -> None:
+        """Go on from `state`, or from nothing."""
+        self.state = PartitionState() if state is None else state
+        self.disagreements: list[Disagreement] = []
+        self._gaps: list[Gap] = []
+        self._acknowledged: list[Gap] = []
+
+    @property
+    def gaps(self) -> list[Gap]:
+        """Missing sequences that no repair has acknowledged."""
+        return [gap for gap in self._gaps if gap not in self._acknowledged]
+
+    def apply_all(self, entries: Iterable[Entry]) -> None:
+        """Apply entries, oldest first."""
+        for entry in entries:
+            self.apply(entry)
+
+    def apply(self, entry: Entry) -> None:
+        """Apply one entry; one that was applied before changes nothing."""
+        state = self.state
+        expected = state.sequence + 1
+        sequence = entry.sequence
+        if sequence + len(entry.operations) <= expected:
+            return
+        if sequence > expected:
+            self._gaps.append(Gap(expected, sequence - 1))
+        elif sequence < expected:
+            self._disagree("Dense", sequence, f"the entry overlaps {state.sequence}")
+        for operation in entry.operations:
+            self._apply_operation(operation, sequence, entry.at_ms)
+            sequence += 1
+        state.sequence = sequence - 1
+        state.at_ms = entry.at_ms
+        state.stream_id = entry.stream_id
+
+    def _apply_operation(self, operation: Operation, sequence: int, at_ms: int) -> None:
+        for change in operation.rows:
+            self._apply_row(operation, change, sequence)
+        kind = operation.kind
+        if kind is OperationKind.RESERVE:
+            self._reserve(operation, at_ms)
+        elif kind is OperationKind.MOVE:
+            change = operation.rows[0]
+            self.state.seen[operation.id] = FoldedSeen(
+                operation.merchant,
+                operation.fingerprint,
+                (at_ms, sequence, change.version, *_units(change), change.deltas.on_hand),
+                at_ms,
+            )
+        elif kind is OperationKind.CONFIGURE:
+            change = operation.rows[0]
+            self.state.seen[operation.id] = FoldedSeen(
+                operation.merchant,
+                operation.fingerprint,
+                (at_ms, sequence, change.version, *_units(change)),
+                at_ms,
+            )
+        elif kind is OperationKind.REPAIR:
+            self._repair(operation)
+        elif kind is not OperationKind.REBUILD:
+            self._change_reservation(operation, sequence, at_ms)
+
+    def _apply_row(self, operation: Operation, change: RowChange, sequence: int) -> None:
+        key = (operation.merchant, operation.location, change.sku)
+        levels, deltas = change.levels, change.deltas
+        row = self.state.rows.get(key)
+        if row is None:
+            row = FoldedRow(0, 0, 0, 0, 0, 0)
+            self.state.rows[key] = row
+        # A repair says what the row is from here on, whatever was lost before it.
+        if operation.kind is not OperationKind.REPAIR:
+            if change.version != row.version + 1:
+                self._disagree(
+                    "Dense", sequence, f"version {row.version} is followed by {change.version}", key
+                )
+            if (
+                row.on_hand + deltas.on_hand != levels.on_hand
+                or row.reserved + deltas.reserved != levels.reserved
+                or row.safety_stock + deltas.safety_stock != levels.safety_stock
+                or row.deficit + deltas.deficit != levels.deficit
+            ):
+                self._disagree(
+                    "Fold", sequence, f"{row.levels()} plus {_units(deltas)} is not the result", key
+                )
+        row.on_hand = levels.on_hand
+        row.reserved = levels.reserved
+        row.safety_stock = levels.safety_stock
+        row.deficit = levels.deficit
+        row.version = change.version
+        row.sequence = sequence
+
+    def _reserve(self, operation: Operation, at_ms: int) -> None:
+        ttl_ms, expires_at_ms, order_ref, missing = operation.detail
+        self.state.reservations[operation.id] = FoldedReservation(
+            ReservationState.HELD,
+            expires_at_ms,
+            0,
+            0,
+            "",
+            (),
+            Body(
+                operation.merchant,
+                operation.location,
+                at_ms,
+                ttl_ms,
+                order_ref,
+                operation.actor,
+                operation.fingerprint,
+                tuple([Line(change.sku, change.deltas.reserved) for change in operation.rows]),
+                tuple([Line(sku, quantity) for sku, quantity in missing]),
+            ),
+        )
+
+    def _change_reservation(self, operation: Operation, sequence: int, at_ms: int) -> None:
+        reservation = self.state.reservations.get(operation.id)
+        kind = operation.kind
+        if reservation is None:
+            self._disagree(
+                "OneEnding", sequence, f"{kind} of an unknown reservation", None, operation.id
+            )
+            return
+        if not reservation.is_open:
+            self._disagree(
+                "OneEnding", sequence, f"{kind} after {reservation.state}", None, operation.id
+            )
+        detail = operation.detail
+        if kind is OperationKind.CONFIRM:
+            reservation.state = ReservationState.CONFIRMED
+            reservation.confirmed_at_ms = at_ms
+            reservation.expires_at_ms = 0
+            reservation.order_ref = detail[0]
+        elif kind is OperationKind.EXTEND:
+            reservation.expires_at_ms = detail[0]
+            self.state.seen[detail[2]] = FoldedSeen(
+                operation.merchant, operation.fingerprint, (detail[0],), at_ms
+            )
+        else:
+            reservation.state = _ENDINGS[kind]
+            reservation.ended_at_ms = at_ms
+            if kind is OperationKind.COMMIT:
+                reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
+
+    def _repair(self, operation: Operation) -> None:
+        """Take note of a gap that somebody has looked at; see `lua/repair.lua`."""
+        if operation.detail[0] == "gap":
+            self._acknowledged.append(Gap(operation.detail[2], operation.detail[3]))
+
+    def _disagree(
+        self,
+        invariant: str,
+        sequence: int,
+        detail: str,
+        row: RowKey | None = None,
+        reservation: str | None = None,
+    ) -> None:
+        if len(self.disagreements) < MAX_FINDINGS:
+            self.disagreements.append(Disagreement(invariant, sequence, detail, row, reservation))
+
+
+_ENDINGS: Final = {
+    OperationKind.COMMIT: ReservationState.COMMITTED,
+    OperationKind.RELEASE: ReservationState.RELEASED,
+    OperationKind.EXPIRE: ReservationState.EXPIRED,
+}
+
+
+def _units(change: Any) -> tuple[int, int, int, int]:
+    levels = getattr(change, "levels", change)
+    return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)
