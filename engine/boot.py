@@ -12,7 +12,6 @@ import msgspec
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import (
     AuthenticationError,
-    AuthorizationError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -114,15 +113,22 @@ async def check_store(
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             return await check.run()
-    except (AuthenticationError, AuthorizationError) as error:
-        raise StoreRefused([_login_refused(str(error))]) from error
-    except ResponseError as error:
-        # A command as plain as HGET was answered with an error: most often the user may not run it.
-        raise StoreRefused([_denied(str(error), _WHOLE)]) from error
-    except RedisClusterException as error:
-        raise StoreRefused([_not_a_cluster(str(error))]) from error
-    except (RedisError, OSError) as error:
-        raise StoreUnavailable(f"the store does not answer: {error}") from error
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise _told(error) from error
+
+
+def _told(error: Exception) -> StoreRefused | StoreUnavailable:
+    """Return what a driver's error means for a start."""
+    # The driver wraps what a login was answered with in a plain connection error.
+    if isinstance(error.__cause__ or error, AuthenticationError):
+        return StoreRefused([_login_refused(str(error))])
+    if isinstance(error, ResponseError):
+        # Something as plain as HMGET was refused: most often the user may not run it.
+        return StoreRefused([_denied(str(error), _WHOLE)])
+    if isinstance(error, RedisClusterException):
+        return StoreRefused([_not_a_cluster(str(error))])
+    reason = str(error) or f"nothing within {CHECK_SECONDS:.0f} s"
+    return StoreUnavailable(f"the store does not answer: {reason}")
 
 
 class _Check:
@@ -353,7 +359,7 @@ def _denied(reply: str, node: str) -> Problem:
         "command_denied",
         reply,
         "every command that the scripts use, with cmsgpack",
-        "allow the user the commands that docs/operating lists",
+        "allow the user the command that the answer names",
         node,
     )
 

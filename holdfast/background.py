@@ -1,0 +1,72 @@
+"""The background process, one a deployment: expires abandoned holds.
+
+Run as `python -m holdfast.background`; `holdfast serve` starts it. It takes the store from
+HOLDFAST_REDIS_URL and stops on SIGTERM or SIGINT.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Final
+
+import structlog
+
+from engine.inventory import Inventory
+from engine.outcomes import StoreUnavailable
+from engine.store import StoreSettings
+from engine.sweeper import Sweeper
+
+OPEN_RETRY_SECONDS: Final = 0.5
+MAX_OPEN_ATTEMPTS: Final = 120
+
+log = structlog.get_logger()
+
+
+async def run(settings: StoreSettings) -> int:
+    """Work until told to stop; return the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    inventory = await _open(settings, stop)
+    if inventory is None:
+        return 0 if stop.is_set() else 3
+    try:
+        log.info("background process runs", partitions=inventory.partitions)
+        await Sweeper(inventory).run(stop)
+    finally:
+        await inventory.close()
+    return 0
+
+
+async def _open(settings: StoreSettings, stop: asyncio.Event) -> Inventory | None:
+    """Wait for the store; it may still be starting, or be loading its data."""
+    for attempt in range(MAX_OPEN_ATTEMPTS):
+        if stop.is_set():
+            return None
+        try:
+            return await Inventory.open(settings)
+        except StoreUnavailable as error:
+            if attempt == 0:
+                log.warning("waiting for the store", error=str(error))
+        try:
+            async with asyncio.timeout(OPEN_RETRY_SECONDS):
+                await stop.wait()
+        except TimeoutError:
+            continue
+    log.error("the store did not come up")
+    return None
+
+
+def main() -> None:
+    """Run as a process."""
+    try:
+        settings = StoreSettings.from_environment(os.environ)
+    except KeyError:
+        sys.exit("holdfast.background: set HOLDFAST_REDIS_URL to the store's address")
+    sys.exit(asyncio.run(run(settings)))
+
+
+if __name__ == "__main__":
+    main()
