@@ -1,0 +1,97 @@
+"""Fixtures that every test may use: real stores, a cluster, a merchant of one's own."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from engine.store import Client, close_quietly, connect
+from tests.stores import (
+    KINDS,
+    REDIS7,
+    VALKEY,
+    MakeStore,
+    MissingServer,
+    RealCluster,
+    RealStore,
+    server_of,
+    set_up,
+)
+
+REQUIRE_REDIS7 = "HOLDFAST_REQUIRE_REDIS7"
+"""Set where a Redis 7 must be there, so that a test that misses it fails and is not skipped."""
+
+
+def need(kind: str) -> None:
+    """Skip the test where this machine has no server of the kind, or fail where it must have."""
+    try:
+        server_of(kind)
+    except MissingServer as error:
+        if kind == REDIS7 and not os.environ.get(REQUIRE_REDIS7):
+            pytest.skip(f"no Redis 7: {error}")
+        pytest.fail(f"no {kind}: {error}")
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of server in turn; a test that asks for it runs once on each."""
+    kind = str(request.param)
+    need(kind)
+    return kind
+
+
+@pytest.fixture(scope="session")
+def store(store_kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealStore]:
+    """A store that all tests of a kind share, ready for use. Do not kill or empty it."""
+    real = RealStore(store_kind, tmp_path_factory.mktemp(store_kind) / "data")
+    asyncio.run(real.start())
+    asyncio.run(set_up(real.settings))
+    yield real
+    asyncio.run(real.stop())
+
+
+@pytest.fixture
+async def client(store: RealStore) -> AsyncIterator[Client]:
+    """A client of the shared store, as the product connects."""
+    made = connect(store.settings)
+    yield made
+    await close_quietly(made)
+
+
+@pytest.fixture
+async def make_store(tmp_path: Path) -> AsyncIterator[MakeStore]:
+    """Make stores that a test may kill, damage or fill: `make_store(kind, ...)`, then start it."""
+    made: list[RealStore] = []
+
+    def make(
+        kind: str = VALKEY, *, tcp_port: int | None = None, extra_config: Sequence[str] = ()
+    ) -> RealStore:
+        need(kind)
+        real = RealStore(
+            kind, tmp_path / f"store-{len(made)}", tcp_port=tcp_port, extra_config=extra_config
+        )
+        made.append(real)
+        return real
+
+    yield make
+    for real in made:
+        await real.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
+    """A three-node cluster that all tests share, ready for use. Do not kill its nodes."""
+    real = RealCluster(tmp_path_factory.mktemp("cluster"))
+    asyncio.run(real.start())
+    asyncio.run(set_up(real.settings))
+    yield real
+    asyncio.run(real.stop())
+
+
+@pytest.fixture
+def merchant() -> str:
+    """A merchant that no other test uses."""
+    return f"m-{uuid4().hex[:12]}"
