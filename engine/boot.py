@@ -5,6 +5,7 @@ do. The first start on a store also fixes in it what may never change: the numbe
 """
 
 import asyncio
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -226,6 +227,8 @@ class _Check:
         seconds, _ = await self._client.execute_command("TIME", **self._any_node())
         # The partitions come last: where they stand, the rest stands too.
         fixed = {
+            # Names the store's archive: a store that is made anew never writes into an old one's.
+            "store_id": secrets.token_hex(8),
             "schema_version": SCHEMA_VERSION,
             "created_at": int(seconds) * 1000,
             "partitions": partitions,

@@ -14,7 +14,8 @@ from urllib.parse import quote
 from zlib import crc32
 
 STORE_KEY: Final = "{hf}:store"
-"""Hash of what was fixed when the store was made: partitions, schema_version, created_at."""
+"""Hash of what was fixed when the store was made: partitions, schema_version, created_at, and
+store_id, a random name that its archive goes by."""
 
 API_KEYS_KEY: Final = "{hf}:apikeys"
 """Hash from an API key's public part to its record (see `engine.access`)."""

@@ -217,6 +217,30 @@ class StoreReadOnly(HoldfastError):
         super().__init__("the store is being rebuilt and takes no writes until that is done")
 
 
+class PastNotKept(HoldfastError):
+    """The ledger does not reach back to `at_ms`; None as `earliest_ms` means that nobody knows."""
+
+    code = "past_not_kept"
+
+    def __init__(self, *, at_ms: int, earliest_ms: int | None) -> None:
+        """Keep the moment that was asked for and the first that the ledger tells of."""
+        self.at_ms = at_ms
+        self.earliest_ms = earliest_ms
+        super().__init__("the ledger does not reach back that far")
+
+
+class HistoryUnavailable(HoldfastError):
+    """What was asked for is in the archive, which does not answer now. `reason` says why."""
+
+    code = "history_unavailable"
+
+    def __init__(self, reason: str, *, retry_after_ms: int = 5_000) -> None:
+        """Keep the reason and the time to wait."""
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+        super().__init__(reason)
+
+
 class StoreFault(HoldfastError):
     """The store answered with an error that no input should cause: a bug, or a damaged key."""
 

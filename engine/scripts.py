@@ -20,7 +20,7 @@ VERBS: Final = (
 )
 """Scripts that take a group of commands; see `lua/lib/group.lua`."""
 
-OTHERS: Final = ("due", "probe", "lease", "archived", "inspect", "restore")
+OTHERS: Final = ("due", "probe", "lease", "archived", "inspect", "restore", "seek")
 """Scripts that take one call at a time, each in its own way."""
 
 _INCLUDE = re.compile(r"^-- @include (\S+)\n", re.MULTILINE)

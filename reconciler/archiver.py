@@ -8,7 +8,7 @@ twice.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -221,19 +221,19 @@ async def read_raw_entries(
 ) -> list[RawEntry]:
     """Read up to `count` stream entries past `after` without unpacking their operations."""
     (reply,) = await store.read([("XRANGE", keys.ledger, f"({after}", "+", "COUNT", count)])
-    entries = []
-    for stream_id, fields in reply:
-        operations = fields[b"ops"]
-        entries.append(
-            RawEntry(
-                stream_id.decode(),
-                int(fields[b"seq"]),
-                int(fields[b"at"]),
-                operations,
-                _array_length(operations),
-            )
-        )
-    return entries
+    return [raw_entry(stream_id, fields) for stream_id, fields in reply]
+
+
+def raw_entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> RawEntry:
+    """Take a stream entry as the store tells it, its operations still packed."""
+    operations = fields[b"ops"]
+    return RawEntry(
+        stream_id.decode(),
+        int(fields[b"seq"]),
+        int(fields[b"at"]),
+        operations,
+        _array_length(operations),
+    )
 
 
 def _array_length(packed: bytes) -> int:
