@@ -226,7 +226,7 @@ class _Check:
         """Write what never changes, unless another process did so just now."""
         seconds, _ = await self._client.execute_command("TIME", **self._any_node())
         # The partitions come last: where they stand, the rest stands too.
-        fixed = {
+        fixed: dict[str, str | int] = {
             # Names the store's archive: a store that is made anew never writes into an old one's.
             "store_id": secrets.token_hex(8),
             "schema_version": SCHEMA_VERSION,

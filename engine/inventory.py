@@ -386,7 +386,16 @@ class Inventory:
             reply = await self._dispatch.run("reserve", keys.partition, command)
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):
-                held = reservations.from_reserve(the_id, expires_at_ms=reply[1], body=reply[2])
+                held = reservations.from_reserve(
+                    the_id,
+                    reply,
+                    merchant=merchant,
+                    location=location,
+                    lines=lines,
+                    ttl_ms=ttl_ms,
+                    order_ref=order_ref,
+                    actor=actor,
+                )
                 self._lines_of.keep(held)
                 return ReservationResult(held, code is Outcome.REPLAYED)
             if code is Outcome.INSUFFICIENT_STOCK and reply[1] and not final:

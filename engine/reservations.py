@@ -8,7 +8,7 @@ import msgspec
 
 from engine.keys import PartitionKeys
 from engine.model import Line, Reservation, ReservationState
-from engine.outcomes import InvalidCommand
+from engine.outcomes import InvalidCommand, Outcome
 
 FIELDS: Final = (
     "state",
@@ -89,14 +89,53 @@ def lines_of(body: bytes) -> LinesOf:
     return LinesOf(decoded.merchant, decoded.location, tuple(line.sku for line in decoded.lines))
 
 
-def from_reserve(reservation: str, *, expires_at_ms: int, body: Any) -> Reservation:
-    """Make the reservation that a reserve answered with: held, whatever became of it since."""
-    return _reservation(
-        reservation,
-        msgspec.convert(body, Body),
+def from_reserve(
+    reservation: str,
+    reply: Sequence[Any],
+    *,
+    merchant: str,
+    location: str,
+    lines: Sequence[Line],
+    ttl_ms: int,
+    order_ref: str,
+    actor: str,
+) -> Reservation:
+    """Make the reservation that a reserve answered with: held, whatever became of it since.
+
+    The answer of a first call tells only what the request does not say itself.
+    """
+    if reply[0] == Outcome.REPLAYED:
+        body = msgspec.convert(reply[1], Body)
+        expires_at_ms = body.created_at_ms + body.ttl_ms
+        return _reservation(
+            reservation, body, state=ReservationState.HELD, expires_at_ms=expires_at_ms
+        )
+    held = _summed(lines)
+    missing: tuple[Line, ...] = ()
+    if len(reply) > 2:
+        held, missing = msgspec.convert(reply[2:4], tuple[tuple[Line, ...], tuple[Line, ...]])
+    return Reservation(
+        id=reservation,
+        merchant=merchant,
+        location=location,
         state=ReservationState.HELD,
-        expires_at_ms=expires_at_ms,
+        lines=held,
+        missing=missing,
+        order_ref=order_ref,
+        actor=actor,
+        created_at_ms=reply[1],
+        expires_at_ms=reply[1] + ttl_ms,
     )
+
+
+def _summed(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Add up the lines of one SKU, in the order of their first appearance, as the script does."""
+    if len(lines) == 1:
+        return (lines[0],)
+    units: dict[str, int] = {}
+    for line in lines:
+        units[line.sku] = units.get(line.sku, 0) + line.quantity
+    return tuple([Line(sku, quantity) for sku, quantity in units.items()])
 
 
 def from_reply(reservation: str, reply: Sequence[Any]) -> Reservation:

@@ -7,8 +7,9 @@
 --   partial    true: hold what there is of each line, as long as that is not nothing at all
 --   reclaimed  true: due holds were taken back just now, so do not refuse in hope of more
 -- Keys     reservation, open index of the location, then the row of each line
--- Returns  {'ok', expires_at, body}        held
---          {'replayed', expires_at, body}  the same id and fingerprint came before
+-- Returns  {'ok', created_at}               held whole
+--          {'ok', created_at, held, missing}  held in part, both as {{sku, quantity}, ...}
+--          {'replayed', body}              the same id and fingerprint came before
 --          {'key_reused'}                  the same id with another fingerprint
 --          {'insufficient_stock', due, {{sku, requested, available, known}, ...}}
 --            every line that does not fit; due is true where a reclaim may help
@@ -28,13 +29,22 @@ local function holds_are_due(reclaimed)
   return due_holds
 end
 
-local function earlier_answer(reservation, merchant, location, fingerprint)
-  local body = reservation.body
+-- The body of the reservation at `key`, made in this group or before it; nil where there is none.
+local bodies = {}
+local function body_at(key)
+  local body = bodies[key]
+  if body then return body end
+  local text = redis.call('HGET', key, 'body')
+  if text then return cmsgpack.unpack(text) end
+  return nil
+end
+
+local function earlier_answer(body, merchant, location, fingerprint)
   if body[BODY_MERCHANT] ~= merchant or body[BODY_LOCATION] ~= location
     or body[BODY_FINGERPRINT] ~= fingerprint then
     return {'key_reused'}
   end
-  return {'replayed', body[BODY_CREATED_AT] + body[BODY_TTL_MS], body}
+  return {'replayed', body}
 end
 
 -- Sums the lines by row, in the order of their first appearance; nil and the field if one is off.
@@ -96,7 +106,8 @@ end
 local replies = each_command(function(command, first)
   local _, id, merchant, location, fingerprint, ttl_ms, order_ref, actor, partial, reclaimed,
     lines = unpack(command, 1, 11)
-  local earlier = reservation_at(KEYS[first])
+  local key = KEYS[first]
+  local earlier = body_at(key)
   if earlier then return earlier_answer(earlier, merchant, location, fingerprint) end
   if not is_integer(ttl_ms, limits.min_ttl_ms, limits.max_ttl_ms) then
     return {'invalid', 'ttl_seconds'}
@@ -114,19 +125,16 @@ local replies = each_command(function(command, first)
   local held, missing, changes = take(wanted)
   local expires_at = now + ttl_ms
   local body = {merchant, location, now, ttl_ms, order_ref, actor, fingerprint, held, missing}
-  local reservation = {
-    key = KEYS[first], open_key = KEYS[first + 1], id = id, is_new = true, state = 'held',
-    expires_at = expires_at, body = body,
-  }
-  reservations[KEYS[first]] = reservation
-  touch_reservation(reservation)
+  bodies[key] = body
+  add_reservation(key, KEYS[first + 1], id, expires_at, body)
   record('reserve', id, merchant, location, actor, fingerprint, changes,
     {ttl_ms, expires_at, order_ref, missing})
-  return {'ok', expires_at, body}
+  if #missing > 0 then return {'ok', now, held, missing} end
+  return {'ok', now}
 end)
 
 -- After this point nothing may fail.
 write_rows()
-write_reservations()
+write_new_reservations()
 write_ledger()
 return cmsgpack.pack(replies)

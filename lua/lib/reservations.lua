@@ -6,7 +6,7 @@
 --        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}}
 
 local BODY_MERCHANT, BODY_LOCATION, BODY_CREATED_AT, BODY_TTL_MS = 1, 2, 3, 4
-local BODY_FINGERPRINT, BODY_LINES, BODY_MISSING = 7, 8, 9
+local BODY_ORDER_REF, BODY_FINGERPRINT, BODY_LINES, BODY_MISSING = 5, 7, 8, 9
 
 local reservations, touched_reservations = {}, {}
 
@@ -89,17 +89,41 @@ local function end_reservation(reservation, id, state, open_key)
   touch_reservation(reservation)
 end
 
+-- Reservations that this script makes. The members of an index are written in one call each.
+local new_reservations, new_holds, new_open = {}, {}, {}
+
+local function add_reservation(key, open_key, id, expires_at, body)
+  new_reservations[#new_reservations + 1] = {key, integer(expires_at), body}
+  new_holds[#new_holds + 1] = integer(expires_at)
+  new_holds[#new_holds + 1] = id
+  local members = new_open[open_key]
+  if not members then
+    members = {}
+    new_open[open_key] = members
+  end
+  members[#members + 1] = integer(now)
+  members[#members + 1] = id
+end
+
+local function write_new_reservations()
+  if #new_reservations == 0 then return end
+  for i = 1, #new_reservations do
+    local new = new_reservations[i]
+    redis.call('HSET', new[1], 'state', 'held', 'expires_at', new[2], 'body',
+      cmsgpack.pack(new[3]))
+  end
+  redis.call('ZADD', HOLDS, unpack(new_holds))
+  for open_key, members in pairs(new_open) do
+    redis.call('ZADD', open_key, unpack(members))
+  end
+end
+
 -- `id` is the member of both indexes. Ended reservations stay readable for limits.retention_ms, so
 -- that a retry still finds its answer.
 local function write_reservations()
   for _, reservation in ipairs(touched_reservations) do
     local key, id = reservation.key, reservation.id
-    if reservation.is_new then
-      redis.call('HSET', key, 'state', reservation.state,
-        'expires_at', integer(reservation.expires_at), 'body', cmsgpack.pack(reservation.body))
-      redis.call('ZADD', HOLDS, integer(reservation.expires_at), id)
-      redis.call('ZADD', reservation.open_key, integer(reservation.body[BODY_CREATED_AT]), id)
-    elseif is_live(reservation) then
+    if is_live(reservation) then
       redis.call('HSET', key, 'state', reservation.state,
         'expires_at', integer(reservation.expires_at),
         'confirmed_at', integer(reservation.confirmed_at), 'order_ref', reservation.order_ref)
