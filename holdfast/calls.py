@@ -1,0 +1,437 @@
+"""Every call of the HTTP API as data: what it sends, and the type that its answer has.
+
+Nothing here does input or output: `holdfast.client` sends a call, synchronously or not, and decodes
+the answer with `Call.decode`. Times are aware datetimes in UTC, quantities are units. A call whose
+idempotency key cannot stand in a header raises InvalidCommand.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from engine.limits import MAX_KEY_CHARACTERS
+from engine.model import MovementType, ReservationState
+from engine.outcomes import InvalidCommand
+
+Answer = TypeVar("Answer")
+Item = TypeVar("Item")
+
+NEW_ROW: Final = 0
+"""The `expected_version` of a row that does not exist yet."""
+
+
+class Stock(msgspec.Struct, frozen=True, kw_only=True):
+    """One row: what is there and what can still be promised, in units (see the state model)."""
+
+    merchant: str
+    location: str
+    sku: str
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    available: int
+    shortfall: int
+    deficit: int
+    version: int
+
+
+class Availability(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be promised of one row; `known` is False, and all units 0, where there is none."""
+
+    location: str
+    sku: str
+    known: bool
+    available: int
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    shortfall: int
+    version: int
+
+
+class Availabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a question of many rows, in the order of the question."""
+
+    data: tuple[Availability, ...]
+    as_of: datetime
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A location that has at least one row."""
+
+    location: str
+
+
+class Line(msgspec.Struct, frozen=True):
+    """Units of one SKU."""
+
+    sku: str
+    quantity: int
+
+
+class HeldLine(msgspec.Struct, frozen=True):
+    """Units of one SKU in a reservation; `picked` is None unless it was committed."""
+
+    sku: str
+    quantity: int
+    picked: int | None = None
+
+
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of one location promised to one order.
+
+    `replayed` is True where the call that answered it had been applied before.
+    """
+
+    id: str
+    merchant: str
+    location: str
+    state: ReservationState
+    lines: tuple[HeldLine, ...]
+    missing: tuple[Line, ...]
+    order_ref: str
+    created_at: datetime
+    expires_at: datetime | None
+    confirmed_at: datetime | None
+    ended_at: datetime | None
+    replayed: bool = False
+
+
+class Movement(msgspec.Struct, frozen=True, kw_only=True):
+    """A booked movement, with the row just after it.
+
+    `replayed` is True where the call that answered it had been applied before.
+    """
+
+    id: str
+    merchant: str
+    location: str
+    type: MovementType
+    sku: str
+    quantity: int
+    on_hand_change: int
+    reason: str
+    reference: str
+    at: datetime
+    sequence: int
+    stock: Stock
+    replayed: bool = False
+
+
+class NewMovement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A movement to book; `id` is its idempotency key (1 to 255 printable ASCII characters)."""
+
+    id: str
+    location: str
+    type: MovementType
+    sku: str
+    quantity: int
+    reason: str = ""
+    reference: str = ""
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """What a refusal says (RFC 9457); `code` is stable, `errors` name the fields at fault."""
+
+    code: str
+    status: int
+    title: str = ""
+    detail: str = ""
+    request_id: str = ""
+    errors: tuple[dict[str, Any], ...] = ()
+
+
+class BatchVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one movement of a batch: applied, replayed or refused."""
+
+    id: str
+    status: str
+    movement: Movement | None = None
+    error: Problem | None = None
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a batch, one verdict a movement, in the order of the batch."""
+
+    data: tuple[BatchVerdict, ...]
+    applied: int
+    replayed: int
+    refused: int
+
+
+class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
+    """Part of a listing; `next_cursor` asks for the next part, None at the end."""
+
+    data: tuple[Item, ...]
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class Call(msgspec.Struct, Generic[Answer], frozen=True, kw_only=True):
+    """One request and the type of its answer.
+
+    Every call may be sent again after a lost answer: it reads, or it carries an idempotency key,
+    or it ends a reservation, which happens once however often it is asked for.
+    """
+
+    method: str
+    path: str
+    decoder: msgspec.json.Decoder[Answer]
+    query: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+
+    @property
+    def target(self) -> str:
+        """The path and the query, percent-encoded."""
+        if not self.query:
+            return self.path
+        return self.path + "?" + "&".join(f"{name}={quote(text)}" for name, text in self.query)
+
+    def decode(self, content: bytes, *, replayed: bool = False) -> Answer:
+        """Decode the body of a 2xx answer.
+
+        Raises:
+            msgspec.MsgspecError: The body is not the document that the API describes.
+        """
+        answer = self.decoder.decode(content)
+        if replayed and isinstance(answer, Reservation | Movement):
+            return msgspec.structs.replace(answer, replayed=True)
+        return answer
+
+
+_STOCK: Final = msgspec.json.Decoder(Stock)
+_STOCK_PAGE: Final = msgspec.json.Decoder(Page[Stock])
+_LOCATION_PAGE: Final = msgspec.json.Decoder(Page[Location])
+_AVAILABILITIES: Final = msgspec.json.Decoder(Availabilities)
+_MOVEMENT: Final = msgspec.json.Decoder(Movement)
+_BATCH_RESULT: Final = msgspec.json.Decoder(BatchResult)
+_RESERVATION: Final = msgspec.json.Decoder(Reservation)
+_RESERVATION_PAGE: Final = msgspec.json.Decoder(Page[Reservation])
+_PROBLEM: Final = msgspec.json.Decoder(Problem)
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def decode_problem(content: bytes) -> Problem | None:
+    """Decode the body of a refusal, or return None where it is no problem document of ours."""
+    try:
+        return _PROBLEM.decode(content)
+    except msgspec.MsgspecError:
+        return None
+
+
+def path_of(*segments: str) -> str:
+    """Join path segments, each percent-encoded whole, so that an id may contain a slash."""
+    return "".join(f"/{_encode_segment(segment)}" for segment in segments)
+
+
+def _encode_segment(segment: str) -> str:
+    # quote() leaves dots alone, and a client or a proxy would resolve these two as directories.
+    if segment in (".", ".."):
+        return segment.replace(".", "%2E")
+    return quote(segment, safe="")
+
+
+def _merchant_path(merchant: str, *segments: str) -> str:
+    return path_of("v1", "merchants", merchant, *segments)
+
+
+def _keyed(key: str) -> tuple[tuple[str, str], ...]:
+    if not (1 <= len(key) <= MAX_KEY_CHARACTERS and key.isascii() and key.isprintable()):
+        remedy = f"must be 1 to {MAX_KEY_CHARACTERS} printable ASCII characters"
+        raise InvalidCommand("idempotency_key", remedy)
+    return (("Idempotency-Key", key),)
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return _ENCODER.encode(document)
+
+
+def _lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    return [{"sku": line.sku, "quantity": line.quantity} for line in lines]
+
+
+def _page_query(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
+    asked = (("limit", None if limit is None else str(limit)), ("cursor", cursor))
+    return tuple((name, text) for name, text in asked if text is not None)
+
+
+def locations(
+    merchant: str, *, limit: int | None = None, cursor: str | None = None
+) -> Call[Page[Location]]:
+    """List the locations that have rows."""
+    return Call(
+        method="GET",
+        path=_merchant_path(merchant, "locations"),
+        decoder=_LOCATION_PAGE,
+        query=_page_query(limit, cursor),
+    )
+
+
+def stock_page(
+    merchant: str, location: str, *, limit: int | None = None, cursor: str | None = None
+) -> Call[Page[Stock]]:
+    """List the rows of a location, in the byte order of their SKUs."""
+    return Call(
+        method="GET",
+        path=_merchant_path(merchant, "locations", location, "stock"),
+        decoder=_STOCK_PAGE,
+        query=_page_query(limit, cursor),
+    )
+
+
+def stock(merchant: str, location: str, sku: str) -> Call[Stock]:
+    """Read one row."""
+    return Call(
+        method="GET",
+        path=_merchant_path(merchant, "locations", location, "stock", sku),
+        decoder=_STOCK,
+    )
+
+
+def configure(
+    merchant: str,
+    location: str,
+    sku: str,
+    *,
+    safety_stock: int,
+    expected_version: int,
+    key: str,
+) -> Call[Stock]:
+    """Set the units kept back from promising, if the row is still at the version given."""
+    condition = (
+        ("If-None-Match", "*")
+        if expected_version == NEW_ROW
+        else ("If-Match", f'"{expected_version}"')
+    )
+    return Call(
+        method="PATCH",
+        path=_merchant_path(merchant, "locations", location, "stock", sku, "settings"),
+        decoder=_STOCK,
+        headers=(*_keyed(key), condition),
+        body=_json({"safety_stock": safety_stock}),
+    )
+
+
+def availability(merchant: str, rows: Sequence[tuple[str, str]]) -> Call[Availabilities]:
+    """Ask for up to 500 rows, each a (location, SKU)."""
+    wanted = [{"location": location, "sku": sku} for location, sku in rows]
+    return Call(
+        method="POST",
+        path=_merchant_path(merchant, "availability"),
+        decoder=_AVAILABILITIES,
+        body=_json({"rows": wanted}),
+    )
+
+
+def move(merchant: str, movement: NewMovement) -> Call[Movement]:
+    """Book one movement."""
+    document = msgspec.to_builtins(movement)
+    key = document.pop("id")
+    location = document.pop("location")
+    return Call(
+        method="POST",
+        path=_merchant_path(merchant, "locations", location, "movements"),
+        decoder=_MOVEMENT,
+        headers=_keyed(key),
+        body=_json(document),
+    )
+
+
+def move_many(merchant: str, movements: Sequence[NewMovement]) -> Call[BatchResult]:
+    """Book up to 1,000 movements, each of which stands alone."""
+    return Call(
+        method="POST",
+        path=_merchant_path(merchant, "movements", "batch"),
+        decoder=_BATCH_RESULT,
+        body=_json({"movements": movements}),
+    )
+
+
+def reserve(
+    merchant: str,
+    location: str,
+    lines: Sequence[Line],
+    *,
+    key: str,
+    ttl_seconds: int | None = None,
+    order_ref: str = "",
+    partial: bool = False,
+) -> Call[Reservation]:
+    """Hold units of up to 200 lines, all or (unless `partial`) nothing."""
+    document: dict[str, Any] = {"lines": _lines(lines)}
+    if ttl_seconds is not None:
+        document["ttl_seconds"] = ttl_seconds
+    if order_ref:
+        document["order_ref"] = order_ref
+    if partial:
+        document["partial"] = True
+    return Call(
+        method="POST",
+        path=_merchant_path(merchant, "locations", location, "reservations"),
+        decoder=_RESERVATION,
+        headers=_keyed(key),
+        body=_json(document),
+    )
+
+
+def reservation(merchant: str, reservation_id: str) -> Call[Reservation]:
+    """Read one reservation; an ended one is kept for 24 hours."""
+    return Call(
+        method="GET",
+        path=_merchant_path(merchant, "reservations", reservation_id),
+        decoder=_RESERVATION,
+    )
+
+
+def open_reservations(
+    merchant: str, location: str, *, limit: int | None = None, cursor: str | None = None
+) -> Call[Page[Reservation]]:
+    """List a location's held and confirmed reservations, oldest first."""
+    return Call(
+        method="GET",
+        path=_merchant_path(merchant, "locations", location, "reservations"),
+        decoder=_RESERVATION_PAGE,
+        query=_page_query(limit, cursor),
+    )
+
+
+def confirm(merchant: str, reservation_id: str, *, order_ref: str = "") -> Call[Reservation]:
+    """Keep the units for a placed order: the TTL ends."""
+    return _step(merchant, reservation_id, "confirm", {"order_ref": order_ref} if order_ref else {})
+
+
+def extend(merchant: str, reservation_id: str, *, ttl_seconds: int, key: str) -> Call[Reservation]:
+    """Let a hold live for `ttl_seconds` from now."""
+    document = {"ttl_seconds": ttl_seconds}
+    return _step(merchant, reservation_id, "extend", document, headers=_keyed(key))
+
+
+def commit(merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()) -> Call[Reservation]:
+    """Let the units leave the shelf: all of them, or the `picks` (lines not named are 0)."""
+    return _step(merchant, reservation_id, "commit", {"lines": _lines(picks)} if picks else {})
+
+
+def release(merchant: str, reservation_id: str, *, reason: str = "") -> Call[Reservation]:
+    """Give the units back."""
+    return _step(merchant, reservation_id, "release", {"reason": reason} if reason else {})
+
+
+def _step(
+    merchant: str,
+    reservation_id: str,
+    verb: str,
+    document: Mapping[str, Any],
+    *,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> Call[Reservation]:
+    return Call(
+        method="POST",
+        path=_merchant_path(merchant, "reservations", reservation_id, verb),
+        decoder=_RESERVATION,
+        headers=headers,
+        body=_json(document) if document else None,
+    )
