@@ -1,0 +1,1 @@
+"""HTTP over the engine: the API that shops, tills and feeds call."""

@@ -1,0 +1,31 @@
+"""Who calls, and whether they may: bearer keys, roles and merchants."""
+
+from engine.access import ApiKey, Role
+from gateway.problems import Forbidden, NotFound, Unauthenticated
+from gateway.service import Service
+
+
+async def admit(
+    service: Service, authorization: bytes | None, *, needed: Role, merchant: str
+) -> ApiKey:
+    """Return the caller's key.
+
+    Another merchant's path looks to them as one that does not exist, whatever their role. Raises
+    Unauthenticated, NotFound, Forbidden, StoreUnavailable.
+    """
+    secret = _bearer(authorization)
+    key = None if secret is None else await service.authenticate(secret)
+    if key is None:
+        raise Unauthenticated
+    if key.merchant is not None and key.merchant != merchant:
+        raise NotFound
+    if not key.role.allows(needed):
+        raise Forbidden(needed=needed, role=key.role)
+    return key
+
+
+def _bearer(authorization: bytes | None) -> str | None:
+    """Return the token of an Authorization header of the scheme Bearer (RFC 6750)."""
+    if authorization is None or authorization[:7].lower() != b"bearer ":
+        return None
+    return authorization[7:].strip().decode("latin-1")

@@ -1,0 +1,57 @@
+"""What a handler gets and gives: an admitted request, and the answer to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from engine.inventory import Inventory
+from gateway.service import Service
+
+Header = tuple[bytes, bytes]
+
+REPLAYED: Final[Header] = (b"idempotent-replayed", b"true")
+"""Marks an answer that was given before, to the same key or id."""
+
+
+@dataclass(slots=True)
+class Call:
+    """A request whose key may make it.
+
+    `path` holds the decoded path parameters, `query` the query's, `headers` is by lower-case name.
+    `actor` is who the ledger says did it.
+    """
+
+    service: Service
+    path: dict[str, str]
+    query: dict[str, str]
+    headers: dict[bytes, bytes]
+    actor: str
+
+    @property
+    def merchant(self) -> str:
+        """The merchant of the path."""
+        return self.path["merchant"]
+
+    @property
+    def inventory(self) -> Inventory:
+        """The engine. Raises StoreUnavailable while it is not open."""
+        return self.service.inventory
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response before it is encoded; a `body` of None is none at all."""
+
+    status: int
+    body: msgspec.Struct | None
+    headers: list[Header] = field(default_factory=list)
+    media_type: bytes = b"application/json"
+
+
+def answer_once(
+    status: int, body: msgspec.Struct, *, replayed: bool, headers: Sequence[Header] = ()
+) -> Answer:
+    """Answer a change, and say so where an earlier request made it."""
+    return Answer(status, body, [*headers, REPLAYED] if replayed else list(headers))

@@ -1,0 +1,52 @@
+"""The OpenAPI document and its page: Swagger UI, served from here, so that it works offline."""
+
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from gateway import openapi
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_GUARDS: Final = {
+    "content-security-policy": _POLICY,
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""The page is where people type their API keys: nothing from elsewhere runs in it or leaves it."""
+
+
+class _Assets(StaticFiles):
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(_GUARDS)
+        return response
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes of the document, the page and the page's files."""
+    folder = Path(str(files("gateway") / "static"))
+    document = msgspec.json.encode(openapi.document(version("holdfast")))
+    page = (folder / "docs.html").read_bytes()
+
+    async def serve_document(_request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    async def serve_page(_request: Request) -> Response:
+        return Response(page, media_type="text/html", headers=_GUARDS)
+
+    return [
+        Route("/openapi.json", serve_document),
+        Route("/docs", serve_page),
+        Mount("/docs/assets", _Assets(directory=folder)),
+    ]

@@ -1,0 +1,244 @@
+"""From ASGI to a handler and back: one `Endpoint` a path, one `Edge` around all of them.
+
+A request passes: the edge (request id, the path as it was sent), the router, then here method,
+key, merchant, role, parameters, body. Whatever refuses raises a HoldfastError, and all of them
+become problems in one place.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote_to_bytes
+from uuid import uuid4
+
+import msgspec
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine.outcomes import HoldfastError, InvalidCommand
+from engine.validation import check_id
+from gateway.authentication import admit
+from gateway.bodies import ClientGone, decode, read
+from gateway.calls import Answer, Call, Header
+from gateway.logs import AccessLog
+from gateway.problems import InvalidRequest, MethodNotAllowed, headers, kind_of, problem
+from gateway.routes import Operation
+from gateway.service import Service
+from gateway.wire import ProblemError
+
+REQUEST_ID: Final = "holdfast.request_id"
+"""Where the edge leaves the request's id in the ASGI scope."""
+
+MAX_QUERY_FIELDS: Final = 20
+
+_REQUEST_ID_FORM = re.compile(rb"[!-~](?:[ -~]{0,126}[!-~])?")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_SINGLE = frozenset(
+    {
+        b"authorization",
+        b"content-type",
+        b"idempotency-key",
+        b"if-match",
+        b"if-none-match",
+    }
+)
+"""Headers that decide something: where one stands twice, nobody can say which is meant."""
+
+log = structlog.get_logger("gateway.endpoints")
+_encode = msgspec.json.Encoder().encode
+
+
+class Edge:
+    """The outermost layer: gives every request its id and its line in the access log.
+
+    It also routes on the path as it was sent, so that `%2F` in a SKU is no separator.
+    """
+
+    def __init__(self, app: ASGIApp, access_log: AccessLog) -> None:
+        """Wrap `app`."""
+        self.app = app
+        self._access_log = access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope["headers"])
+        scope[REQUEST_ID] = request_id.decode("ascii")
+        scope["path"] = scope["raw_path"].decode("latin-1")
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"request-id", request_id)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            self._access_log.record(
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                duration_ms=(time.perf_counter() - started) * 1000,
+                request_id=scope[REQUEST_ID],
+            )
+
+
+class Endpoint:
+    """The operations of one path, as an ASGI application."""
+
+    def __init__(self, operations: Sequence[Operation], service: Service) -> None:
+        """Serve `operations`, which differ by method."""
+        self._service = service
+        self._by_method = {operation.method: operation for operation in operations}
+        self.methods = {*self._by_method, *({"HEAD"} if "GET" in self._by_method else ())}
+        self._decoders: dict[str, msgspec.json.Decoder[Any]] = {
+            operation.method: msgspec.json.Decoder(operation.request)
+            for operation in operations
+            if operation.request is not None
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        method = scope["method"]
+        without_body = method == "HEAD"
+        body: object = None
+        try:
+            operation = self._by_method.get("GET" if without_body else method)
+            if operation is None:
+                raise MethodNotAllowed(self.methods)
+            call = await self._admit(operation, scope)
+            if operation.request is not None:
+                body = self._decode(operation, await read(call.headers, receive))
+            answer = await operation.handler(call, body)
+        except HoldfastError as error:
+            answer = refusal(error, scope, body=body)
+        except ClientGone:
+            return
+        await respond(send, answer, without_body=without_body)
+
+    async def _admit(self, operation: Operation, scope: Scope) -> Call:
+        """Make the call of a request whose sender may make it. Raises its refusal."""
+        fields = _header_fields(scope["headers"])
+        call = Call(self._service, scope["path_params"], {}, fields, "")
+        if operation.role is None:
+            return call
+        path, fault = _decoded_path(scope["path_params"])
+        key = await admit(
+            self._service,
+            fields.get(b"authorization"),
+            needed=operation.role,
+            # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
+            merchant=path.get("merchant", ""),
+        )
+        if fault is not None:
+            raise fault
+        call.path = path
+        call.query = _query(scope["query_string"], operation.query)
+        call.actor = key.actor
+        return call
+
+    def _decode(self, operation: Operation, body: bytes) -> object:
+        if not body and not operation.body_required:
+            body = b"{}"
+        return decode(body, self._decoders[operation.method])
+
+
+def refusal(error: HoldfastError, scope: Scope, *, body: object = None) -> Answer:
+    """Make the answer to a refused request, and log what is our own fault."""
+    request_id = scope[REQUEST_ID]
+    if kind_of(type(error)).status == 500:
+        log.error("request failed", request_id=request_id, path=scope["path"], error=str(error))
+    document = problem(error, request_id, body=body, parameters=scope.get("path_params", {}))
+    return Answer(document.status, document, headers(error), b"application/problem+json")
+
+
+async def respond(send: Send, answer: Answer, *, without_body: bool = False) -> None:
+    """Send an answer; for a HEAD only what its headers would be."""
+    body = b""
+    fields: list[Header] = answer.headers
+    if answer.body is not None:
+        body = _encode(answer.body)
+        fields = [
+            (b"content-type", answer.media_type),
+            (b"content-length", b"%d" % len(body)),
+            *fields,
+        ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": fields})
+    await send({"type": "http.response.body", "body": b"" if without_body else body})
+
+
+def _request_id(fields: Sequence[Header]) -> bytes:
+    """Take the caller's id where it is printable and short, else make one."""
+    for name, value in fields:
+        if name == b"request-id" and _REQUEST_ID_FORM.fullmatch(value):
+            return value
+    return uuid4().hex.encode()
+
+
+def _header_fields(fields: Sequence[Header]) -> dict[bytes, bytes]:
+    """Return headers by name. Raises InvalidRequest where one that decides stands twice."""
+    by_name = dict(fields)
+    if len(by_name) != len(fields):
+        names = [name for name, _ in fields]
+        for name in _SINGLE:
+            if names.count(name) > 1:
+                shown = name.decode().title()
+                raise InvalidRequest(ProblemError(header=shown, detail="must be sent only once"))
+    return by_name
+
+
+def _decoded_path(raw: dict[str, str]) -> tuple[dict[str, str], HoldfastError | None]:
+    """Decode each segment by itself; the first fault is returned, for after the key's check."""
+    path = {}
+    fault: HoldfastError | None = None
+    for name, text in raw.items():
+        try:
+            path[name] = _decoded_segment(name, text)
+        except HoldfastError as error:
+            fault = fault or error
+    return path, fault
+
+
+def _decoded_segment(name: str, text: str) -> str:
+    if _BAD_ESCAPE.search(text):
+        raise InvalidCommand(name, "must be percent-encoded: a `%` stands before two hex digits")
+    try:
+        segment = unquote_to_bytes(text.encode("latin-1")).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidCommand(name, "must be percent-encoded UTF-8") from error
+    check_id(name, segment)
+    return segment
+
+
+def _query(text: bytes, known: Sequence[str]) -> dict[str, str]:
+    """Return the query's parameters. Raises InvalidRequest on one that is unknown or repeated."""
+    if not text:
+        return {}
+    try:
+        pairs = parse_qsl(
+            text.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_QUERY_FIELDS,
+        )
+    except ValueError as error:
+        raise _bad_query("query", "must be at most 20 percent-encoded parameters") from error
+    query: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in known:
+            raise _bad_query(name[:100], "there is no such parameter here")
+        if name in query:
+            raise _bad_query(name, "must be sent only once")
+        query[name] = value
+    return query
+
+
+def _bad_query(name: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(ProblemError(parameter=name, detail=detail))

@@ -1,0 +1,36 @@
+"""The Idempotency-Key header, quoted as the IETF draft has it or bare as most clients send it."""
+
+import re
+from typing import Final
+
+from engine.limits import MAX_KEY_CHARACTERS
+from gateway.calls import Call
+from gateway.problems import IdempotencyKeyRequired, InvalidRequest
+from gateway.wire import ProblemError
+
+HEADER: Final = "Idempotency-Key"
+
+_BARE = re.compile(rf"[!#-~][ -~]{{0,{MAX_KEY_CHARACTERS - 1}}}")
+_QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
+"""A string of RFC 8941: a quote or a backslash in it is escaped by a backslash."""
+
+
+def key_of(call: Call) -> str:
+    """Return the key; `"abc"` and `abc` are the same one.
+
+    Raises IdempotencyKeyRequired where there is none, InvalidRequest where it is not of its form.
+    """
+    value = call.headers.get(b"idempotency-key", b"").strip().decode("latin-1")
+    if not value:
+        raise IdempotencyKeyRequired
+    quoted = _QUOTED.fullmatch(value)
+    key = value if quoted is None else re.sub(r"\\(.)", r"\1", quoted[1])
+    if len(key) > MAX_KEY_CHARACTERS or (quoted is None and not _BARE.fullmatch(value)):
+        raise InvalidRequest(
+            ProblemError(
+                header=HEADER,
+                detail=f"must be 1 to {MAX_KEY_CHARACTERS} printable ASCII characters, quoted or "
+                "bare",
+            )
+        )
+    return key

@@ -1,0 +1,139 @@
+"""Movements: what came to the shelf and left it, one at a time or in a batch."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+import msgspec
+import structlog
+
+from engine import model
+from engine.outcomes import (
+    HoldfastError,
+    OutcomeUnknown,
+    Overloaded,
+    StoreFault,
+    StoreReadOnly,
+    StoreUnavailable,
+)
+from gateway import wire
+from gateway.bodies import decode
+from gateway.calls import Answer, Call, answer_once
+from gateway.idempotency import key_of
+from gateway.problems import InvalidRequest, item_problem, pointer
+
+log = structlog.get_logger("gateway.movements")
+
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class _Named(msgspec.Struct, frozen=True):
+    id: str
+
+
+_items: msgspec.json.Decoder[wire.BatchMovement] = msgspec.json.Decoder(wire.BatchMovement)
+_names: msgspec.json.Decoder[_Named] = msgspec.json.Decoder(_Named)
+
+
+async def move(call: Call, body: wire.MovementRequest) -> Answer:
+    """Book one movement under the request's idempotency key."""
+    movement = _movement(body, key=key_of(call), location=call.path["location"])
+    moved = await call.inventory.move(call.merchant, movement, actor=call.actor)
+    return answer_once(201, wire.movement(movement, moved), replayed=moved.replayed)
+
+
+async def move_batch(call: Call, body: wire.MovementBatchRequest) -> Answer:
+    """Book movements that stand or fall alone; a malformed one is refused and the rest booked.
+
+    Where the store failed in mid-course the answer is a refusal of the whole, since nobody could
+    tell what became of each: a repetition with the same ids finds what was booked as replayed.
+    """
+    items = [_item(raw) for raw in body.movements]
+    sound = [item for item in items if isinstance(item, model.Movement)]
+    booked = iter(
+        await call.inventory.move_many(call.merchant, sound, actor=call.actor) if sound else []
+    )
+    results = [next(booked) if isinstance(item, model.Movement) else item for item in items]
+    _raise_if_store_failed(results)
+    data = [
+        _outcome(pointer(["movements", str(i)]), raw, item, result)
+        for i, (raw, item, result) in enumerate(zip(body.movements, items, results, strict=True))
+    ]
+    statuses = [outcome.status for outcome in data]
+    return Answer(
+        200,
+        wire.MovementBatch(
+            data,
+            applied=statuses.count(wire.BatchStatus.APPLIED),
+            replayed=statuses.count(wire.BatchStatus.REPLAYED),
+            refused=statuses.count(wire.BatchStatus.REFUSED),
+        ),
+    )
+
+
+def _item(raw: msgspec.Raw) -> model.Movement | HoldfastError:
+    try:
+        request: wire.BatchMovement = decode(bytes(raw), _items)
+        return _movement(request, key=request.id, location=request.location)
+    except InvalidRequest as refusal:
+        return refusal
+
+
+def _movement(request: wire.MovementRequest, *, key: str, location: str) -> model.Movement:
+    """Make the engine's movement. Raises InvalidRequest."""
+    occurred_at_ms = 0
+    if request.occurred_at is not None:
+        occurred_at_ms = (request.occurred_at - wire.FIRST_OCCURRED_AT) // _MILLISECOND
+        if occurred_at_ms < 0:
+            raise InvalidRequest(
+                wire.ProblemError(pointer="#/occurred_at", detail="must not be before 1970")
+            )
+    return model.Movement(
+        key=key,
+        location=location,
+        type=request.type,
+        sku=request.sku,
+        quantity=request.quantity,
+        reason=request.reason,
+        reference=request.reference,
+        occurred_at_ms=occurred_at_ms,
+        expected_version=request.expected_version,
+    )
+
+
+def _raise_if_store_failed(results: Sequence[model.Moved | HoldfastError]) -> None:
+    """Raise the store's failure where one met any item, as unknown where others were booked."""
+    for result in results:
+        if isinstance(result, OutcomeUnknown):
+            raise result
+    for result in results:
+        if isinstance(result, Overloaded | StoreReadOnly | StoreUnavailable):
+            if any(isinstance(other, model.Moved) for other in results):
+                raise OutcomeUnknown(retry_after_ms=result.retry_after_ms) from result
+            raise result
+
+
+def _outcome(
+    place: str,
+    raw: msgspec.Raw,
+    item: model.Movement | HoldfastError,
+    result: model.Moved | HoldfastError,
+) -> wire.BatchOutcome:
+    if isinstance(item, model.Movement) and isinstance(result, model.Moved):
+        status = wire.BatchStatus.REPLAYED if result.replayed else wire.BatchStatus.APPLIED
+        return wire.BatchOutcome(id=item.key, status=status, movement=wire.movement(item, result))
+    if isinstance(result, StoreFault):
+        log.error("a movement failed", call=result.call, reply=result.reply)
+    assert isinstance(result, HoldfastError)  # noqa: S101 - what is not booked was refused
+    return wire.BatchOutcome(
+        id=item.key if isinstance(item, model.Movement) else _name(raw),
+        status=wire.BatchStatus.REFUSED,
+        error=item_problem(result, body=item, prefix=place),
+    )
+
+
+def _name(raw: msgspec.Raw) -> str | None:
+    """Return the id of a malformed item, so that its sender finds it; None where it has none."""
+    try:
+        return _names.decode(bytes(raw)).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

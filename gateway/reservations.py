@@ -1,0 +1,139 @@
+"""Reservations: made, read, listed, confirmed, extended, committed and released."""
+
+import re
+from urllib.parse import quote
+
+from msgspec import UNSET
+
+from engine.model import ReservationResult
+from engine.outcomes import InvalidCommand
+from gateway import wire
+from gateway.calls import Answer, Call, answer_once
+from gateway.idempotency import key_of
+from gateway.paging import cursor, limit_of, place_of
+from gateway.problems import InvalidRequest, pointer
+
+_PLACE = re.compile(r"[0-9]{1,15}:[!-~]{1,100}")
+"""Where a page of open reservations starts: when the last one was made, in ms, and its id."""
+
+
+async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
+    """Hold a cart at one location."""
+    result = await call.inventory.reserve(
+        call.merchant,
+        call.path["location"],
+        wire.lines(body.lines),
+        key=key_of(call),
+        ttl_ms=body.ttl_seconds * 1000,
+        order_ref=body.order_ref,
+        partial=body.partial,
+        actor=call.actor,
+    )
+    held = result.reservation
+    path = f"/v1/merchants/{quote(held.merchant, safe='')}/reservations/{held.id}"
+    return answer_once(
+        201,
+        wire.reservation(held),
+        replayed=result.replayed,
+        headers=[(b"location", path.encode())],
+    )
+
+
+async def list_open(call: Call, _body: None) -> Answer:
+    """List a location's held and confirmed reservations."""
+    location = call.path["location"]
+    listing = ("reservations", call.merchant, location)
+    page = await call.inventory.open_reservations(
+        call.merchant,
+        location,
+        after=place_of(call, listing, is_place=_PLACE.fullmatch),
+        limit=limit_of(call),
+    )
+    following = cursor(listing, page.next_after)
+    found = [wire.reservation(one) for one in page.items]
+    return Answer(200, wire.ReservationPage(found, following is not None, following))
+
+
+async def read(call: Call, _body: None) -> Answer:
+    """Read one reservation; ended ones for 24 hours."""
+    found = await call.inventory.reservation(call.merchant, call.path["reservation"])
+    return Answer(200, wire.reservation(found))
+
+
+async def confirm(call: Call, body: wire.ConfirmRequest) -> Answer:
+    """Keep a hold until it is committed or released."""
+    result = await call.inventory.confirm(
+        call.merchant, call.path["reservation"], order_ref=body.order_ref, actor=call.actor
+    )
+    return _answer(result)
+
+
+async def extend(call: Call, body: wire.ExtendRequest) -> Answer:
+    """Let a hold run for longer."""
+    result = await call.inventory.extend(
+        call.merchant,
+        call.path["reservation"],
+        key=key_of(call),
+        ttl_ms=body.ttl_seconds * 1000,
+        actor=call.actor,
+    )
+    return _answer(result)
+
+
+async def commit(call: Call, body: wire.CommitRequest) -> Answer:
+    """End a reservation: its units, or those that were picked, left the shelf."""
+    picks = [] if body.lines is UNSET else body.lines
+    _refuse_repeated(picks)
+    try:
+        result = await call.inventory.commit(
+            call.merchant, call.path["reservation"], picks=wire.lines(picks), actor=call.actor
+        )
+    except InvalidCommand:
+        await _refuse_unheld(call, picks)
+        raise
+    return _answer(result)
+
+
+async def release(call: Call, body: wire.ReleaseRequest) -> Answer:
+    """End a reservation by giving its units back."""
+    result = await call.inventory.release(
+        call.merchant, call.path["reservation"], reason=body.reason, actor=call.actor
+    )
+    return _answer(result)
+
+
+def _answer(result: ReservationResult) -> Answer:
+    return answer_once(200, wire.reservation(result.reservation), replayed=result.replayed)
+
+
+def _refuse_repeated(picks: list[wire.PickRequest]) -> None:
+    """Raise InvalidRequest where two picks name one SKU: which of them is meant is not known."""
+    seen = set()
+    for i, pick in enumerate(picks):
+        if pick.sku in seen:
+            raise InvalidRequest(
+                wire.ProblemError(
+                    pointer=pointer(["lines", str(i), "sku"]),
+                    detail="another line names this SKU already",
+                    sku=pick.sku,
+                )
+            )
+        seen.add(pick.sku)
+
+
+async def _refuse_unheld(call: Call, picks: list[wire.PickRequest]) -> None:
+    """Raise InvalidRequest for each pick of more than the reservation holds; it was refused."""
+    found = await call.inventory.reservation(call.merchant, call.path["reservation"])
+    held = {line.sku: line.quantity for line in found.lines}
+    errors = [
+        wire.ProblemError(
+            pointer=pointer(["lines", str(i), "quantity"]),
+            detail=f"picked {pick.quantity}, the reservation holds {held.get(pick.sku, 0)}",
+            sku=pick.sku,
+            requested=pick.quantity,
+        )
+        for i, pick in enumerate(picks)
+        if pick.sku not in held or pick.quantity > held[pick.sku]
+    ]
+    if errors:
+        raise InvalidRequest(*errors)

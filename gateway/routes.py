@@ -1,0 +1,367 @@
+"""The one table of the API, of which both what is served and the OpenAPI document are made."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engine.access import Role
+from engine.limits import MAX_KEY_CHARACTERS
+from engine.outcomes import (
+    HistoryUnavailable,
+    HoldfastError,
+    IdempotencyKeyReused,
+    InsufficientOnHand,
+    InsufficientStock,
+    InvalidCommand,
+    LimitExceeded,
+    OutcomeUnknown,
+    Overloaded,
+    PastNotKept,
+    ReservationEnded,
+    ReservationNotFound,
+    ReservationNotHeld,
+    RowNotFound,
+    StoreReadOnly,
+    StoreUnavailable,
+    VersionConflict,
+)
+from gateway import entries, health, ledger, movements, reservations, stock, wire
+from gateway.calls import Answer, Call
+from gateway.paging import QUERY
+from gateway.problems import (
+    Forbidden,
+    IdempotencyKeyRequired,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    PreconditionFailed,
+    PreconditionRequired,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+
+Handler = Callable[[Call, Any], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderField:
+    """A request header that an operation reads."""
+
+    name: str
+    description: str
+    required: bool = False
+    most_characters: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """An answer that is no problem; `body` None is no body, `headers` names what it brings."""
+
+    status: int
+    body: type | None
+    description: str
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    `role` None is open to everyone. `request` None takes no body; without `body_required` an empty
+    body stands for `{}`. `problems` are those of its own, beside the ones that its kind brings.
+    """
+
+    name: str
+    method: str
+    path: str
+    tag: str
+    summary: str
+    handler: Handler
+    successes: tuple[Success, ...]
+    role: Role | None
+    request: type | None = None
+    body_required: bool = True
+    changes: bool = False
+    query: tuple[str, ...] = ()
+    header_fields: tuple[HeaderField, ...] = ()
+    problems: tuple[type[HoldfastError], ...] = ()
+
+    @property
+    def all_problems(self) -> tuple[type[HoldfastError], ...]:
+        """Every class of refusal that the operation can answer with."""
+        if self.role is None:
+            return self.problems
+        classes: list[type[HoldfastError]] = [*_COMMON]
+        if self.changes:
+            classes += [OutcomeUnknown, StoreReadOnly]
+        if self.request is not None:
+            classes += [PayloadTooLarge, UnsupportedMediaType]
+        if IDEMPOTENCY_KEY in self.header_fields:
+            classes += [IdempotencyKeyRequired, IdempotencyKeyReused]
+        return (*classes, *self.problems)
+
+
+IDEMPOTENCY_KEY: Final = HeaderField(
+    "Idempotency-Key",
+    "Tells a retry from a new request: send the same key with every retry. Quoted or bare, "
+    f"1 to {MAX_KEY_CHARACTERS} printable ASCII characters.",
+    required=True,
+    most_characters=MAX_KEY_CHARACTERS,
+)
+_IF_MATCH: Final = HeaderField(
+    "If-Match", 'The version that the change is meant for, in quotes as in the row\'s ETag: `"7"`.'
+)
+_IF_NONE_MATCH: Final = HeaderField(
+    "If-None-Match", "`*` makes a row that does not exist yet; send it in place of If-Match."
+)
+_IF_CHANGED: Final = HeaderField(
+    "If-None-Match", "Versions that the client has, in quotes; 304 where one is still current."
+)
+
+_COMMON: Final[tuple[type[HoldfastError], ...]] = (
+    InvalidRequest,
+    InvalidCommand,
+    Unauthenticated,
+    Forbidden,
+    NotFound,
+    Overloaded,
+    StoreUnavailable,
+    HoldfastError,
+)
+_ENDING: Final = (ReservationNotFound, ReservationEnded)
+
+_MERCHANT: Final = "/v1/merchants/{merchant}"
+_LOCATION: Final = _MERCHANT + "/locations/{location}"
+_ROW: Final = _LOCATION + "/stock/{sku}"
+_RESERVATION: Final = _MERCHANT + "/reservations/{reservation}"
+
+_REPLAYED: Final = "Idempotent-Replayed"
+
+OPERATIONS: Final = (
+    # The busiest first: the router looks from the top.
+    Operation(
+        name="askAvailability",
+        method="POST",
+        path=_MERCHANT + "/availability",
+        tag="Stock",
+        summary="Ask what can be promised of up to 500 rows",
+        handler=stock.ask_availability,
+        request=wire.AvailabilityRequest,
+        role=Role.READ,
+        successes=(Success(200, wire.Availability, "The rows, in the order of the question"),),
+    ),
+    Operation(
+        name="readStock",
+        method="GET",
+        path=_ROW,
+        tag="Stock",
+        summary="Read one row, as it is or as it was",
+        handler=stock.read_stock,
+        role=Role.READ,
+        successes=(
+            Success(200, wire.Stock, "The row", ("ETag",)),
+            Success(304, None, "The row is still at a version that If-None-Match names", ("ETag",)),
+        ),
+        header_fields=(_IF_CHANGED,),
+        query=("at",),
+        problems=(RowNotFound, PastNotKept, HistoryUnavailable),
+    ),
+    Operation(
+        name="reserve",
+        method="POST",
+        path=_LOCATION + "/reservations",
+        tag="Reservations",
+        summary="Hold a cart, whole or not at all",
+        handler=reservations.reserve,
+        request=wire.ReserveRequest,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(201, wire.Reservation, "The hold", ("Location", _REPLAYED)),),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(InsufficientStock,),
+    ),
+    Operation(
+        name="listOpenReservations",
+        method="GET",
+        path=_LOCATION + "/reservations",
+        tag="Reservations",
+        summary="List a location's held and confirmed reservations, oldest first",
+        handler=reservations.list_open,
+        role=Role.READ,
+        successes=(Success(200, wire.ReservationPage, "A page"),),
+        query=QUERY,
+    ),
+    Operation(
+        name="commit",
+        method="POST",
+        path=_RESERVATION + "/commit",
+        tag="Reservations",
+        summary="The units left the shelf, all or those that were picked",
+        handler=reservations.commit,
+        request=wire.CommitRequest,
+        body_required=False,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, wire.Reservation, "The reservation, committed", (_REPLAYED,)),),
+        problems=(*_ENDING, InsufficientOnHand),
+    ),
+    Operation(
+        name="release",
+        method="POST",
+        path=_RESERVATION + "/release",
+        tag="Reservations",
+        summary="Give the units back",
+        handler=reservations.release,
+        request=wire.ReleaseRequest,
+        body_required=False,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, wire.Reservation, "The reservation, released", (_REPLAYED,)),),
+        problems=_ENDING,
+    ),
+    Operation(
+        name="confirm",
+        method="POST",
+        path=_RESERVATION + "/confirm",
+        tag="Reservations",
+        summary="The order is placed: keep the units until commit or release",
+        handler=reservations.confirm,
+        request=wire.ConfirmRequest,
+        body_required=False,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, wire.Reservation, "The reservation, confirmed", (_REPLAYED,)),),
+        # Confirmed before with another order_ref; there is no key, the reservation's id is one.
+        problems=(*_ENDING, IdempotencyKeyReused),
+    ),
+    Operation(
+        name="extend",
+        method="POST",
+        path=_RESERVATION + "/extend",
+        tag="Reservations",
+        summary="Let a hold run for longer",
+        handler=reservations.extend,
+        request=wire.ExtendRequest,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, wire.Reservation, "The reservation, extended", (_REPLAYED,)),),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(*_ENDING, ReservationNotHeld, LimitExceeded),
+    ),
+    Operation(
+        name="readReservation",
+        method="GET",
+        path=_RESERVATION,
+        tag="Reservations",
+        summary="Read a reservation; ended ones for 24 hours",
+        handler=reservations.read,
+        role=Role.READ,
+        successes=(Success(200, wire.Reservation, "The reservation"),),
+        problems=(ReservationNotFound,),
+    ),
+    Operation(
+        name="move",
+        method="POST",
+        path=_LOCATION + "/movements",
+        tag="Movements",
+        summary="Book units that came to the shelf or left it",
+        handler=movements.move,
+        request=wire.MovementRequest,
+        role=Role.FEED,
+        changes=True,
+        successes=(Success(201, wire.Movement, "The booked movement", (_REPLAYED,)),),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(InsufficientOnHand, VersionConflict, LimitExceeded),
+    ),
+    Operation(
+        name="moveBatch",
+        method="POST",
+        path=_MERCHANT + "/movements/batch",
+        tag="Movements",
+        summary="Book up to 1,000 movements that stand or fall alone",
+        handler=movements.move_batch,
+        request=wire.MovementBatchRequest,
+        role=Role.FEED,
+        changes=True,
+        successes=(Success(200, wire.MovementBatch, "What became of each movement"),),
+    ),
+    Operation(
+        name="changeSettings",
+        method="PATCH",
+        path=_ROW + "/settings",
+        tag="Stock",
+        summary="Set a row's safety stock",
+        handler=stock.change_settings,
+        request=wire.SettingsRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, wire.Stock, "The row just after", ("ETag", _REPLAYED)),),
+        header_fields=(IDEMPOTENCY_KEY, _IF_MATCH, _IF_NONE_MATCH),
+        problems=(PreconditionFailed, PreconditionRequired, LimitExceeded),
+    ),
+    Operation(
+        name="listStock",
+        method="GET",
+        path=_LOCATION + "/stock",
+        tag="Stock",
+        summary="List a location's rows by SKU",
+        handler=stock.list_stock,
+        role=Role.READ,
+        successes=(Success(200, wire.StockPage, "A page"),),
+        query=QUERY,
+    ),
+    Operation(
+        name="listLocations",
+        method="GET",
+        path=_MERCHANT + "/locations",
+        tag="Stock",
+        summary="List a merchant's locations",
+        handler=stock.list_locations,
+        role=Role.READ,
+        successes=(Success(200, wire.LocationPage, "A page"),),
+        query=QUERY,
+    ),
+    Operation(
+        name="readLedger",
+        method="GET",
+        path=_MERCHANT + "/ledger",
+        tag="Ledger",
+        summary="Ask what happened: by location, SKU, reservation, actor, reference, kind, time",
+        handler=ledger.read_ledger,
+        role=Role.READ,
+        successes=(Success(200, entries.LedgerPage, "A page"),),
+        query=ledger.QUERY,
+        problems=(HistoryUnavailable,),
+    ),
+    Operation(
+        name="live",
+        method="GET",
+        path="/livez",
+        tag="Health",
+        summary="Whether the process lives",
+        handler=health.live,
+        role=None,
+        successes=(Success(200, wire.Liveness, "It lives"),),
+    ),
+    Operation(
+        name="ready",
+        method="GET",
+        path="/readyz",
+        tag="Health",
+        summary="Whether requests can be served",
+        handler=health.ready,
+        role=None,
+        successes=(
+            Success(200, wire.Readiness, "They can"),
+            Success(503, wire.Readiness, "They cannot; `reasons` say why"),
+        ),
+    ),
+)
+
+
+def by_path(operations: Iterable[Operation] = OPERATIONS) -> dict[str, list[Operation]]:
+    """Group operations by their path, in order."""
+    paths: dict[str, list[Operation]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, []).append(operation)
+    return paths

@@ -1,0 +1,159 @@
+"""The gateway's hold on the engine: opened when the store is there, however late that is.
+
+A gateway that came up before its store, or that outlives a restart of it, answers 503 meanwhile and
+heals by itself; so nothing here ends the process.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from engine.access import ApiKey, KeyCache, parse_secret
+from engine.boot import StoreFacts, StoreRefused, check_store
+from engine.history import History
+from engine.inventory import Inventory
+from engine.outcomes import HistoryUnavailable, StoreUnavailable
+from engine.store import Store, StoreSettings, close_quietly
+from gateway.wire import Health, Readiness
+
+FIRST_BACKOFF_SECONDS: Final = 0.1
+MAX_BACKOFF_SECONDS: Final = 2.0
+"""Between two attempts to open the store. There is no last attempt: the process has nothing else to
+do, and whoever runs it sees /readyz."""
+
+READY_SECONDS: Final = 1.0
+"""How long /readyz waits for the store's sign of life."""
+
+OpenHistory = Callable[[Inventory], History]
+"""Makes what answers questions to the ledger of a store; it must not wait for anything."""
+
+_NO_ANSWER: Final = "the store does not answer"
+
+log = structlog.get_logger("gateway.service")
+
+
+class Service:
+    """Opens the engine in the background, and gives it to the handlers once it is open."""
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        unsafe_durability: bool = False,
+        partitions: int | None = None,
+        open_history: OpenHistory | None = None,
+    ) -> None:
+        """Say how to reach the store; `start` begins, and the next two are of `check_store`.
+
+        Whoever starts the gateway hands in `open_history`: the archive is not the gateway's own.
+        """
+        self._settings = settings
+        self._unsafe_durability = unsafe_durability
+        self._partitions = partitions
+        self._open_history = open_history
+        self._inventory: Inventory | None = None
+        self._history: History | None = None
+        self._keys: KeyCache | None = None
+        self._facts: StoreFacts | None = None
+        self._reasons = ["the store was not asked yet"]
+        self._opening: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to open the store and return at once."""
+        self._opening = asyncio.get_running_loop().create_task(self._open())
+
+    async def stop(self) -> None:
+        """Stop opening, and close what was opened."""
+        if self._opening is not None:
+            self._opening.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._opening
+        if self._inventory is not None:
+            await close_quietly(self._inventory.store.client)
+            self._inventory = None
+            self._history = None
+            self._keys = None
+
+    @property
+    def inventory(self) -> Inventory:
+        """The engine. Raises StoreUnavailable while the store was not opened yet."""
+        if self._inventory is None:
+            raise StoreUnavailable()
+        return self._inventory
+
+    @property
+    def history(self) -> History:
+        """What answers questions to the ledger. Raises StoreUnavailable and HistoryUnavailable."""
+        if self._inventory is None:
+            raise StoreUnavailable()
+        if self._open_history is None:
+            raise HistoryUnavailable("this gateway was started without the ledger's archive")
+        if self._history is None:
+            self._history = self._open_history(self._inventory)
+        return self._history
+
+    async def authenticate(self, secret: str) -> ApiKey | None:
+        """Return the key of a secret, None where it is none. Raises StoreUnavailable."""
+        if self._keys is None:
+            if parse_secret(secret) is None:
+                return None
+            raise StoreUnavailable()
+        return await self._keys.authenticate(secret)
+
+    async def readiness(self) -> Readiness:
+        """Ask the store for a sign of life, and say how things are."""
+        inventory, facts = self._inventory, self._facts
+        if inventory is None or facts is None:
+            return Readiness(Health.NOT_READY, list(self._reasons), [], None)
+        servers = sorted({f"{node.kind} {node.version}" for node in facts.nodes})
+        warnings = [str(warning) for warning in facts.warnings]
+        reasons = []
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await inventory.store.ping()
+        except (StoreUnavailable, TimeoutError):
+            reasons.append(_NO_ANSWER)
+        status = Health.NOT_READY if reasons else Health.READY
+        return Readiness(status, reasons, warnings, ", ".join(servers))
+
+    async def _open(self) -> None:
+        backoff_seconds = FIRST_BACKOFF_SECONDS
+        while not await self._open_once():
+            await asyncio.sleep(backoff_seconds)
+            backoff_seconds = min(MAX_BACKOFF_SECONDS, 2 * backoff_seconds)
+
+    async def _open_once(self) -> bool:
+        store = await Store.open(self._settings)
+        opened = False
+        try:
+            facts = await check_store(
+                store.client,
+                unsafe_durability=self._unsafe_durability,
+                partitions=self._partitions,
+            )
+            self._inventory = Inventory(store, partitions=facts.partitions)
+            self._keys = KeyCache(store.client)
+            self._facts = facts
+            opened = True
+        except StoreUnavailable as error:
+            # The driver's words may name an address, which /readyz tells nobody.
+            self._explain([_NO_ANSWER], error)
+        except StoreRefused as error:
+            self._explain([str(problem) for problem in error.problems], error)
+        finally:
+            if not opened:
+                await close_quietly(store.client)
+        if opened:
+            for warning in facts.warnings:
+                log.warning("the store is not safe", problem=str(warning))
+            log.info("the store is open", partitions=facts.partitions)
+        return opened
+
+    def _explain(self, reasons: list[str], error: Exception) -> None:
+        """Keep why the store is not open, and log it once."""
+        if reasons != self._reasons:
+            self._reasons = reasons
+            log.warning("the store cannot be opened, trying again", error=str(error))

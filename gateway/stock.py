@@ -1,0 +1,85 @@
+"""Rows: read, listed, asked about in bulk, and their settings."""
+
+import time
+
+from engine.outcomes import InvalidCommand, VersionConflict
+from engine.validation import check_id
+from gateway import ledger, wire
+from gateway.calls import Answer, Call, answer_once
+from gateway.conditions import etag, expected_version, is_unchanged
+from gateway.idempotency import key_of
+from gateway.paging import cursor, limit_of, place_of
+from gateway.problems import PreconditionFailed
+
+
+async def list_locations(call: Call, _body: None) -> Answer:
+    """List a merchant's locations."""
+    listing = ("locations", call.merchant)
+    page = await call.inventory.list_locations(
+        call.merchant, after=place_of(call, listing), limit=limit_of(call)
+    )
+    following = cursor(listing, page.next_after)
+    locations = [wire.Location(location) for location in page.items]
+    return Answer(200, wire.LocationPage(locations, following is not None, following))
+
+
+async def list_stock(call: Call, _body: None) -> Answer:
+    """List a location's rows."""
+    location = call.path["location"]
+    listing = ("stock", call.merchant, location)
+    page = await call.inventory.list_rows(
+        call.merchant, location, after=place_of(call, listing), limit=limit_of(call)
+    )
+    following = cursor(listing, page.next_after)
+    rows = [wire.stock(row) for row in page.items]
+    return Answer(200, wire.StockPage(rows, following is not None, following))
+
+
+async def read_stock(call: Call, _body: None) -> Answer:
+    """Read one row, as it is or with `at` as it was; its version is the ETag."""
+    if "at" in call.query:
+        return await ledger.read_past_stock(call)
+    path = call.path
+    row = await call.inventory.row(path["merchant"], path["location"], path["sku"])
+    if is_unchanged(call, row.version):
+        return Answer(304, None, [etag(row.version)])
+    return Answer(200, wire.stock(row), [etag(row.version)])
+
+
+async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer:
+    """Answer up to 500 rows in the order of the question."""
+    # Before the store is asked, so that no number is older than the answer says.
+    asked_at_ms = time.time_ns() // 1_000_000
+    try:
+        rows = await call.inventory.rows(
+            call.merchant, [(wanted.location, wanted.sku) for wanted in body.rows]
+        )
+    except InvalidCommand:
+        for i, wanted in enumerate(body.rows):
+            check_id(f"rows[{i}].location", wanted.location)
+            check_id(f"rows[{i}].sku", wanted.sku)
+        raise
+    data = [wire.availability_row(*pair) for pair in zip(body.rows, rows, strict=True)]
+    return Answer(200, wire.Availability(data, wire.time_text(asked_at_ms)))
+
+
+async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
+    """Set a row's safety stock, if the row is at the version that the request names."""
+    key = key_of(call)
+    expected = expected_version(call)
+    try:
+        configured = await call.inventory.configure(
+            call.merchant,
+            call.path["location"],
+            call.path["sku"],
+            key=key,
+            safety_stock=body.safety_stock,
+            expected_version=expected,
+            actor=call.actor,
+        )
+    except VersionConflict as error:
+        raise PreconditionFailed(error.sku, expected=error.expected, actual=error.actual) from error
+    row = configured.row
+    return answer_once(
+        200, wire.stock(row), replayed=configured.replayed, headers=[etag(row.version)]
+    )

@@ -1,0 +1,494 @@
+"""What travels in request and response bodies, and how the engine's values become it.
+
+The structs are the schema: msgspec decodes by them, and `gateway.openapi` publishes them. Integers
+must be JSON integers, unknown fields are refused, and times are RFC 3339 in UTC with milliseconds.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import lru_cache
+from typing import Annotated, Final, Generic, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from engine import model
+from engine.limits import (
+    DEFAULT_TTL_MS,
+    MAX_BATCH_MOVEMENTS,
+    MAX_BATCH_ROWS,
+    MAX_ID_BYTES,
+    MAX_KEY_CHARACTERS,
+    MAX_LINES,
+    MAX_QUANTITY,
+    MAX_TOTAL,
+    MAX_TTL_MS,
+    MIN_TTL_MS,
+)
+from engine.model import MovementType, ReservationState
+
+Item = TypeVar("Item")
+
+Id = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_ID_BYTES,
+        description=f"Any Unicode text of 1 to {MAX_ID_BYTES} bytes in UTF-8.",
+    ),
+]
+Text = Annotated[
+    str, Meta(max_length=MAX_ID_BYTES, description=f"At most {MAX_ID_BYTES} bytes in UTF-8.")
+]
+Units = Annotated[int, Meta(ge=1, le=MAX_QUANTITY, description="Whole units.")]
+Count = Annotated[int, Meta(ge=0, le=MAX_TOTAL, description="Whole units.")]
+Version = Annotated[int, Meta(ge=0, le=2**53, description="Rises by 1 at every change of the row.")]
+Time = Annotated[
+    str,
+    Meta(
+        description="RFC 3339, UTC, with milliseconds.",
+        examples=["2026-11-23T15:38:04.123Z"],
+        extra_json_schema={"format": "date-time"},
+    ),
+]
+TtlSeconds = Annotated[
+    int,
+    Meta(
+        ge=MIN_TTL_MS // 1000,
+        le=MAX_TTL_MS // 1000,
+        description="How long the units are held, in seconds.",
+    ),
+]
+OccurredAt = Annotated[
+    datetime,
+    Meta(tz=True, description="When it happened at the shelf: RFC 3339 with an offset, from 1970."),
+]
+PickedUnits = Annotated[
+    int, Meta(ge=0, le=MAX_QUANTITY, description="Units that leave the shelf; at most those held.")
+]
+MovementQuantity = Annotated[
+    int,
+    Meta(
+        ge=-MAX_QUANTITY,
+        le=MAX_TOTAL,
+        description=(
+            "Units, 1 to 10^9; for `adjust` signed and not 0; for `count` the units that are on "
+            "the shelf now, 0 to 10^12."
+        ),
+    ),
+]
+
+UndecodedMovement = Annotated[
+    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/BatchMovement"})
+]
+"""Decoded one by one, so that a malformed one is refused alone."""
+
+FIRST_OCCURRED_AT: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of request bodies: fields that it does not know are refused."""
+
+
+class LineRequest(Request, frozen=True, kw_only=True):
+    """Units of one SKU that are asked for."""
+
+    sku: Id
+    quantity: Units
+
+
+class ReserveRequest(Request, frozen=True, kw_only=True):
+    """A cart at one location. Lines of one SKU are summed.
+
+    With `partial` whatever there is gets held, and the rest is named as `missing`.
+    """
+
+    lines: Annotated[list[LineRequest], Meta(min_length=1, max_length=MAX_LINES)]
+    ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
+    order_ref: Text = ""
+    partial: bool = False
+
+
+class ConfirmRequest(Request, frozen=True, kw_only=True):
+    """The order was placed: keep the units until commit or release."""
+
+    order_ref: Text = ""
+
+
+class ExtendRequest(Request, frozen=True, kw_only=True):
+    """Let the hold run for so long from now, if that is longer than it would."""
+
+    ttl_seconds: TtlSeconds
+
+
+class PickRequest(Request, frozen=True, kw_only=True):
+    """Units of one SKU that were picked."""
+
+    sku: Id
+    quantity: PickedUnits
+
+
+class CommitRequest(Request, frozen=True, kw_only=True):
+    """The units left the shelf. Without `lines` all of them; with `lines` only those named."""
+
+    lines: Annotated[list[PickRequest], Meta(min_length=1, max_length=MAX_LINES)] | UnsetType = (
+        UNSET
+    )
+
+
+class ReleaseRequest(Request, frozen=True, kw_only=True):
+    """Give the units back."""
+
+    reason: Text = ""
+
+
+class MovementRequest(Request, frozen=True, kw_only=True):
+    """A physical event at a shelf. `adjust` needs a `reason`."""
+
+    type: MovementType
+    sku: Id
+    quantity: MovementQuantity
+    reason: Text = ""
+    reference: Text = ""
+    occurred_at: OccurredAt | None = None
+    expected_version: Version | None = None
+
+
+class BatchMovement(MovementRequest, frozen=True, kw_only=True):
+    """A movement of a batch; `id` is its idempotency key at its location."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARACTERS)]
+    location: Id
+
+
+class MovementBatchRequest(Request, frozen=True, kw_only=True):
+    """Movements that stand or fall alone; see BatchMovement for one."""
+
+    movements: Annotated[
+        list[UndecodedMovement], Meta(min_length=1, max_length=MAX_BATCH_MOVEMENTS)
+    ]
+
+
+class SettingsRequest(Request, frozen=True, kw_only=True):
+    """A row's settings. `safety_stock` units are never promised."""
+
+    safety_stock: Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
+
+
+class RowRequest(Request, frozen=True, kw_only=True):
+    """Which row is asked about."""
+
+    location: Id
+    sku: Id
+
+
+class AvailabilityRequest(Request, frozen=True, kw_only=True):
+    """The rows that are asked about, in the order in which they are answered."""
+
+    rows: Annotated[list[RowRequest], Meta(min_length=1, max_length=MAX_BATCH_ROWS)]
+
+
+class Stock(msgspec.Struct, frozen=True):
+    """One row: what is on the shelf and what can still be promised.
+
+    `as_of` is there where a past moment was asked for.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    on_hand: Annotated[int, Meta(ge=0, description="Units believed to be there.")]
+    reserved: Annotated[int, Meta(ge=0, description="Units of open reservations.")]
+    safety_stock: Annotated[int, Meta(ge=0, description="Units kept back from promising.")]
+    available: Annotated[int, Meta(ge=0, description="max(0, on_hand - reserved - safety_stock).")]
+    shortfall: Annotated[int, Meta(ge=0, description="max(0, reserved - on_hand).")]
+    deficit: Annotated[int, Meta(ge=0, description="Units that left although the books had none.")]
+    version: Version
+    as_of: Time | UnsetType = UNSET
+
+
+class AvailabilityRow(msgspec.Struct, frozen=True):
+    """One answered row; where the location has none (`known` is false) all numbers are 0."""
+
+    location: str
+    sku: str
+    known: bool
+    available: int
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    shortfall: int
+    version: int
+
+
+class Availability(msgspec.Struct, frozen=True):
+    """The rows in the order of the question; no number is older than `as_of`."""
+
+    data: list[AvailabilityRow]
+    as_of: Time
+
+
+class Movement(msgspec.Struct, frozen=True):
+    """A booked movement, its `sequence` in the ledger, and the row just after it."""
+
+    id: str
+    merchant: str
+    location: str
+    type: MovementType
+    sku: str
+    quantity: int
+    on_hand_change: int
+    reason: str
+    reference: str
+    at: Time
+    sequence: int
+    stock: Stock
+
+
+class ReservationLine(msgspec.Struct, frozen=True):
+    """Units of one SKU; `picked` is null unless the reservation is committed."""
+
+    sku: str
+    quantity: int
+    picked: int | None
+
+
+class MissingLine(msgspec.Struct, frozen=True):
+    """Units that a partial reservation did not get."""
+
+    sku: str
+    quantity: int
+
+
+class Reservation(msgspec.Struct, frozen=True):
+    """Units of one location promised to one order; `expires_at` is null unless it is held."""
+
+    id: str
+    merchant: str
+    location: str
+    state: ReservationState
+    lines: list[ReservationLine]
+    missing: list[MissingLine]
+    order_ref: str
+    created_at: Time
+    expires_at: Time | None
+    confirmed_at: Time | None
+    ended_at: Time | None
+
+
+class Location(msgspec.Struct, frozen=True):
+    """A location that has or had stock."""
+
+    location: str
+
+
+class Page(msgspec.Struct, Generic[Item], frozen=True):
+    """Part of a listing; `next_cursor` asks for the next part and is null at the end."""
+
+    data: list[Item]
+    has_more: bool
+    next_cursor: str | None
+
+
+class StockPage(Page[Stock], frozen=True):
+    """Rows of a location by SKU, in byte order."""
+
+
+class LocationPage(Page[Location], frozen=True):
+    """Locations of a merchant."""
+
+
+class ReservationPage(Page[Reservation], frozen=True):
+    """Open reservations of a location, oldest first."""
+
+
+class ProblemError(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One thing that is wrong, and where: in the body, a parameter or a header.
+
+    `pointer` is an RFC 6901 JSON pointer in URI fragment form. The other fields are there where
+    the problem's code is about them; quantities are units.
+    """
+
+    detail: str
+    pointer: str | UnsetType = UNSET
+    parameter: str | UnsetType = UNSET
+    header: str | UnsetType = UNSET
+    sku: str | UnsetType = UNSET
+    requested: int | UnsetType = UNSET
+    available: int | UnsetType = UNSET
+    on_hand: int | UnsetType = UNSET
+    known: bool | UnsetType = UNSET
+    state: str | UnsetType = UNSET
+    ended_at: Time | UnsetType = UNSET
+    expected: int | UnsetType = UNSET
+    actual: int | UnsetType = UNSET
+    most: int | UnsetType = UNSET
+    role: str | UnsetType = UNSET
+    earliest: Time | UnsetType = UNSET
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An RFC 9457 problem; `code` is stable and is what a program should look at."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[ProblemError]
+
+
+class ItemProblem(msgspec.Struct, frozen=True, kw_only=True):
+    """The problem of one movement of a batch."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[ProblemError]
+
+
+class BatchStatus(StrEnum):
+    """What became of one movement of a batch."""
+
+    APPLIED = "applied"
+    REPLAYED = "replayed"
+    REFUSED = "refused"
+
+
+class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One movement's outcome; `id` is null where it could not be read."""
+
+    id: str | None
+    status: BatchStatus
+    movement: Movement | UnsetType = UNSET
+    error: ItemProblem | UnsetType = UNSET
+
+
+class MovementBatch(msgspec.Struct, frozen=True):
+    """Outcomes in the order of the request, and how many there are of each."""
+
+    data: list[BatchOutcome]
+    applied: int
+    replayed: int
+    refused: int
+
+
+class Health(StrEnum):
+    """How the process, or the service, is."""
+
+    OK = "ok"
+    READY = "ready"
+    NOT_READY = "not_ready"
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Health
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether requests can be served now.
+
+    `reasons` say why not, `warnings` what is unsafe, and `store` what server it is.
+    """
+
+    status: Health
+    reasons: list[str]
+    warnings: list[str]
+    store: str | None
+
+
+def time_text(time_ms: int) -> str:
+    """Format ms since 1970 as RFC 3339 in UTC."""
+    return f"{_second_text(time_ms // 1000)}.{time_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=4_096)
+def _second_text(time_seconds: int) -> str:
+    return datetime.fromtimestamp(time_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _optional_time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else time_text(time_ms)
+
+
+def stock(row: model.Row) -> Stock:
+    """Make the answer of a row."""
+    return Stock(
+        row.merchant,
+        row.location,
+        row.sku,
+        row.on_hand,
+        row.reserved,
+        row.safety_stock,
+        row.available,
+        row.shortfall,
+        row.deficit,
+        row.version,
+    )
+
+
+def availability_row(wanted: RowRequest, row: model.Row | None) -> AvailabilityRow:
+    """Make the answer of one row of a question; None is a row that does not exist."""
+    if row is None:
+        return AvailabilityRow(wanted.location, wanted.sku, False, 0, 0, 0, 0, 0, 0)
+    return AvailabilityRow(
+        row.location,
+        row.sku,
+        True,
+        row.available,
+        row.on_hand,
+        row.reserved,
+        row.safety_stock,
+        row.shortfall,
+        row.version,
+    )
+
+
+def movement(booked: model.Movement, moved: model.Moved) -> Movement:
+    """Make the answer of a booked movement."""
+    return Movement(
+        moved.id,
+        moved.row.merchant,
+        moved.row.location,
+        booked.type,
+        booked.sku,
+        booked.quantity,
+        moved.on_hand_change,
+        booked.reason,
+        booked.reference,
+        time_text(moved.at_ms),
+        moved.sequence,
+        stock(moved.row),
+    )
+
+
+def reservation(found: model.Reservation) -> Reservation:
+    """Make the answer of a reservation."""
+    picked = None if found.picked is None else {x.sku: x.quantity for x in found.picked}
+    return Reservation(
+        found.id,
+        found.merchant,
+        found.location,
+        found.state,
+        [
+            ReservationLine(x.sku, x.quantity, None if picked is None else picked.get(x.sku, 0))
+            for x in found.lines
+        ],
+        [MissingLine(x.sku, x.quantity) for x in found.missing],
+        found.order_ref,
+        time_text(found.created_at_ms),
+        _optional_time(found.expires_at_ms),
+        _optional_time(found.confirmed_at_ms),
+        _optional_time(found.ended_at_ms),
+    )
+
+
+def lines(wanted: Sequence[LineRequest | PickRequest]) -> list[model.Line]:
+    """Make the engine's lines of a request's."""
+    return [model.Line(x.sku, x.quantity) for x in wanted]
