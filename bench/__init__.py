@@ -1,0 +1,1 @@
+"""Benchmarks: the product, its limits and a peer, measured side by side in one run."""

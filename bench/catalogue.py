@@ -1,0 +1,252 @@
+"""Every figure in the order of the report: its name, unit and aim, and how it is taken."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Final
+
+from bench import engine, http, limits, memory, postgres, scripts, shop
+from bench.figures import Aim, Conditions, Experiment, Figure, Sample, Samples
+
+RATE: Final = "/s"
+BYTES: Final = "bytes"
+MS: Final = "ms"
+SECONDS: Final = "s"
+
+LIMIT_GET: Final = "limit.get"
+LIMIT_POST: Final = "limit.post"
+LIMIT_SCRIPT: Final = "limit.script"
+PEER_HOT_ROW: Final = "postgres.reserve.hot_row"
+PEER_UNIFORM: Final = "postgres.reserve.uniform"
+
+OF_A_POST: Final = Aim(at_least=0.7, of=LIMIT_POST)
+OF_A_GET: Final = Aim(at_least=0.9, of=LIMIT_GET)
+OF_THE_SCRIPT: Final = Aim(at_least=0.6, of=LIMIT_SCRIPT)
+OF_THE_PEER: Final = Aim(at_least=20, of=PEER_HOT_ROW)
+
+ROW_BYTES: Final = Aim(at_most=250)
+HOLD_BYTES: Final = Aim(at_most=500)
+READ_MS: Final = Aim(at_most=50)
+RESERVE_MS: Final = Aim(at_most=150)
+
+ROW_COUNTS: Final = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
+LARGEST: Final = "1m"
+
+
+def _one(figure: Figure, measure: Callable[[Conditions], Awaitable[Sample]]) -> Experiment:
+    async def take(conditions: Conditions) -> Samples:
+        return {figure.name: [await measure(conditions)]}
+
+    return Experiment(figures=(figure,), measure=take)
+
+
+def _rate(
+    name: str,
+    meaning: str,
+    measure: Callable[[Conditions], Awaitable[Sample]],
+    *aims: Aim,
+    beside: tuple[str, ...] = (),
+) -> Experiment:
+    figure = Figure(name=name, unit=RATE, meaning=meaning, aims=aims, beside=beside)
+    return _one(figure, measure)
+
+
+LIMITS: Final = (
+    _rate(LIMIT_GET, "do-nothing GET", limits.get),
+    _rate(LIMIT_POST, "do-nothing POST", limits.post),
+    _rate(LIMIT_SCRIPT, "bare conditional decrement on the store", limits.bare_script),
+)
+
+PEERS: Final = (
+    _rate(
+        PEER_HOT_ROW,
+        "PostgreSQL procedure, one row",
+        partial(postgres.reserve, transaction=postgres.HOT_ROW),
+    ),
+    _rate(
+        PEER_UNIFORM,
+        "PostgreSQL procedure, 10,000 rows",
+        partial(postgres.reserve, transaction=postgres.UNIFORM),
+    ),
+)
+
+SCRIPTS: Final = (
+    _rate(
+        "scripts.reserve.hot_row",
+        "the reserve script alone, one row, groups of 128",
+        partial(scripts.reserve, make_shop=shop.hot_row),
+        OF_THE_SCRIPT,
+        OF_THE_PEER,
+    ),
+)
+
+ENGINE: Final = (
+    _rate(
+        "engine.reserve.hot_row",
+        "reserves of one row, in process",
+        partial(engine.reserve, make_shop=shop.hot_row),
+        OF_THE_SCRIPT,
+        OF_THE_PEER,
+    ),
+    _rate(
+        "engine.reserve.uniform",
+        "reserves over 10,000 rows, in process",
+        partial(engine.reserve, make_shop=shop.uniform),
+        beside=(PEER_UNIFORM,),
+    ),
+    _rate(
+        "engine.reserve.big_carts",
+        "reserves of 10 lines, in process",
+        partial(engine.reserve, make_shop=shop.big_carts),
+    ),
+    _rate(
+        "engine.commit",
+        "commits over 10,000 rows, in process",
+        partial(engine.commit, make_shop=shop.uniform),
+    ),
+    _rate(
+        "engine.release",
+        "releases over 10,000 rows, in process",
+        partial(engine.release, make_shop=shop.uniform),
+    ),
+    _rate(
+        "engine.read",
+        "reads of one row, in process",
+        partial(engine.read, make_shop=shop.uniform),
+    ),
+    _rate(
+        "engine.read_batch",
+        "reads of 100 rows, in process",
+        partial(engine.read_batch, make_shop=shop.uniform),
+    ),
+)
+
+HTTP: Final = (
+    _rate(
+        "http.reserve.hot_row",
+        "reserves of one row",
+        partial(http.reserve, make_shop=shop.hot_row),
+        OF_A_POST,
+        OF_THE_PEER,
+        beside=(LIMIT_SCRIPT,),
+    ),
+    _rate(
+        "http.reserve.uniform",
+        "reserves over 10,000 rows",
+        partial(http.reserve, make_shop=shop.uniform),
+        OF_A_POST,
+        beside=(PEER_UNIFORM,),
+    ),
+    _rate(
+        "http.reserve.big_carts",
+        "reserves of 10 lines",
+        partial(http.reserve, make_shop=shop.big_carts),
+        beside=(LIMIT_POST,),
+    ),
+    _rate(
+        "http.commit",
+        "commits over 10,000 rows",
+        partial(http.commit, make_shop=shop.uniform),
+        beside=(LIMIT_POST,),
+    ),
+    _rate(
+        "http.release",
+        "releases over 10,000 rows",
+        partial(http.release, make_shop=shop.uniform),
+        beside=(LIMIT_POST,),
+    ),
+    _rate("http.read", "reads of one row", partial(http.read, make_shop=shop.uniform), OF_A_GET),
+    _rate(
+        "http.read_batch",
+        "reads of 100 rows",
+        partial(http.read_batch, make_shop=shop.uniform),
+    ),
+    _one(
+        Figure(
+            name="http.reserve.at_rate",
+            unit=MS,
+            meaning=f"p95 of {http.RESERVES_PER_SECOND:,} reserves/s, from when they were due",
+            aims=(RESERVE_MS,),
+        ),
+        partial(http.reserve_at_rate, make_shop=shop.uniform),
+    ),
+    _one(
+        Figure(
+            name="http.read.at_rate",
+            unit=MS,
+            meaning=f"p95 of {http.READS_PER_SECOND:,} reads/s, from when they were due",
+            aims=(READ_MS,),
+        ),
+        partial(http.read_at_rate, make_shop=shop.uniform),
+    ),
+)
+
+
+def _row_figures(size: str) -> dict[str, Figure]:
+    """Return the figures of a stock of so many rows, by the kind of memory."""
+    meanings = {
+        memory.ROW: f"a row among {size}, with its listings",
+        memory.RECORD: f"an idempotency record among {size}",
+        memory.EVERYTHING: f"a row just received among {size}, with record and ledger",
+    }
+    return {
+        kind: Figure(
+            name=f"memory.{kind}.{size}",
+            unit=BYTES,
+            meaning=meaning,
+            aims=(ROW_BYTES,) if kind == memory.ROW else (),
+        )
+        for kind, meaning in meanings.items()
+    }
+
+
+def _named(figures: Mapping[str, Figure], samples: Mapping[str, Sample]) -> Samples:
+    return {figures[kind].name: [sample] for kind, sample in samples.items()}
+
+
+def _rows(size: str) -> Experiment:
+    figures = _row_figures(size)
+
+    async def take(conditions: Conditions) -> Samples:
+        return _named(figures, await memory.rows(conditions, ROW_COUNTS[size]))
+
+    return Experiment(figures=tuple(figures.values()), measure=take)
+
+
+def _rows_and_starts(size: str) -> Experiment:
+    figures = _row_figures(size)
+    start = Figure(
+        name=f"store.start.{size}", unit=SECONDS, meaning=f"start of the store with {size} rows"
+    )
+
+    async def take(conditions: Conditions) -> Samples:
+        samples, starts = await memory.rows_and_starts(conditions, ROW_COUNTS[size])
+        return {**_named(figures, samples), start.name: starts}
+
+    return Experiment(
+        figures=(*figures.values(), start), measure=take, once=True, skipped_when_quick=True
+    )
+
+
+def _holds() -> Experiment:
+    figures = {
+        memory.HOLD: Figure(
+            name="memory.hold",
+            unit=BYTES,
+            meaning="a live hold of one line, with all its indexes",
+            aims=(HOLD_BYTES,),
+        ),
+        memory.OPERATION: Figure(
+            name="memory.operation", unit=BYTES, meaning="a reserve's share of a ledger entry"
+        ),
+    }
+
+    async def take(conditions: Conditions) -> Samples:
+        return _named(figures, await memory.holds(conditions))
+
+    return Experiment(figures=tuple(figures.values()), measure=take)
+
+
+MEMORY: Final = (_rows("10k"), _rows("100k"), _rows_and_starts(LARGEST), _holds())
+
+EXPERIMENTS: Final = (*LIMITS, *PEERS, *SCRIPTS, *ENGINE, *HTTP, *MEMORY)
+"""A reference stands near what is compared with it, so that both meet the same moment."""
