@@ -96,4 +96,10 @@ class Dispatcher:
         )
 
     async def _read(self, commands: list[ReadCommand]) -> list[Any]:
-        return await self._store.read(commands)
+        try:
+            return await self._store.read(commands)
+        except StoreFault as fault:
+            if len(commands) == 1:
+                return [fault]
+            # As with the verbs: a damaged key is the trouble of those alone who ask for it.
+            return [(await self._read([command]))[0] for command in commands]

@@ -141,11 +141,10 @@ class HistoryPage(msgspec.Struct, frozen=True):
 
 
 class PastRow(msgspec.Struct, frozen=True):
-    """A row as it was at `as_of_ms`; its last change then was `sequence`, at `changed_at_ms`."""
+    """A row as it was at `as_of_ms`; its last change by then was operation `sequence`."""
 
     row: Row
     as_of_ms: int
-    changed_at_ms: int
     sequence: int
 
 

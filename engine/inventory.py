@@ -6,8 +6,8 @@ outcome stays unknown raises OutcomeUnknown: the same call with the same key or 
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Final, Self, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -16,13 +16,17 @@ from engine import reservations
 from engine.clock import ClockGuard
 from engine.dispatch import Command, Dispatcher
 from engine.keys import (
+    MAX_PARTITIONS,
+    MOVED_KEY,
     STORE_KEY,
     PartitionKeys,
     digest,
     encode,
     location_member,
+    moved_reservation_id,
     partition_of,
     partition_of_reservation,
+    reservation_hash,
     reservation_id,
 )
 from engine.limits import (
@@ -57,14 +61,18 @@ from engine.scripts import script
 from engine.store import Store, StoreSettings
 from engine.validation import (
     check_batch,
+    check_count,
     check_id,
     check_key,
     check_lines,
     check_page,
+    check_picks,
     check_quantity,
     check_text,
     check_ttl,
 )
+
+Answer = TypeVar("Answer")
 
 ROW_FIELDS: Final = ("on_hand", "reserved", "safety_stock", "deficit", "version")
 MAX_RECLAIM_ROUNDS: Final = 2
@@ -134,12 +142,13 @@ class Inventory:
         return await self._rows(merchant, wanted)
 
     async def _rows(self, merchant: str, wanted: Sequence[tuple[str, str]]) -> list[Row | None]:
-        reads = []
+        row_keys = []
         for location, sku in wanted:
             check_id("sku", sku)
-            key = self._keys_of(merchant, location).stock(merchant, location, sku)
-            reads.append(self._dispatch.read("HMGET", key, *ROW_FIELDS))
-        replies = await asyncio.gather(*reads)
+            row_keys.append(self._keys_of(merchant, location).stock(merchant, location, sku))
+        replies = await asyncio.gather(
+            *(self._dispatch.read("HMGET", key, *ROW_FIELDS) for key in row_keys)
+        )
         return [
             _row(merchant, location, sku, fields)
             for (location, sku), fields in zip(wanted, replies, strict=True)
@@ -186,6 +195,9 @@ class Inventory:
 
     async def reservation(self, merchant: str, reservation: str) -> Reservation:
         """Read a reservation; ended ones for 24 hours. Raises ReservationNotFound."""
+        return await self._wherever(reservation, lambda it: self._reservation(merchant, it))
+
+    async def _reservation(self, merchant: str, reservation: str) -> Reservation:
         keys = self._keys_of_reservation(reservation)
         fields = await self._dispatch.read(
             "HMGET", keys.reservation(reservation), *reservations.FIELDS
@@ -245,7 +257,7 @@ class Inventory:
         check_key(movement.key)
         _check_movement(movement)
         location = movement.location
-        operation = digest("move", location, movement.key)
+        operation = digest("move", merchant, location, movement.key)
         command = Command(
             self._row_keys(keys, merchant, location, movement.sku, operation),
             (
@@ -311,7 +323,8 @@ class Inventory:
         check_id("sku", sku)
         check_key(key)
         check_quantity("safety_stock", safety_stock, least=0)
-        operation = digest("configure", location, sku, key)
+        check_count("expected_version", expected_version)
+        operation = digest("configure", merchant, location, sku, key)
         command = Command(
             self._row_keys(keys, merchant, location, sku, operation),
             (
@@ -412,8 +425,15 @@ class Inventory:
         Raises ReservationNotFound, ReservationEnded, IdempotencyKeyReused (confirmed before with
         another `order_ref`).
         """
-        keys = self._keys_of_reservation(reservation)
         check_text("order_ref", order_ref)
+        return await self._wherever(
+            reservation, lambda it: self._confirm(merchant, it, order_ref, actor)
+        )
+
+    async def _confirm(
+        self, merchant: str, reservation: str, order_ref: str, actor: str
+    ) -> ReservationResult:
+        keys = self._keys_of_reservation(reservation)
         command = Command(
             (keys.reservation(reservation),), (reservation, merchant, actor, order_ref)
         )
@@ -428,10 +448,18 @@ class Inventory:
         Raises ReservationNotFound, ReservationEnded, ReservationNotHeld (confirmed), LimitExceeded
         (7 days in all), IdempotencyKeyReused.
         """
-        keys = self._keys_of_reservation(reservation)
         check_key(key)
         check_ttl(ttl_ms)
-        operation = digest("extend", reservation, key)
+        return await self._wherever(
+            reservation, lambda it: self._extend(merchant, it, key, ttl_ms, actor)
+        )
+
+    async def _extend(
+        self, merchant: str, reservation: str, key: str, ttl_ms: int, actor: str
+    ) -> ReservationResult:
+        keys = self._keys_of_reservation(reservation)
+        # Not of the whole id: a retry must find its record after the reservation has moved, too.
+        operation = digest("extend", reservation_hash(reservation), key)
         command = Command(
             (keys.reservation(reservation), keys.seen(merchant, operation)),
             (reservation, merchant, actor, digest(str(ttl_ms)), ttl_ms, operation),
@@ -447,7 +475,10 @@ class Inventory:
         A line that `picks` does not name is picked 0 times; no picks at all means every line whole.
         Raises ReservationNotFound, ReservationEnded, InsufficientOnHand, InvalidCommand.
         """
-        return await self._end("commit", merchant, reservation, actor, list(picks))
+        check_picks(picks)
+        return await self._wherever(
+            reservation, lambda it: self._end("commit", merchant, it, actor, list(picks))
+        )
 
     async def release(
         self, merchant: str, reservation: str, *, reason: str = "", actor: str
@@ -457,7 +488,9 @@ class Inventory:
         Raises ReservationNotFound, ReservationEnded.
         """
         check_text("reason", reason)
-        return await self._end("release", merchant, reservation, actor, reason)
+        return await self._wherever(
+            reservation, lambda it: self._end("release", merchant, it, actor, reason)
+        )
 
     async def expire_due(self, partition: int, *, limit: int = MAX_GROUP_COMMANDS) -> DueHolds:
         """Take back the holds of a partition whose time is up, the longest overdue first.
@@ -488,6 +521,21 @@ class Inventory:
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
                 return Outcome(reply[0]) is Outcome.OK
         return False
+
+    async def _wherever(self, reservation: str, call: Callable[[str], Awaitable[Answer]]) -> Answer:
+        """Call with the reservation's id, and if there is none of it, with that of its new place.
+
+        So only a miss pays for looking whether a rebuild moved the reservation.
+        """
+        try:
+            return await call(reservation)
+        except ReservationNotFound:
+            if partition_of_reservation(reservation, MAX_PARTITIONS) is None:
+                raise
+            partition = await self._dispatch.read("HGET", MOVED_KEY, reservation_hash(reservation))
+            if partition is None:
+                raise
+        return await call(moved_reservation_id(reservation, int(partition)))
 
     async def _end(
         self, verb: str, merchant: str, reservation: str, actor: str, argument: Any
@@ -569,6 +617,9 @@ def _check_movement(movement: Movement) -> None:
     check_text("reason", movement.reason)
     check_text("reference", movement.reference)
     check_text("source", movement.source)
+    check_count("occurred_at", movement.occurred_at_ms)
+    if movement.expected_version is not None:
+        check_count("expected_version", movement.expected_version)
     if movement.type is MovementType.ADJUST and not movement.reason:
         raise InvalidCommand("reason", "say why: an adjustment needs a reason")
     if movement.type is MovementType.COUNT:

@@ -9,23 +9,37 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final
-from urllib.parse import quote
+from typing import Final, NamedTuple
+from urllib.parse import quote, unquote
 from zlib import crc32
 
 STORE_KEY: Final = "{hf}:store"
 """Hash of what was fixed when the store was made: partitions, schema_version, created_at, and
-store_id, a random name that its archive goes by."""
+store_id, a random name that its archive goes by; and archive_url, where it was last archived to."""
 
 API_KEYS_KEY: Final = "{hf}:apikeys"
 """Hash from an API key's public part to its record (see `engine.access`)."""
 
+MOVED_KEY: Final = "{hf}:moved"
+"""Hash from a reservation's hash (the end of its id) to the partition that it is in now. Written
+when a rebuild changes the number of partitions, since ids made before then name the old one."""
+
 SWEEPER_KEY: Final = "{hf}:sweeper"
 """String: the sweeper's sign of life (JSON, see `engine.sweeper`)."""
+
+RECONCILER_KEY: Final = "{hf}:reconciler"
+"""String: the reconciler's sign of life (JSON, see `engine.upkeep`)."""
+
+AUDIT_KEY: Final = "{hf}:audit"
+"""Hash from a partition's number to what the running audit last found there (JSON)."""
+
+PARTITION_KEYS: Final = "{hf.*}:*"
+"""A pattern that every key of every partition matches, and no other key of ours."""
 
 MAX_PARTITIONS: Final = 4096
 
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
+_PARTITION_KEY = re.compile(r"\{hf\.(0|[1-9][0-9]{0,3})\}:([a-z]+)(?::(.*))?", re.DOTALL)
 _RESERVATION_ID = re.compile(r"rsv_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 
 
@@ -58,6 +72,16 @@ def partition_of_reservation(reservation: str, partitions: int) -> int | None:
         return None
     partition = int(match[1])
     return partition if partition < partitions else None
+
+
+def reservation_hash(reservation: str) -> str:
+    """Return the part of an id that stays the same whatever partition the reservation is in."""
+    return reservation.rpartition("_")[2]
+
+
+def moved_reservation_id(reservation: str, partition: int) -> str:
+    """Return the id that a reservation has in another partition."""
+    return f"rsv_{partition}_{reservation_hash(reservation)}"
 
 
 def digest(*parts: str) -> str:
@@ -124,3 +148,26 @@ class PartitionKeys:
 def location_member(merchant: str, location: str) -> str:
     """Return the member of a partition's index of locations; see `parse_location_member`."""
     return f"{encode(merchant)}:{encode(location)}"
+
+
+def parse_location_member(member: str) -> tuple[str, str] | None:
+    """Return the merchant and location of a member; None where it is not one of ours."""
+    parts = member.split(":")
+    return (unquote(parts[0]), unquote(parts[1])) if len(parts) == 2 else None
+
+
+class ParsedKey(NamedTuple):
+    """A key of a partition: what kind it is, and what it names, decoded."""
+
+    partition: int
+    noun: str
+    parts: tuple[str, ...]
+
+
+def parse_key(key: str) -> ParsedKey | None:
+    """Take a partition's key apart; None where it is no key of a partition."""
+    match = _PARTITION_KEY.fullmatch(key)
+    if match is None:
+        return None
+    parts = () if match[3] is None else tuple(unquote(part) for part in match[3].split(":"))
+    return ParsedKey(int(match[1]), match[2], parts)

@@ -32,7 +32,7 @@ class OperationKind(StrEnum):
     REBUILD = "rebuild"
 
 
-class Levels(msgspec.Struct, frozen=True, array_like=True):
+class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A row's units, or the change of each."""
 
     on_hand: int
@@ -41,7 +41,7 @@ class Levels(msgspec.Struct, frozen=True, array_like=True):
     deficit: int
 
 
-class RowChange(msgspec.Struct, frozen=True, array_like=True):
+class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an operation did to one row: the row afterwards, and the change."""
 
     sku: str
@@ -50,7 +50,7 @@ class RowChange(msgspec.Struct, frozen=True, array_like=True):
     deltas: Levels
 
 
-class Operation(msgspec.Struct, frozen=True, array_like=True):
+class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One effect. `detail` is the kind's own array; docs/reference/ledger.md names its elements."""
 
     kind: OperationKind
@@ -63,7 +63,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     detail: tuple[Any, ...]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One stream entry: operations `sequence`, `sequence` + 1, ... at one moment."""
 
     stream_id: str

@@ -19,6 +19,9 @@ MAX_QUANTITY: Final = 10**9
 MAX_TOTAL: Final = 10**12
 """Units a row may have: far below 2^53, up to which Lua counts exactly."""
 
+MAX_EXACT: Final = 2**53 - 1
+"""Of versions and times: the largest integer that Lua does not confuse with its neighbour."""
+
 MAX_LINES: Final = 200
 """Lines of one reservation: one script call applies them all, and must not hold the store for more
 than a few milliseconds."""

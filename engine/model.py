@@ -88,7 +88,7 @@ class Configured(msgspec.Struct, frozen=True):
     replayed: bool
 
 
-class Line(msgspec.Struct, frozen=True, array_like=True):
+class Line(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Units of one SKU."""
 
     sku: str

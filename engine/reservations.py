@@ -25,7 +25,7 @@ MAX_RECENT: Final = 50_000
 """Reservations whose lines a process remembers, at some 300 bytes each."""
 
 
-class Body(msgspec.Struct, frozen=True, array_like=True):
+class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The part of a reservation that never changes."""
 
     merchant: str

@@ -20,7 +20,17 @@ VERBS: Final = (
 )
 """Scripts that take a group of commands; see `lua/lib/group.lua`."""
 
-OTHERS: Final = ("due", "probe", "lease", "archived", "inspect", "restore", "seek")
+OTHERS: Final = (
+    "due",
+    "probe",
+    "lease",
+    "archived",
+    "inspect",
+    "seek",
+    "rebuild_begin",
+    "restore",
+    "rebuild_finish",
+)
 """Scripts that take one call at a time, each in its own way."""
 
 _INCLUDE = re.compile(r"^-- @include (\S+)\n", re.MULTILINE)

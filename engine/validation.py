@@ -6,6 +6,7 @@ Raises InvalidCommand. The scripts check quantities and TTLs again, as their las
 from collections.abc import Sequence
 
 from engine.limits import (
+    MAX_EXACT,
     MAX_ID_BYTES,
     MAX_KEY_CHARACTERS,
     MAX_LINES,
@@ -69,6 +70,21 @@ def check_lines(lines: Sequence[Line]) -> None:
     for i, line in enumerate(lines):
         check_id(f"lines[{i}].sku", line.sku)
         check_quantity(f"lines[{i}].quantity", line.quantity)
+
+
+def check_picks(picks: Sequence[Line]) -> None:
+    """Take up to 200 picks of valid SKUs and quantities, 0 too; the script knows what is held."""
+    if picks:
+        check_batch("lines", len(picks), MAX_LINES)
+    for i, pick in enumerate(picks):
+        check_id(f"lines[{i}].sku", pick.sku)
+        check_quantity(f"lines[{i}].quantity", pick.quantity, least=0)
+
+
+def check_count(field: str, count: int) -> None:
+    """Take a version or a time in ms: an integer from 0 to what a script counts exactly."""
+    if type(count) is not int or not 0 <= count <= MAX_EXACT:
+        raise InvalidCommand(field, f"must be an integer from 0 to {MAX_EXACT}")
 
 
 def check_ttl(ttl_ms: int) -> None:

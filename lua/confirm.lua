@@ -6,7 +6,7 @@
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}
 --          {'ended', ...reservation}            committed, released or expired before
---          {'key_reused', ...reservation}       confirmed before with another order_ref
+--          {'key_reused', ...reservation}       confirmed before for another order
 -- Ledger   confirm, detail {order_ref, expires_at before}
 -- @include group
 -- @include rows
@@ -18,7 +18,9 @@ local replies = each_command(function(command, first)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   if reservation.state == 'confirmed' then
-    if order_ref ~= '' and order_ref ~= reservation.order_ref then
+    local confirmed_for = reservation.order_ref
+    if confirmed_for == '' then confirmed_for = reservation.body[BODY_ORDER_REF] end
+    if order_ref ~= '' and order_ref ~= confirmed_for then
       return describe('key_reused', reservation)
     end
     return describe('replayed', reservation)

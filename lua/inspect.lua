@@ -1,26 +1,32 @@
 #!lua flags=no-writes
--- inspect: read keys of a partition as they are at one sequence, for whoever compares them with
--- the ledger folded to just there.
+-- inspect: read keys of a partition as they are at one place of its ledger, for whoever compares
+-- them with the ledger folded to just there.
 --
--- KEYS     meta, then the keys to read
+-- KEYS     meta, ledger, then the keys to read
 -- ARGV     for each of those keys how to read it, as words: 'hash', 'string', 'size' (of a sorted
 --          set) or 'score <member>'
--- Returns  msgpack of {sequence, clock_ms, {value, ...}}; a hash as an array of field, value, ...,
---          a missing key, field or member as false
+-- Returns  msgpack of {sequence, clock_ms, now_ms, id of the last ledger entry, rebuild id,
+--          {value, ...}}. The first two and the last two ids are texts as they are kept, false
+--          where missing; now_ms is the server's own clock. A hash is an array of field, value, ...;
+--          a missing key, field or member is false; a key of another type than asked for is {type}.
 
-local meta = redis.call('HMGET', KEYS[1], 'sequence', 'clock_ms')
-local values = {}
-for i = 1, #ARGV do
-  local how, key = ARGV[i], KEYS[i + 1]
-  if how == 'hash' then
-    local fields = redis.call('HGETALL', key)
-    values[i] = #fields > 0 and fields or false
-  elseif how == 'string' then
-    values[i] = redis.call('GET', key)
-  elseif how == 'size' then
-    values[i] = redis.call('ZCARD', key)
-  else
-    values[i] = redis.call('ZSCORE', key, string.sub(how, 7))
-  end
+local TYPES = {hash = 'hash', string = 'string', size = 'zset', score = 'zset'}
+
+local function read(how, key)
+  local word = string.match(how, '^%l+')
+  local kind = redis.call('TYPE', key)['ok']
+  if kind == 'none' then return false end
+  if kind ~= TYPES[word] then return {kind} end
+  if word == 'hash' then return redis.call('HGETALL', key) end
+  if word == 'string' then return redis.call('GET', key) end
+  if word == 'size' then return redis.call('ZCARD', key) end
+  return redis.call('ZSCORE', key, string.sub(how, 7))
 end
-return cmsgpack.pack({tonumber(meta[1] or '0'), tonumber(meta[2] or '0'), values})
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+local meta = redis.call('HMGET', KEYS[1], 'sequence', 'clock_ms', 'rebuilding')
+local last = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)[1]
+local values = {}
+for i = 1, #ARGV do values[i] = read(ARGV[i], KEYS[i + 2]) end
+return cmsgpack.pack({meta[1], meta[2], now, last and last[1] or false, meta[3], values})

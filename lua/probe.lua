@@ -8,13 +8,20 @@
 local hash, sorted_set, text, stream = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 redis.call('TIME')
 redis.call('HSET', hash, 'field', cmsgpack.pack({1}))
+redis.call('HGET', hash, 'field')
 redis.call('HMGET', hash, 'field')
 redis.call('ZADD', sorted_set, '0', 'member')
+redis.call('ZCARD', sorted_set)
+redis.call('ZSCORE', sorted_set, 'member')
 redis.call('ZRANGEBYSCORE', sorted_set, '-inf', '0', 'LIMIT', 0, 1)
 redis.call('ZREM', sorted_set, 'other member')
 redis.call('SET', text, cmsgpack.pack({1}), 'PX', '1000')
 redis.call('GET', text)
+redis.call('DEL', text)
+redis.call('EXISTS', text)
 redis.call('XADD', stream, '*', 'field', 'value')
+redis.call('XLEN', stream)
+redis.call('TYPE', stream)
 for _, key in ipairs({hash, sorted_set, stream}) do
   redis.call('PEXPIRE', key, '1000')
 end

@@ -2,80 +2,263 @@
 -- repair: put right what the audit found, through the ledger. Nothing is ever edited silently.
 --
 -- Command {keys, id, merchant, location, actor, what, reason, finding, ...what's own arguments}
---   'row'          sku, found version, found levels, right version, right levels, deltas
---                  Keys: row, SKU index, location index. The row gets the right levels if it still
---                  is as it was found (found version -1: missing). deltas go to the ledger.
---   'reservation'  reservation id, {field, value, ...} of its hash, open
---                  Keys: reservation, open index. A hash that is gone comes back.
---   'index'        reservation id
---                  Keys: reservation, open index. Both indexes are made to say what the hash says.
---   'gap'          first, last
---                  Keys: none. Says that the loss of these sequences is known.
--- Returns  {'ok', sequence}, {'version_conflict', version} where things changed since the audit,
+--   'row'          sku, location member, token, version, levels, deltas, found
+--                  Keys: row, SKU index, location index. The row gets these levels and version;
+--                  deltas are what changes for who knows the ledger alone; found goes to the ledger.
+--   'reservation'  reservation id, token, hold, ms to keep an ended one
+--                  Keys: reservation, open index. The hash gets what hold says, the indexes follow;
+--                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body}.
+--   'index'        reservation id, own
+--                  Keys: reservation, then the open indexes that may name it; where own is 1 the
+--                  first is that of its location. The hold index and they say what the hash says.
+--   'listing'      sku ('' for the location alone), location member
+--                  Keys: row, SKU index, location index. The two list the row if it is there.
+--   'seen'         operation, token, fingerprint, reply without its code
+--                  Keys: idempotency record
+--   'remove'       name, token, reservation id or ''
+--                  Keys: the key that goes, then the open indexes that may name the reservation
+--   'gap'          first, last. These sequences are lost, and that is known.
+--   'known'        first, last. What the audit found about them stays as it is, and is known.
+--   'sequence'     least. The partition goes on counting from there, if it is behind.
+--   token          of the key as it was found, see token_of(); it must be so still
+-- Returns  {'ok', sequence}
+--          {'replayed', version}          it is as it should be already: this call came before
+--          {'version_conflict', version}  the key changed since the audit
 --          {'invalid', field}
--- Ledger   repair, detail {what, reason, ...}; see docs/reference/ledger.md
+-- Ledger   repair, detail {what, reason, finding, ...}; see docs/reference/ledger.md
 -- @include group
 -- @include rows
 -- @include ledger
 -- @include listing
 
 local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit'}
-local indexes, hashes = {}, {}
+local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version'}
+local RESERVATION_FIELDS = {'state', 'expires_at', 'body', 'confirmed_at', 'ended_at', 'order_ref',
+  'picked'}
+local MAX_VERSION = 9007199254740992
 
-local function same_levels(row, found)
+local writes, changed = {}, {}
+
+-- What a key looks like, in a form that fits into a command; `reconciler.inspection` computes the
+-- same. `fields` of a hash, or nil for a string.
+local function token_of(key, fields)
+  local kind = redis.call('TYPE', key)['ok']
+  if kind == 'none' then return 'missing' end
+  if kind ~= (fields and 'hash' or 'string') then return 'type:' .. kind end
+  local values
+  if fields then
+    values = redis.call('HMGET', key, unpack(fields))
+  else
+    values = {redis.call('GET', key)}
+  end
+  for i = 1, #values do values[i] = values[i] and ('=' .. values[i]) or '-' end
+  return redis.sha1hex(table.concat(values, '\0'))
+end
+
+-- A second command of the group on the same key would not see the first one's effect.
+local function changed_since(key, token, fields)
+  return changed[key] or token_of(key, fields) ~= token
+end
+
+-- False where one of KEYS first to last, or the hold index, holds something that no index is.
+local function are_indexes(first, last)
+  for i = first, last + 1 do
+    local kind = redis.call('TYPE', i > last and HOLDS or KEYS[i])['ok']
+    if kind ~= 'zset' and kind ~= 'none' then return false end
+  end
+  return true
+end
+
+local function write(...)
+  writes[#writes + 1] = {...}
+end
+
+local function is_right_already(key, version, levels)
+  if redis.call('TYPE', key)['ok'] ~= 'hash' then return false end
+  local row = row_at(key)
+  if row.version ~= version then return false end
   for i = 1, #LEVELS do
-    if row[LEVELS[i]] ~= found[i] then return false end
+    if row[LEVELS[i]] ~= levels[i] then return false end
   end
   return true
 end
 
 local function repair_row(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, sku, found_version, found,
-    version, right, deltas, member = unpack(command, 1, 15)
-  local row = row_at(KEYS[first])
-  local live_version = row.exists and row.version or -1
-  if live_version ~= found_version or (row.exists and not same_levels(row, found)) then
-    return {'version_conflict', row.version}
-  end
+  local _, id, merchant, location, actor, what, reason, finding, sku, member, token, version,
+    levels, deltas, found = unpack(command, 1, 15)
+  local key = KEYS[first]
   for i = 1, #LEVELS do
-    if not is_integer(right[i], 0, MAX_TOTAL) then return {'invalid', LEVELS[i]} end
+    if not is_integer(levels[i], 0, MAX_TOTAL) then return {'invalid', LEVELS[i]} end
+    if not is_integer(deltas[i], -MAX_TOTAL, MAX_TOTAL) then return {'invalid', 'deltas'} end
   end
+  if not is_integer(version, 1, MAX_VERSION) then return {'invalid', 'version'} end
+  if not are_indexes(first + 1, first + 2) then return {'invalid', 'index'} end
+  if changed_since(key, token, ROW_FIELDS) then
+    if is_right_already(key, version, levels) then return {'replayed', version} end
+    return {'version_conflict', 0}
+  end
+  changed[key] = true
+  -- Whatever the key held goes first, as it may be of another type.
+  write('DEL', key)
+  touched_rows[#touched_rows + 1] = {
+    key = key, exists = true, on_hand = levels[1], reserved = levels[2], safety_stock = levels[3],
+    deficit = levels[4], version = version, touched = true, has_deficit = false,
+  }
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
-  local line = change_row(row, sku, right[1] - row.on_hand, right[2] - row.reserved,
-    right[3] - row.safety_stock, right[4] - row.deficit)
-  row.version = version
-  line[2] = version
-  line[4] = deltas
-  return {'ok', record('repair', id, merchant, location, actor, '', {line},
-    {what, reason, finding, found_version, found})}
+  return {'ok', record('repair', id, merchant, location, actor, '',
+    {{sku, version, levels, deltas}}, {what, reason, finding, found})}
+end
+
+-- Makes the hold index and the open indexes KEYS first to last say what a reservation's state is.
+-- Those past `own` are of other locations and must not name it.
+local function index_writes(id, state, expires_at, created_at, first, own, last)
+  if state == 'held' then
+    write('ZADD', HOLDS, integer(expires_at), id)
+  else
+    write('ZREM', HOLDS, id)
+  end
+  for i = first, last do
+    if i <= own and (state == 'held' or state == 'confirmed') then
+      write('ZADD', KEYS[i], integer(created_at), id)
+    else
+      write('ZREM', KEYS[i], id)
+    end
+  end
+end
+
+local function hash_writes(key, hold, keep_ms)
+  local state, expires_at, confirmed_at, ended_at, order_ref, picked, body = unpack(hold, 1, 7)
+  write('DEL', key)
+  write('HSET', key, 'state', state, 'expires_at', integer(expires_at),
+    'body', cmsgpack.pack(body))
+  if confirmed_at > 0 then
+    write('HSET', key, 'confirmed_at', integer(confirmed_at), 'order_ref', order_ref)
+  end
+  if ended_at > 0 then
+    write('HSET', key, 'ended_at', integer(ended_at),
+      'picked', state == 'committed' and cmsgpack.pack(picked) or '')
+    write('PEXPIRE', key, integer(keep_ms))
+  end
 end
 
 local function repair_reservation(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, reservation, fields, open =
-    unpack(command, 1, 11)
-  if redis.call('EXISTS', KEYS[first]) == 1 then return {'version_conflict', 0} end
-  hashes[#hashes + 1] = {KEYS[first], fields, open}
-  indexes[#indexes + 1] = {reservation, KEYS[first], KEYS[first + 1]}
+  local _, id, merchant, location, actor, what, reason, finding, reservation, token, hold,
+    keep_ms = unpack(command, 1, 12)
+  local key, last = KEYS[first], first + command[1] - 1
+  if not are_indexes(first + 1, last) then return {'invalid', 'index'} end
+  if type(hold) ~= 'table' or #hold ~= 7 then return {'invalid', 'hold'} end
+  for i = 2, 4 do
+    if not is_integer(hold[i], 0, MAX_VERSION) then return {'invalid', 'hold'} end
+  end
+  if not is_integer(keep_ms, 1, MAX_TOTAL) then return {'invalid', 'keep_ms'} end
+  if changed_since(key, token, RESERVATION_FIELDS) then return {'version_conflict', 0} end
+  changed[key] = true
+  hash_writes(key, hold, keep_ms)
+  index_writes(reservation, hold[1], hold[2], hold[7][3], first + 1, first + 1, last)
   return {'ok', record('repair', id, merchant, location, actor, '', {},
-    {what, reason, finding, reservation})}
+    {what, reason, finding, reservation, hold})}
 end
 
 local function repair_index(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, reservation =
-    unpack(command, 1, 9)
-  indexes[#indexes + 1] = {reservation, KEYS[first], KEYS[first + 1]}
+  local _, id, merchant, location, actor, what, reason, finding, reservation, own =
+    unpack(command, 1, 10)
+  local state, expires_at, created_at
+  local last = first + command[1] - 1
+  if not are_indexes(first + 1, last) then return {'invalid', 'index'} end
+  if redis.call('TYPE', KEYS[first])['ok'] == 'hash' then
+    local fields = redis.call('HMGET', KEYS[first], 'state', 'expires_at', 'body')
+    state, expires_at = fields[1], tonumber(fields[2] or '')
+    created_at = fields[3] and cmsgpack.unpack(fields[3])[3]
+    if not is_integer(expires_at, 0, MAX_VERSION) or not is_integer(created_at, 0, MAX_VERSION) then
+      return {'invalid', 'reservation'}
+    end
+  end
+  index_writes(reservation, state, expires_at, created_at, first + 1, first + own, last)
   return {'ok', record('repair', id, merchant, location, actor, '', {},
     {what, reason, finding, reservation})}
 end
 
-local function repair_gap(command)
-  local _, id, merchant, location, actor, what, reason, finding, from, to = unpack(command, 1, 10)
+local function repair_listing(command, first)
+  local _, id, merchant, location, actor, what, reason, finding, sku, member =
+    unpack(command, 1, 10)
+  local row_key, skus_key, locations_key = KEYS[first], KEYS[first + 1], KEYS[first + 2]
+  if not are_indexes(first + 1, first + 2) then return {'invalid', 'index'} end
+  if sku ~= '' and redis.call('EXISTS', row_key) == 1 then
+    write('ZADD', skus_key, '0', sku)
+    write('ZADD', locations_key, '0', member)
+  else
+    local others = redis.call('ZCARD', skus_key)
+    if redis.call('ZSCORE', skus_key, sku) then others = others - 1 end
+    write('ZREM', skus_key, sku)
+    if others > 0 then
+      write('ZADD', locations_key, '0', member)
+    else
+      write('ZREM', locations_key, member)
+    end
+  end
   return {'ok', record('repair', id, merchant, location, actor, '', {},
-    {what, reason, from, to, finding})}
+    {what, reason, finding, sku})}
+end
+
+local function repair_seen(command, first)
+  local _, id, merchant, location, actor, what, reason, finding, operation, token, fingerprint,
+    reply = unpack(command, 1, 12)
+  local key = KEYS[first]
+  if type(reply) ~= 'table' then return {'invalid', 'reply'} end
+  if changed_since(key, token) then return {'version_conflict', 0} end
+  changed[key] = true
+  write('SET', key, cmsgpack.pack({fingerprint, {'ok', unpack(reply)}}), 'PX',
+    integer(limits.retention_ms))
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, operation, fingerprint, reply})}
+end
+
+local function repair_remove(command, first)
+  local _, id, merchant, location, actor, what, reason, finding, name, token, reservation =
+    unpack(command, 1, 11)
+  local key = KEYS[first]
+  local kind = redis.call('TYPE', key)['ok']
+  if token == 'type:' .. kind then
+    -- Of a key that holds another type than it should, its type is all that was looked at.
+    if changed[key] then return {'version_conflict', 0} end
+  else
+    local fields
+    if kind == 'hash' then fields = reservation ~= '' and RESERVATION_FIELDS or ROW_FIELDS end
+    if changed_since(key, token, fields) then return {'version_conflict', 0} end
+  end
+  local last = first + command[1] - 1
+  if reservation ~= '' and not are_indexes(first + 1, last) then return {'invalid', 'index'} end
+  changed[key] = true
+  write('DEL', key)
+  if reservation ~= '' then index_writes(reservation, nil, nil, nil, first + 1, first, last) end
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, name})}
+end
+
+local function repair_range(command)
+  local _, id, merchant, location, actor, what, reason, finding, from, to = unpack(command, 1, 10)
+  if not is_integer(from, 0, MAX_VERSION) or not is_integer(to, from, MAX_VERSION) then
+    return {'invalid', 'range'}
+  end
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, from, to})}
+end
+
+-- Sent alone in its group: it moves where the operations of the group are counted from.
+local function repair_sequence(command)
+  local _, id, merchant, location, actor, what, reason, finding, least = unpack(command, 1, 9)
+  if not is_integer(least, 0, MAX_VERSION) then return {'invalid', 'least'} end
+  if sequence >= least then return {'replayed', 0} end
+  local before = sequence
+  sequence = least
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, before, least})}
 end
 
 local REPAIRS = {
-  row = repair_row, reservation = repair_reservation, index = repair_index, gap = repair_gap,
+  row = repair_row, reservation = repair_reservation, index = repair_index,
+  listing = repair_listing, seen = repair_seen, remove = repair_remove, gap = repair_range,
+  known = repair_range, sequence = repair_sequence,
 }
 
 local replies = each_command(function(command, first)
@@ -84,31 +267,9 @@ local replies = each_command(function(command, first)
   return handle(command, first)
 end)
 
-local function write_indexes()
-  for _, entry in ipairs(indexes) do
-    local id, key, open_key = entry[1], entry[2], entry[3]
-    local fields = redis.call('HMGET', key, 'state', 'expires_at', 'body')
-    local state = fields[1]
-    if state == 'held' then
-      redis.call('ZADD', HOLDS, fields[2], id)
-    else
-      redis.call('ZREM', HOLDS, id)
-    end
-    if state == 'held' or state == 'confirmed' then
-      redis.call('ZADD', open_key, integer(cmsgpack.unpack(fields[3])[3]), id)
-    else
-      redis.call('ZREM', open_key, id)
-    end
-  end
-end
-
 -- After this point nothing may fail.
-for _, hash in ipairs(hashes) do
-  redis.call('HSET', hash[1], unpack(hash[2]))
-  if not hash[3] then redis.call('PEXPIRE', hash[1], integer(limits.retention_ms)) end
-end
+for i = 1, #writes do redis.call(unpack(writes[i])) end
 write_rows()
 write_listing()
-write_indexes()
 write_ledger()
 return cmsgpack.pack(replies)

@@ -42,6 +42,16 @@ local function is_text(s)
   return type(s) == 'string'
 end
 
+-- Fails where `key` is there and no sorted set. An index is written without having been read, so
+-- this is asked before anything is written.
+local sorted_sets = {}
+local function need_sorted_set(key)
+  if not sorted_sets[key] then
+    redis.call('ZCARD', key)
+    sorted_sets[key] = true
+  end
+end
+
 -- Runs `handle(command, first)` for each command; `first` is the index of its first own key. While
 -- the partition is being rebuilt nothing is taken: what came in now would be lost or doubled.
 local function each_command(handle)

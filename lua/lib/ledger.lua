@@ -11,6 +11,8 @@
 local operations = {}
 
 local function record(kind, id, merchant, location, actor, fingerprint, lines, detail)
+  -- Fails where the ledger is no stream, while nothing is written yet.
+  if #operations == 0 then redis.call('XLEN', LEDGER) end
   operations[#operations + 1] =
     {kind, id, merchant, location, actor, fingerprint, lines, detail}
   return sequence + #operations

@@ -4,6 +4,8 @@ local new_members = {}
 
 local function list_row(row, sku, skus_key, location, locations_key)
   if row.exists then return end
+  need_sorted_set(skus_key)
+  need_sorted_set(locations_key)
   new_members[#new_members + 1] = {skus_key, sku}
   new_members[#new_members + 1] = {locations_key, location}
 end

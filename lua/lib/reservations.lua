@@ -12,6 +12,7 @@ local reservations, touched_reservations = {}, {}
 
 local function touch_reservation(reservation)
   if not reservation.touched then
+    need_sorted_set(HOLDS)
     reservation.touched = true
     touched_reservations[#touched_reservations + 1] = reservation
   end
@@ -86,6 +87,7 @@ local function end_reservation(reservation, id, state, open_key)
   reservation.state = state
   reservation.ended_at = now
   reservation.open_key = open_key
+  need_sorted_set(open_key)
   touch_reservation(reservation)
 end
 
@@ -93,6 +95,8 @@ end
 local new_reservations, new_holds, new_open = {}, {}, {}
 
 local function add_reservation(key, open_key, id, expires_at, body)
+  need_sorted_set(HOLDS)
+  need_sorted_set(open_key)
   new_reservations[#new_reservations + 1] = {key, integer(expires_at), body}
   new_holds[#new_holds + 1] = integer(expires_at)
   new_holds[#new_holds + 1] = id
