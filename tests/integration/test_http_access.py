@@ -1,0 +1,179 @@
+"""Isolation, roles and keys, over every operation of the route table."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from engine.access import Role, revoke_key
+from engine.keys import API_KEYS_KEY
+from gateway.routes import OPERATIONS, Operation
+from tests.gateways import Api, Shelf, assert_problem, lines_of
+
+GUARDED = [operation for operation in OPERATIONS if operation.role is not None]
+
+LESSER: dict[Role, list[Role]] = {
+    Role.READ: [],
+    Role.RESERVE: [Role.READ, Role.FEED],
+    Role.FEED: [Role.READ, Role.RESERVE],
+    Role.ADMIN: [Role.READ, Role.RESERVE, Role.FEED],
+}
+
+BODIES: dict[str, Any] = {
+    "askAvailability": {"rows": [{"location": "berlin", "sku": "tea"}]},
+    "reserve": {"lines": lines_of([("tea", 1)])},
+    "extend": {"ttl_seconds": 60},
+    "move": {"type": "receive", "sku": "tea", "quantity": 1},
+    "moveBatch": {
+        "movements": [
+            {"id": "1", "location": "berlin", "type": "receive", "sku": "tea", "quantity": 1}
+        ]
+    },
+    "changeSettings": {"safety_stock": 1},
+}
+
+
+async def request(
+    client: httpx.AsyncClient, operation: Operation, merchant: str, reservation: str
+) -> httpx.Response:
+    """Make a request of the operation that would succeed with the right key."""
+    path = operation.path.format(
+        merchant=merchant, location="berlin", sku="tea", reservation=reservation
+    )
+    headers = {"Idempotency-Key": f"of {operation.name}"}
+    if operation.name == "changeSettings":
+        headers["If-Match"] = '"2"'
+    return await client.request(
+        operation.method, path, json=BODIES.get(operation.name), headers=headers
+    )
+
+
+@pytest.fixture
+async def reservation(shelf: Shelf) -> str:
+    await shelf.move("receive", "tea", 10)
+    return str((await shelf.reserve(("tea", 1))).json()["id"])
+
+
+async def untouched(shelf: Shelf, reservation: str) -> bool:
+    row = (await shelf.client.get(f"{shelf.path}/stock/tea")).json()
+    held = (await shelf.client.get(f"{shelf.merchant_path}/reservations/{reservation}")).json()
+    return bool(row["version"] == 2 and held["state"] == "held")
+
+
+def strip(problem: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in problem.items() if name != "request_id"}
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation.name)
+async def test_isolation_another_merchants_key_finds_nothing(
+    api: Api, shelf: Shelf, reservation: str, operation: Operation
+) -> None:
+    unknown = strip(assert_problem(await shelf.client.get("/v1/no/such/path"), 404, "not_found"))
+    for role in Role:
+        stranger = await api.client(role, merchant=f"{api.merchant}-other")
+        answer = await request(stranger, operation, api.merchant, reservation)
+        assert strip(assert_problem(answer, 404, "not_found")) == unknown
+        nobody = await request(stranger, operation, f"{api.merchant}-nobody", reservation)
+        assert strip(assert_problem(nobody, 404, "not_found")) == unknown
+    assert await untouched(shelf, reservation)
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation.name)
+async def test_isolation_a_platform_key_sees_no_reservation_under_another_merchant(
+    api: Api, shelf: Shelf, reservation: str, operation: Operation
+) -> None:
+    platform = await api.client(Role.ADMIN, merchant=None)
+    if "{reservation}" in operation.path:
+        answer = await request(platform, operation, f"{api.merchant}-other", reservation)
+        assert_problem(answer, 404, "reservation_not_found")
+        assert await untouched(shelf, reservation)
+    else:
+        answer = await request(platform, operation, api.merchant, reservation)
+        assert answer.status_code < 300, answer.text
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation.name)
+async def test_a_lesser_role_is_told_which_one_is_needed(
+    api: Api, shelf: Shelf, reservation: str, operation: Operation
+) -> None:
+    assert operation.role is not None
+    for role in LESSER[operation.role]:
+        client = await api.client(role)
+        answer = await request(client, operation, api.merchant, reservation)
+        (error,) = assert_problem(answer, 403, "forbidden")["errors"]
+        assert error["role"] == operation.role
+    assert await untouched(shelf, reservation)
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation.name)
+async def test_the_needed_role_is_enough(
+    api: Api, shelf: Shelf, reservation: str, operation: Operation
+) -> None:
+    assert operation.role is not None
+    client = await api.client(operation.role)
+    answer = await request(client, operation, api.merchant, reservation)
+    assert answer.status_code < 300, answer.text
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation.name)
+async def test_without_a_key_nothing_is_told(
+    api: Api, shelf: Shelf, reservation: str, operation: Operation
+) -> None:
+    answer = await request(api.client_of(None), operation, api.merchant, reservation)
+    assert_problem(answer, 401, "unauthenticated")
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert await untouched(shelf, reservation)
+
+
+async def test_every_wrong_authorization_gets_the_same_answer(api: Api, shelf: Shelf) -> None:
+    secret = await api.secret(Role.ADMIN, api.merchant)
+    other = secret[:-1] + ("0" if secret[-1] != "0" else "1")
+    client = api.client_of(None)
+    answers = []
+    for value in (
+        "", "Bearer", "Bearer ", f"Basic {secret}", secret, f"Bearer {other}",
+        f"Bearer {secret} x", f"Bearer {secret}\x7f", "Bearer hfk_\xff", "Bearer " + "x" * 5000,
+        f'Bearer "{secret}"',
+    ):  # fmt: skip
+        answer = await client.get(
+            f"{shelf.path}/stock", headers=[(b"authorization", value.encode("latin-1"))]
+        )
+        answers.append(strip(assert_problem(answer, 401, "unauthenticated")))
+    assert all(answer == answers[0] for answer in answers)
+    for scheme in ("bearer", "BEARER"):
+        answer = await client.get(
+            f"{shelf.path}/stock", headers={"Authorization": f"{scheme} {secret}"}
+        )
+        assert answer.status_code == 200
+
+
+async def test_a_revoked_key_is_refused_by_a_gateway_that_did_not_know_it(api: Api) -> None:
+    secret = await api.secret(Role.READ, api.merchant)
+    await revoke_key(api.store, secret[4:12])
+    answer = await api.client_of(secret).get(f"/v1/merchants/{api.merchant}/locations")
+    assert_problem(answer, 401, "unauthenticated")
+
+
+async def test_two_authorizations_are_refused(api: Api) -> None:
+    secret = await api.secret(Role.READ, api.merchant)
+    answer = await api.client_of(None).get(
+        f"/v1/merchants/{api.merchant}/locations",
+        headers=[("Authorization", f"Bearer {secret}")] * 2,
+    )
+    problem = assert_problem(answer, 400, "invalid_request")
+    assert problem["errors"][0]["header"] == "Authorization"
+
+
+async def test_no_answer_and_no_record_holds_a_secret(api: Api, shelf: Shelf) -> None:
+    secret = await api.secret(Role.ADMIN, api.merchant)
+    records = await api.store.execute_command("HGETALL", API_KEYS_KEY)
+    assert secret[13:].encode() not in b"".join(records.values())
+    answer = await shelf.client.get(f"{shelf.path}/stock/tea")
+    assert secret not in answer.text
+    assert secret not in str(answer.headers)
+
+
+async def test_health_and_documents_are_open_to_everyone(api: Api) -> None:
+    anyone = api.client_of(None)
+    for path in ("/livez", "/readyz", "/openapi.json", "/docs"):
+        assert (await anyone.get(path)).status_code == 200

@@ -1,0 +1,222 @@
+"""MONITOR on a real server while every verb runs: no script touches a key that it did not declare.
+
+On a cluster an undeclared key can be applied in part while its slot migrates.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import uuid4
+
+import pytest
+
+from engine.outcomes import InsufficientStock
+from engine.scripts import VERBS, script
+from engine.store import close_quietly, connect
+from tests.shop import ACTOR, LOCATION, Shop, new_key
+from tests.stores import RealStore
+
+READ_SECONDS: Final = 10.0
+KEYLESS: Final = frozenset(("TIME",))
+FIRST_IS_KEY: Final = frozenset(
+    [
+        "DEL",
+        "EXISTS",
+        "GET",
+        "HDEL",
+        "HGET",
+        "HGETALL",
+        "HMGET",
+        "HSET",
+        "PEXPIRE",
+        "SET",
+        "TYPE",
+        "XADD",
+        "XLEN",
+        "XRANGE",
+        "ZADD",
+        "ZCARD",
+        "ZRANGEBYSCORE",
+        "ZREM",
+        "ZSCORE",
+    ]
+)
+"""Commands of one key, which comes first. Another one in a script fails the test: say its keys."""
+
+_LINE = re.compile(rb"[\d.]+ \[\d+ (?P<source>.*?)\] (?P<words>\".*\")", re.DOTALL)
+_WORD = re.compile(rb'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ESCAPE = re.compile(rb"\\(x[0-9a-f]{2}|.)", re.DOTALL)
+_SINGLE = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b"}
+
+
+@dataclass(slots=True)
+class Call:
+    """One script call: what it declared, and what the server saw it touch."""
+
+    sha: str
+    declared: frozenset[bytes]
+    touched: set[bytes] = field(default_factory=set)
+    unknown: set[bytes] = field(default_factory=set)
+
+    @property
+    def undeclared(self) -> set[bytes]:
+        """Return the keys that it had no right to touch."""
+        return self.touched - self.declared
+
+
+def words(line: bytes) -> tuple[bytes, list[bytes]]:
+    """Read a line of MONITOR: who called (b"lua" for a script), and the words of the command."""
+    match = _LINE.fullmatch(line)
+    assert match is not None, line
+    return match["source"], [
+        _ESCAPE.sub(_unescaped, word) for word in _WORD.findall(match["words"])
+    ]
+
+
+def _unescaped(match: re.Match[bytes]) -> bytes:
+    code = match[1]
+    if len(code) == 3:
+        return bytes([int(code[1:], 16)])
+    return _SINGLE.get(code, code)
+
+
+def calls_of(lines: Sequence[bytes]) -> list[Call]:
+    """Gather what each script call did; a script's commands follow its call."""
+    calls: list[Call] = []
+    for line in lines:
+        source, command = words(line)
+        name = command[0].upper().decode()
+        if source != b"lua":
+            if name in ("EVAL", "EVALSHA"):
+                count = int(command[2])
+                sha = command[1].decode() if name == "EVALSHA" else ""
+                calls.append(Call(sha, frozenset(command[3 : 3 + count])))
+        elif name in FIRST_IS_KEY:
+            calls[-1].touched.add(command[1])
+        elif name not in KEYLESS:
+            calls[-1].unknown.add(command[0])
+    return calls
+
+
+class Watch:
+    """What MONITOR told since the watch began."""
+
+    def __init__(self, store: RealStore) -> None:
+        """Use `watching`."""
+        self._client = connect(store.tester)
+        self.lines: list[bytes] = []
+
+    async def calls(self, shop: Shop) -> list[Call]:
+        """Read up to now and return the script calls so far."""
+        end = uuid4().hex
+        await shop.client.execute_command("ECHO", end)
+        async with asyncio.timeout(READ_SECONDS):
+            while not self.lines or end.encode() not in self.lines[-1]:
+                self.lines.append(await self._connection.read_response())
+        return calls_of(self.lines)
+
+    async def begin(self) -> None:
+        """Send MONITOR on a connection of its own."""
+        pool: Any = self._client.connection_pool  # type: ignore[union-attr] # never a cluster's
+        self._connection = await pool.get_connection()
+        await self._connection.send_command("MONITOR")
+        assert await self._connection.read_response() == b"OK"
+
+    async def end(self) -> None:
+        """Close the connection."""
+        await self._connection.disconnect()
+        await close_quietly(self._client)
+
+
+@asynccontextmanager
+async def watching(store: RealStore) -> AsyncIterator[Watch]:
+    """Watch all that the server does."""
+    watch = Watch(store)
+    await watch.begin()
+    try:
+        yield watch
+    finally:
+        await watch.end()
+
+
+async def run_every_verb(shop: Shop) -> None:
+    """Bring each verb to each kind of answer, in groups too, with ids that need escaping."""
+    inventory, merchant = shop.inventory, shop.merchant
+    skus = ["tea", 'a "b"\\c', "кофе {1}:\r\n"]
+    for sku in skus:
+        await asyncio.gather(*(shop.receive(sku, 10) for _ in range(3)))
+        await inventory.configure(
+            merchant,
+            LOCATION,
+            sku,
+            key=new_key(),
+            safety_stock=1,
+            expected_version=3,
+            actor=ACTOR,
+        )
+    cart = [(sku, 2) for sku in skus]
+    held = await asyncio.gather(
+        *(shop.reserve([*cart, ("tea", 1)], key=f"k{i // 2}") for i in range(10))
+    )
+    ids = [result.reservation.id for result in held[::2]]
+    partial = await shop.reserve([("tea", 100)], partial=True)
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 1), ("jam", 1)])
+    for _ in range(2):
+        # The second time each is a replay or a refusal.
+        await asyncio.gather(
+            inventory.confirm(merchant, ids[0], order_ref="order", actor=ACTOR),
+            inventory.extend(merchant, ids[1], key="k", ttl_ms=3_600_000, actor=ACTOR),
+            shop.commit(ids[0]),
+            shop.commit(ids[1], [("tea", 1)]),
+            shop.release(ids[2]),
+            return_exceptions=True,
+        )
+    await shop.release(partial.reservation.id)
+    await shop.set_clock((held[-1].reservation.expires_at_ms or 0) + 1)
+    assert (await inventory.expire_due(shop.keys().partition)).expired == 2
+
+
+async def test_no_script_touches_a_key_that_it_did_not_declare(
+    own_shop: Shop, own_store: RealStore
+) -> None:
+    async with watching(own_store) as watch:
+        await run_every_verb(own_shop)
+        calls = await watch.calls(own_shop)
+    names = {script(verb).sha: verb for verb in VERBS}
+    seen = {names[call.sha] for call in calls if call.sha in names}
+    assert seen == set(VERBS) - {"repair"}
+    for call in calls:
+        assert not call.unknown, f"{call.sha}: which keys do {call.unknown} touch?"
+        assert not call.undeclared, f"{names.get(call.sha)} touched {call.undeclared}"
+    assert any(len(call.touched) > 8 for call in calls), "some calls carried several commands"
+    await own_shop.audit()
+
+
+async def test_the_watch_would_notice_an_undeclared_key(
+    own_shop: Shop, own_store: RealStore
+) -> None:
+    async with watching(own_store) as watch:
+        await own_store.run(
+            "EVAL", "return redis.call('SET', KEYS[1] .. ':more', 'x')", 1, 'tidy "key"\n'
+        )
+        await own_store.run("EVAL", "return redis.call('APPEND', KEYS[1], 'x')", 1, "key")
+        calls = await watch.calls(own_shop)
+    assert [call.undeclared for call in calls] == [{b'tidy "key"\n:more'}, set()]
+    assert [call.unknown for call in calls] == [set(), {b"APPEND"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (rb'1.5 [0 lua] "GET" "a b"', (b"lua", [b"GET", b"a b"])),
+        (rb'1.5 [0 unix:/s] "SET" "\xd0\"\\" "\r\n"', (b"unix:/s", [b"SET", b'\xd0"\\', b"\r\n"])),
+    ],
+)
+def test_a_line_is_read_as_the_server_wrote_it(
+    line: bytes, wanted: tuple[bytes, list[bytes]]
+) -> None:
+    assert words(line) == wanted

@@ -1,0 +1,472 @@
+"""The invariants, checked by name against what is really in the store.
+
+An `Audit` reads the ledger with a plain client, unpacks it with a plain msgpack, folds it, and
+compares the fold with every hash and index in the store. It recomputes each sum for itself and
+shares nothing with the product but the spelling of the keys, which is part of the format.
+Quantities are units, times milliseconds since 1970.
+
+| name | what is checked |
+|---|---|
+| Conservation | on_hand - deficit = arrivals - departures - commits, adjusted and counted |
+| NoOversell | a reserve never promises more than is available; only a movement makes a shortfall |
+| Integer | every number in a hash is canonical and within 0 to 10^12 |
+| HoldsSum | a row's reserved = the sum of the lines of the live reservation hashes |
+| OneEnding | a reservation ends once, expires only when held and due, and its hash says the same |
+| IndexMatch | the TTL index, the open index and the listings name exactly what there is |
+| Dense | sequences and versions rise by one, the clock never falls |
+| Once | one effect per operation id, and the idempotency record tells of just that effect |
+| Fold | previous + delta = result in every line, and the fold = the live rows |
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+from urllib.parse import unquote
+
+import msgpack
+
+from engine.store import Client
+
+MAX_TOTAL: Final = 10**12
+SCAN_COUNT: Final = 1_000
+READ_COUNT: Final = 1_000
+MAX_TOLD: Final = 20
+COLUMNS: Final = ("on_hand", "reserved", "safety_stock", "deficit")
+ARRIVALS: Final = ("receive", "return", "transfer_in")
+DEPARTURES: Final = ("sale", "transfer_out")
+LIVE: Final = ("held", "confirmed")
+NOUNS: Final = ("stock", "rsv", "open", "skus", "seen")
+
+_CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
+
+RowName = tuple[str, str, str]
+"""(merchant, location, SKU)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that does not hold, and where."""
+
+    name: str
+    what: str
+
+
+@dataclass(slots=True)
+class _Row:
+    levels: tuple[int, int, int, int] = (0, 0, 0, 0)
+    version: int = 0
+    books: int = 0
+
+
+@dataclass(slots=True)
+class _Promise:
+    merchant: str
+    location: str
+    lines: dict[str, int]
+    created_at: int
+    expires_at: int
+    state: str = "held"
+    ended_at: int = 0
+
+
+@dataclass(slots=True)
+class _Partition:
+    last_id: bytes = b"0-0"
+    sequence: int = 0
+    clock_ms: int = 0
+    rows: dict[RowName, _Row] = field(default_factory=dict)
+    promises: dict[str, _Promise] = field(default_factory=dict)
+    effects: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+
+class Audit:
+    """Folds the ledger as it grows; `check` compares the fold with the store.
+
+    Keep one over many steps to read each entry once. The store must be quiet during a check.
+    """
+
+    def __init__(self, client: Client, *, partitions: int) -> None:
+        """Start before the first entry of every partition."""
+        self._client = cast(Any, client)
+        self._partitions = {number: _Partition() for number in range(partitions)}
+        self._violations: list[Violation] = []
+        self._only: str | None = None
+        self._owner: str | None = None
+        self._found: dict[str, list[str]] = {}
+
+    async def check(self, *, merchant: str | None = None) -> None:
+        """Read what is new, and compare all that is `merchant`'s, or everybody's.
+
+        Raises AssertionError that lists the first violations.
+        """
+        violations = await self.violations(merchant=merchant)
+        told = [f"{v.name}: {v.what}" for v in violations[:MAX_TOLD]]
+        assert not violations, f"{len(violations)} violations\n" + "\n".join(told)
+
+    async def violations(self, *, merchant: str | None = None) -> list[Violation]:
+        """Return what does not hold; see `check`."""
+        self._violations, self._only = [], merchant
+        for number, partition in self._partitions.items():
+            await self._catch_up(number, partition)
+            self._sequence_is_stored(partition, await self._hash(f"{{hf.{number}}}:meta"), number)
+        await self._find_keys(merchant)
+        live_rows = await self._live_rows()
+        live_promises = await self._live_promises(merchant)
+        self._compare_rows(live_rows, merchant)
+        self._compare_promises(live_promises, merchant)
+        self._compare_sums(live_rows, live_promises)
+        await self._compare_hold_index(live_promises, merchant)
+        await self._compare_open_index(live_promises)
+        await self._compare_listings(live_rows, merchant)
+        await self._compare_records(merchant)
+        return self._violations
+
+    def effects(self) -> dict[tuple[str, ...], int]:
+        """Return the sequence of every effect so far, by (kind, merchant, id, ...)."""
+        return {
+            effect: sequence
+            for partition in self._partitions.values()
+            for effect, sequence in partition.effects.items()
+        }
+
+    def _violated(self, name: str, what: str) -> None:
+        """Note it, unless the operation that is being folded is of a merchant left out."""
+        if self._only is None or self._owner in (None, self._only):
+            self._violations.append(Violation(name, what))
+
+    # Folding
+
+    async def _catch_up(self, number: int, partition: _Partition) -> None:
+        key = f"{{hf.{number}}}:ledger"
+        while True:
+            entries = await self._client.xrange(key, min=b"(" + partition.last_id, count=READ_COUNT)
+            for stream_id, fields in entries:
+                self._fold_entry(partition, fields, f"partition {number} entry {stream_id!r}")
+                partition.last_id = stream_id
+            if len(entries) < READ_COUNT:
+                return
+
+    def _fold_entry(self, partition: _Partition, fields: dict[bytes, bytes], where: str) -> None:
+        sequence, at = int(fields[b"seq"]), int(fields[b"at"])
+        operations = msgpack.unpackb(fields[b"ops"], raw=False)
+        if sequence != partition.sequence + 1:
+            self._violated("Dense", f"{where}: {sequence} follows {partition.sequence}")
+        if at < partition.clock_ms:
+            self._violated("Dense", f"{where}: the clock fell from {partition.clock_ms} to {at}")
+        partition.sequence = sequence + len(operations) - 1
+        partition.clock_ms = at
+        for i, operation in enumerate(operations):
+            self._owner = operation[2]
+            self._fold_operation(partition, sequence + i, at, operation)
+        self._owner = None
+
+    def _fold_operation(
+        self, partition: _Partition, sequence: int, at: int, operation: list[Any]
+    ) -> None:
+        kind, the_id, merchant, location, _, _, lines, detail = operation
+        where = f"operation {sequence} ({kind} {the_id} of {merchant})"
+        effect: tuple[str, ...] = (kind, merchant, the_id)
+        if kind == "extend":
+            effect = (*effect, detail[2])
+        if kind != "repair" and effect in partition.effects:
+            self._violated("Once", f"{where} was done in {partition.effects[effect]} already")
+        partition.effects[effect] = sequence
+        changes = self._book_changes(kind, detail)
+        for sku, version, levels, deltas in lines:
+            row = partition.rows.setdefault((merchant, location, sku), _Row())
+            self._fold_line(row, kind, version, tuple(levels), tuple(deltas), f"{where} {sku}")
+            if kind == "repair" or (kind == "move" and detail[0] == "count"):
+                row.books = levels[0] - levels[3]
+            else:
+                row.books += changes.get(sku, changes.get("", 0))
+            if row.levels[0] - row.levels[3] != row.books:
+                self._violated(
+                    "Conservation", f"{where} {sku}: {row.levels} where the books say {row.books}"
+                )
+            if kind == "move" and detail[0] == "count" and levels[0] != detail[1]:
+                self._violated("Conservation", f"{where} {sku}: counted {detail[1]}, is {levels}")
+        self._fold_promise(partition, at, operation, where)
+
+    @staticmethod
+    def _book_changes(kind: str, detail: list[Any]) -> dict[str, int]:
+        """Return what an operation says happened to the shelf, by SKU; "" is its only row."""
+        if kind == "commit":
+            return {sku: -quantity for sku, quantity in detail[2]}
+        if kind != "move":
+            return {}
+        if detail[0] in DEPARTURES:
+            return {"": -detail[1]}
+        if detail[0] in (*ARRIVALS, "adjust"):
+            return {"": detail[1]}
+        return {}
+
+    def _fold_line(
+        self,
+        row: _Row,
+        kind: str,
+        version: int,
+        levels: tuple[int, ...],
+        deltas: tuple[int, ...],
+        where: str,
+    ) -> None:
+        if kind != "repair" and version != row.version + 1:
+            self._violated("Dense", f"{where}: version {version} follows {row.version}")
+        before = row.levels
+        if kind != "repair" and levels != tuple(
+            was + delta for was, delta in zip(before, deltas, strict=True)
+        ):
+            self._violated("Fold", f"{where}: {before} and {deltas} do not make {levels}")
+        if any(type(n) is not int or not 0 <= n <= MAX_TOTAL for n in levels):
+            self._violated("Integer", f"{where}: {levels}")
+        on_hand, reserved, safety_stock, _ = levels
+        if kind == "reserve" and reserved + safety_stock > on_hand:
+            self._violated("NoOversell", f"{where}: promised past what is available: {levels}")
+        grew = max(0, reserved - on_hand) - max(0, before[1] - before[0])
+        if kind not in ("move", "repair") and grew > 0:
+            self._violated("NoOversell", f"{where}: a {kind} made a shortfall: {levels}")
+        row.levels = cast(tuple[int, int, int, int], levels)
+        row.version = version
+
+    def _fold_promise(
+        self, partition: _Partition, at: int, operation: list[Any], where: str
+    ) -> None:
+        kind, the_id, merchant, location, _, _, lines, detail = operation
+        if kind == "reserve":
+            held = {sku: deltas[1] for sku, _, _, deltas in lines}
+            if detail[1] != at + detail[0]:
+                self._violated("Fold", f"{where}: expires at {detail[1]}, not {at} + {detail[0]}")
+            partition.promises[the_id] = _Promise(merchant, location, held, at, detail[1])
+            return
+        if kind not in ("confirm", "extend", "commit", "release", "expire"):
+            return
+        promise = partition.promises.get(the_id)
+        if promise is None:
+            self._violated("OneEnding", f"{where}: there was no such reservation")
+            return
+        if promise.state not in (LIVE if kind in ("commit", "release") else ("held",)):
+            self._violated("OneEnding", f"{where}: it is {promise.state} already")
+        if kind == "confirm":
+            promise.state = "confirmed"
+            return
+        if kind == "extend":
+            if detail[0] < promise.expires_at:
+                self._violated("Fold", f"{where}: the hold got shorter")
+            promise.expires_at = detail[0]
+            return
+        if kind == "expire" and promise.expires_at > at:
+            self._violated("OneEnding", f"{where}: not due before {promise.expires_at}, at {at}")
+        given_back = {sku: -deltas[1] for sku, _, _, deltas in lines}
+        if given_back != promise.lines:
+            self._violated("HoldsSum", f"{where}: held {promise.lines}, gave back {given_back}")
+        promise.state = {"commit": "committed", "release": "released", "expire": "expired"}[kind]
+        promise.ended_at = at
+
+    def _sequence_is_stored(
+        self, partition: _Partition, meta: dict[bytes, bytes], number: int
+    ) -> None:
+        if int(meta.get(b"sequence", b"0")) != partition.sequence:
+            self._violated("Dense", f"partition {number}: {meta} but {partition.sequence} read")
+
+    # Comparing
+
+    def _compare_rows(self, live: dict[RowName, dict[bytes, bytes]], merchant: str | None) -> None:
+        folded = {
+            name: row
+            for partition in self._partitions.values()
+            for name, row in partition.rows.items()
+            if merchant in (None, name[0])
+        }
+        for name in folded.keys() ^ live.keys():
+            where = "the ledger" if name in folded else "the store"
+            self._violated("Fold", f"row {name} is in {where} only")
+        for name in folded.keys() & live.keys():
+            fields = live[name]
+            for column, text in fields.items():
+                if not _CANONICAL.fullmatch(text) or int(text) > MAX_TOTAL:
+                    self._violated("Integer", f"row {name}: {column!r} is {text!r}")
+            row = folded[name]
+            wanted = dict(zip(COLUMNS, row.levels, strict=True)) | {"version": row.version}
+            if _row_facts(fields) != wanted:
+                self._violated("Fold", f"row {name} is {fields}, the ledger says {wanted}")
+
+    def _compare_promises(self, live: dict[str, dict[bytes, bytes]], merchant: str | None) -> None:
+        known = [the_id for p in self._partitions.values() for the_id in p.promises]
+        for the_id in live.keys() - set(known):
+            self._violated("Fold", f"{the_id} is in the store, but not in the ledger")
+        for partition in self._partitions.values():
+            for the_id, promise in partition.promises.items():
+                if merchant not in (None, promise.merchant):
+                    continue
+                fields = live.get(the_id)
+                if fields is None:
+                    if promise.state in LIVE:
+                        self._violated("Fold", f"{the_id} is {promise.state}, but has no hash")
+                    continue
+                if fields[b"state"].decode() != promise.state:
+                    self._violated("OneEnding", f"{the_id}: {fields}, ledger: {promise.state}")
+                body = msgpack.unpackb(fields[b"body"], raw=False)
+                said = (body[0], body[1], body[2], dict(body[7]))
+                if said != (promise.merchant, promise.location, promise.created_at, promise.lines):
+                    self._violated("Fold", f"{the_id}: {body} is not what was promised: {promise}")
+                if promise.state == "held" and int(fields[b"expires_at"]) != promise.expires_at:
+                    self._violated("Fold", f"{the_id}: {fields} expires elsewhen: {promise}")
+                if promise.ended_at and int(fields[b"ended_at"]) != promise.ended_at:
+                    self._violated("Fold", f"{the_id}: {fields} ended elsewhen: {promise}")
+
+    def _compare_sums(
+        self,
+        live_rows: dict[RowName, dict[bytes, bytes]],
+        live_promises: dict[str, dict[bytes, bytes]],
+    ) -> None:
+        held: dict[RowName, int] = defaultdict(int)
+        for fields in live_promises.values():
+            if fields[b"state"].decode() in LIVE:
+                body = msgpack.unpackb(fields[b"body"], raw=False)
+                for sku, quantity in body[7]:
+                    held[body[0], body[1], sku] += quantity
+        for name, row in live_rows.items():
+            reserved = int(row[b"reserved"])
+            if reserved != held.pop(name, 0):
+                self._violated("HoldsSum", f"row {name}: {reserved} reserved, holds say otherwise")
+        for name, quantity in held.items():
+            self._violated("HoldsSum", f"{quantity} units of {name} are held, but it has no row")
+
+    async def _compare_hold_index(
+        self, live: dict[str, dict[bytes, bytes]], merchant: str | None
+    ) -> None:
+        indexed: dict[str, int] = {}
+        for number, partition in self._partitions.items():
+            for member, score in await self._sorted_set(f"{{hf.{number}}}:holds"):
+                promise = partition.promises.get(member)
+                if promise is None:
+                    self._violated("IndexMatch", f"the TTL index has {member}, the ledger has not")
+                elif merchant in (None, promise.merchant):
+                    indexed[member] = score
+        held = {
+            the_id: int(fields[b"expires_at"])
+            for the_id, fields in live.items()
+            if fields[b"state"] == b"held"
+        }
+        if indexed != held:
+            self._violated("IndexMatch", f"TTL index {indexed}, held {held}")
+
+    async def _compare_open_index(self, live: dict[str, dict[bytes, bytes]]) -> None:
+        indexed: dict[str, int] = {}
+        for key in self._found["open"]:
+            indexed.update(await self._sorted_set(key))
+        wanted = {
+            the_id: int(msgpack.unpackb(fields[b"body"], raw=False)[2])
+            for the_id, fields in live.items()
+            if fields[b"state"].decode() in LIVE
+        }
+        if indexed != wanted:
+            self._violated("IndexMatch", f"open index {indexed}, live {wanted}")
+
+    async def _compare_listings(
+        self, live: dict[RowName, dict[bytes, bytes]], merchant: str | None
+    ) -> None:
+        listed: set[RowName] = set()
+        for key in self._found["skus"]:
+            owner, location = (unquote(part) for part in key.split(":")[2:4])
+            listed.update((owner, location, sku) for sku, _ in await self._sorted_set(key))
+        if listed != live.keys():
+            self._violated("IndexMatch", f"SKU index {listed}, rows {set(live)}")
+        places: set[tuple[str, ...]] = set()
+        for number in self._partitions:
+            for member, _ in await self._sorted_set(f"{{hf.{number}}}:locations"):
+                place = tuple(unquote(part) for part in member.split(":"))
+                if merchant in (None, place[0]):
+                    places.add(place)
+        if places != {name[:2] for name in live}:
+            self._violated("IndexMatch", f"location index {places}, rows {set(live)}")
+
+    async def _compare_records(self, merchant: str | None) -> None:
+        """Every effect without a reservation of its own has its record, and the other way round."""
+        wanted: dict[tuple[str, str], tuple[str, int]] = {}
+        for partition in self._partitions.values():
+            for effect, sequence in partition.effects.items():
+                if effect[0] in ("move", "configure", "extend") and merchant in (None, effect[1]):
+                    wanted[effect[1], effect[-1]] = (effect[0], sequence)
+        found: set[tuple[str, str]] = set()
+        for key in self._found["seen"]:
+            owner, operation = (unquote(part) for part in key.split(":")[2:])
+            found.add((owner, operation))
+            kind, sequence = wanted.get((owner, operation), ("", 0))
+            _, reply = msgpack.unpackb(await self._client.execute_command("GET", key), raw=False)
+            if not kind:
+                self._violated("Once", f"{key} tells of an effect that the ledger does not have")
+            elif kind != "extend" and reply[2] != sequence:
+                self._violated("Once", f"{key} answers {reply}, the effect is {sequence}")
+        for name in wanted.keys() - found:
+            self._violated("Once", f"{wanted[name]} {name} has no idempotency record")
+
+    # Reading
+
+    async def _live_rows(self) -> dict[RowName, dict[bytes, bytes]]:
+        keys = self._found["stock"]
+        hashes = await self._hashes(keys)
+        names = [cast(RowName, tuple(unquote(part) for part in key.split(":")[2:])) for key in keys]
+        return dict(zip(names, hashes, strict=True))
+
+    async def _live_promises(self, merchant: str | None) -> dict[str, dict[bytes, bytes]]:
+        others = {
+            the_id
+            for partition in self._partitions.values()
+            for the_id, promise in partition.promises.items()
+            if merchant not in (None, promise.merchant)
+        }
+        keys = [key for key in self._found["rsv"] if key.split(":")[2] not in others]
+        return {
+            key.split(":")[2]: fields
+            for key, fields in zip(keys, await self._hashes(keys), strict=True)
+            if merchant in (None, msgpack.unpackb(fields[b"body"], raw=False)[0])
+        }
+
+    async def _find_keys(self, merchant: str | None) -> None:
+        """Find the keys `{hf.<p>}:<noun>:...` on all nodes; the merchant follows the noun."""
+        owner = "" if merchant is None else _encode(merchant)
+        found: dict[str, set[str]] = defaultdict(set)
+        async for key in self._client.scan_iter(match="{hf.*}:*:*", count=SCAN_COUNT):
+            _, noun, name, *_ = key.decode().split(":")
+            if noun == "rsv" or owner in ("", name):
+                found[noun].add(key.decode())
+        self._found = {noun: sorted(found[noun]) for noun in NOUNS}
+
+    async def _hashes(self, keys: Iterable[str]) -> list[dict[bytes, bytes]]:
+        pipeline = self._client.pipeline(transaction=False)
+        for key in keys:
+            pipeline.hgetall(key)
+        return cast(list[dict[bytes, bytes]], await pipeline.execute())
+
+    async def _hash(self, key: str) -> dict[bytes, bytes]:
+        return cast(dict[bytes, bytes], await self._client.hgetall(key))
+
+    async def _sorted_set(self, key: str) -> list[tuple[str, int]]:
+        found = await self._client.zrange(key, 0, -1, withscores=True)
+        return [(member.decode(), int(score)) for member, score in found]
+
+
+def _encode(text: str) -> str:
+    """Percent-encode all but RFC 3986's unreserved characters, as the key format says."""
+    plain = "-._~"
+    return "".join(
+        chr(byte) if (chr(byte).isalnum() and byte < 128) or chr(byte) in plain else f"%{byte:02X}"
+        for byte in text.encode()
+    )
+
+
+def _row_facts(fields: dict[bytes, bytes]) -> dict[str, int | bytes]:
+    """Return a row's columns by name; one that is no number stays as it is, unlike any number."""
+    facts: dict[str, int | bytes] = {
+        column.decode(): int(text) if text.isdigit() else text for column, text in fields.items()
+    }
+    return {"deficit": 0} | facts
+
+
+async def assert_invariants(
+    client: Client, *, partitions: int, merchant: str | None = None
+) -> None:
+    """Audit a quiet store from its first ledger entry on; see `Audit.check`."""
+    await Audit(client, partitions=partitions).check(merchant=merchant)

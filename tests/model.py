@@ -1,0 +1,318 @@
+"""A plain-Python model of one merchant's shop: what every verb shall answer, and change.
+
+It is written from the rules of the state model alone and imports no product code, so that a mistake
+in the engine cannot repeat itself here. Units are integers, times are milliseconds since 1970, and
+the clock is `Shop.now_ms`, which the test sets. An answer is a dict with a `code`: "ok", or the
+code of the refusal.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+MAX_TOTAL: Final = 10**12
+MAX_HOLD_MS: Final = 7 * 24 * 3_600_000
+
+ARRIVALS: Final = ("receive", "return", "transfer_in")
+DEPARTURES: Final = ("sale", "transfer_out")
+
+Answer = dict[str, Any]
+Lines = Sequence[tuple[str, int]]
+
+
+@dataclass(slots=True)
+class Shelf:
+    """One row: (location, SKU)."""
+
+    on_hand: int = 0
+    reserved: int = 0
+    safety_stock: int = 0
+    deficit: int = 0
+    version: int = 0
+
+    @property
+    def available(self) -> int:
+        """Units that can still be promised."""
+        return max(0, self.on_hand - self.reserved - self.safety_stock)
+
+    def facts(self) -> Answer:
+        """Return all five columns by name."""
+        return {
+            "on_hand": self.on_hand,
+            "reserved": self.reserved,
+            "safety_stock": self.safety_stock,
+            "deficit": self.deficit,
+            "version": self.version,
+        }
+
+
+@dataclass(slots=True)
+class Promise:
+    """A reservation, from its reserve to its ending."""
+
+    location: str
+    lines: dict[str, int]
+    missing: dict[str, int]
+    created_at: int
+    expires_at: int
+    order_ref: str
+    state: str = "held"
+    confirmed_at: int | None = None
+    ended_at: int | None = None
+    picked: dict[str, int] | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """True while units are kept for it."""
+        return self.state in ("held", "confirmed")
+
+    def facts(self) -> Answer:
+        """Return what every verb tells of it."""
+        return {
+            "state": self.state,
+            "lines": tuple(self.lines.items()),
+            "missing": tuple(self.missing.items()),
+            "order_ref": self.order_ref,
+            "created_at": self.created_at,
+            "expires_at": self.expires_at if self.state == "held" else None,
+            "confirmed_at": self.confirmed_at,
+            "ended_at": self.ended_at,
+            "picked": None if self.picked is None else tuple(self.picked.items()),
+        }
+
+
+@dataclass(slots=True)
+class Shop:
+    """One merchant's rows and reservations. `partition_of` maps a location to its partition."""
+
+    partition_of: Callable[[str], int]
+    now_ms: int
+    rows: dict[tuple[str, str], Shelf] = field(default_factory=dict)
+    promises: dict[str, Promise] = field(default_factory=dict)
+    requests: dict[tuple[str, ...], tuple[object, Answer]] = field(default_factory=dict)
+
+    def shelf(self, location: str, sku: str) -> Shelf:
+        """Return the row, or an empty one that is not kept."""
+        return self.rows.get((location, sku), Shelf())
+
+    def move(
+        self,
+        location: str,
+        sku: str,
+        kind: str,
+        quantity: int,
+        *,
+        key: str,
+        expected_version: int | None = None,
+        may_overdraw: bool = False,
+    ) -> Answer:
+        """Book a physical event. `key` counts for the location."""
+        scope = ("move", location, key)
+        request = (sku, kind, quantity, expected_version, may_overdraw)
+        if (earlier := self._earlier(scope, request)) is not None:
+            return earlier
+        shelf = self.shelf(location, sku)
+        if expected_version is not None and expected_version != shelf.version:
+            return _conflict(expected_version, shelf.version)
+        before = shelf.on_hand
+        if kind == "count":
+            on_hand, deficit = quantity, 0
+        else:
+            change = -quantity if kind in DEPARTURES else quantity
+            if -change > shelf.on_hand and not may_overdraw and kind != "sale":
+                known = (location, sku) in self.rows
+                return {
+                    "code": "insufficient_on_hand",
+                    "lines": ((sku, -change, shelf.on_hand, known),),
+                }
+            books = shelf.on_hand - shelf.deficit + change
+            on_hand, deficit = max(0, books), max(0, -books)
+            if on_hand > MAX_TOTAL or deficit > MAX_TOTAL:
+                return {"code": "limit_exceeded", "field": "quantity", "most": MAX_TOTAL}
+        self.rows[location, sku] = shelf
+        shelf.on_hand, shelf.deficit = on_hand, deficit
+        shelf.version += 1
+        answer = {"code": "ok", "on_hand_change": on_hand - before, "at": self.now_ms}
+        return self._remember(scope, request, answer | shelf.facts())
+
+    def configure(
+        self, location: str, sku: str, *, key: str, safety_stock: int, expected_version: int
+    ) -> Answer:
+        """Change a row's settings, or make the row where `expected_version` is 0."""
+        scope = ("configure", location, sku, key)
+        request = (safety_stock, expected_version)
+        if (earlier := self._earlier(scope, request)) is not None:
+            return earlier
+        shelf = self.shelf(location, sku)
+        if expected_version != shelf.version:
+            return _conflict(expected_version, shelf.version)
+        self.rows[location, sku] = shelf
+        shelf.safety_stock = safety_stock
+        shelf.version += 1
+        return self._remember(scope, request, {"code": "ok", "at": self.now_ms} | shelf.facts())
+
+    def reserve(
+        self,
+        location: str,
+        lines: Lines,
+        *,
+        name: str,
+        ttl_ms: int,
+        order_ref: str = "",
+        partial: bool = False,
+    ) -> Answer:
+        """Promise units. `name` stands for the reservation: its location and idempotency key."""
+        scope = ("reserve", name)
+        request = (location, tuple(lines), ttl_ms, order_ref, partial)
+        if (earlier := self._earlier(scope, request)) is not None:
+            return earlier
+        wanted: dict[str, int] = {}
+        for sku, quantity in lines:
+            wanted[sku] = wanted.get(sku, 0) + quantity
+        short = self._short(location, wanted)
+        if short:
+            self.expire_due(self.partition_of(location))
+            short = self._short(location, wanted)
+        anything = any(self.shelf(location, sku).available > 0 for sku in wanted)
+        if short and not (partial and anything):
+            return {"code": "insufficient_stock", "lines": short}
+
+        held, missing = {}, {}
+        for sku, quantity in wanted.items():
+            units = min(quantity, self.shelf(location, sku).available)
+            if units < quantity:
+                missing[sku] = quantity - units
+            if units > 0:
+                held[sku] = units
+                self._change(location, sku, reserved=units)
+        promise = Promise(location, held, missing, self.now_ms, self.now_ms + ttl_ms, order_ref)
+        self.promises[name] = promise
+        return self._remember(scope, request, {"code": "ok"} | promise.facts())
+
+    def confirm(self, name: str, *, order_ref: str = "") -> Answer:
+        """Keep a hold for good: the order is placed."""
+        promise = self.promises.get(name)
+        if promise is None:
+            return {"code": "reservation_not_found"}
+        if promise.state == "confirmed":
+            if order_ref not in ("", promise.order_ref):
+                return {"code": "idempotency_key_reused"}
+            return {"code": "ok", "replayed": True} | promise.facts()
+        if promise.state != "held":
+            return _ended(promise)
+        promise.state = "confirmed"
+        promise.confirmed_at = self.now_ms
+        promise.order_ref = order_ref or promise.order_ref
+        return {"code": "ok", "replayed": False} | promise.facts()
+
+    def extend(self, name: str, *, key: str, ttl_ms: int) -> Answer:
+        """Let a hold run on; it never ends sooner for it."""
+        promise = self.promises.get(name)
+        if promise is None:
+            return {"code": "reservation_not_found"}
+        scope = ("extend", name, key)
+        if (earlier := self._earlier(scope, ttl_ms)) is not None:
+            return earlier
+        if promise.state == "confirmed":
+            return {"code": "reservation_not_held", "state": "confirmed"}
+        if promise.state != "held":
+            return _ended(promise)
+        expires_at = max(promise.expires_at, self.now_ms + ttl_ms)
+        latest = promise.created_at + MAX_HOLD_MS
+        if expires_at > latest:
+            return {
+                "code": "limit_exceeded",
+                "field": "ttl_seconds",
+                "most": latest - self.now_ms,
+            }
+        promise.expires_at = expires_at
+        return self._remember(scope, ttl_ms, {"code": "ok"} | promise.facts())
+
+    def commit(self, name: str, *, picks: Lines = ()) -> Answer:
+        """Take the units off the shelf: all that are held, or only `picks`."""
+        promise = self.promises.get(name)
+        if promise is None:
+            return {"code": "reservation_not_found"}
+        asked = dict(picks)
+        if any(asked[sku] > promise.lines.get(sku, -1) for sku in asked):
+            return {"code": "invalid_request"}
+        units = {sku: asked.get(sku, 0) if picks else held for sku, held in promise.lines.items()}
+        if not promise.is_live:
+            if promise.state == "committed" and (not picks or units == promise.picked):
+                return {"code": "ok", "replayed": True} | promise.facts()
+            return _ended(promise)
+        short = tuple(
+            (sku, quantity, self.shelf(promise.location, sku).on_hand, True)
+            for sku, quantity in units.items()
+            if quantity > self.shelf(promise.location, sku).on_hand
+        )
+        if short:
+            return {"code": "insufficient_on_hand", "lines": short}
+        promise.picked = units
+        return self._end(promise, "committed", units)
+
+    def release(self, name: str) -> Answer:
+        """Give the units back."""
+        promise = self.promises.get(name)
+        if promise is None:
+            return {"code": "reservation_not_found"}
+        if promise.state == "released":
+            return {"code": "ok", "replayed": True} | promise.facts()
+        if not promise.is_live:
+            return _ended(promise)
+        return self._end(promise, "released", {})
+
+    def expire_due(self, partition: int) -> int:
+        """Take back what is due in a partition and return how many holds that were."""
+        due = [
+            promise
+            for promise in self.promises.values()
+            if promise.state == "held"
+            and promise.expires_at <= self.now_ms
+            and self.partition_of(promise.location) == partition
+        ]
+        for promise in due:
+            self._end(promise, "expired", {})
+        return len(due)
+
+    def _end(self, promise: Promise, state: str, picked: dict[str, int]) -> Answer:
+        for sku, held in promise.lines.items():
+            self._change(promise.location, sku, on_hand=-picked.get(sku, 0), reserved=-held)
+        promise.state = state
+        promise.ended_at = self.now_ms
+        return {"code": "ok", "replayed": False} | promise.facts()
+
+    def _change(self, location: str, sku: str, *, on_hand: int = 0, reserved: int = 0) -> None:
+        shelf = self.rows[location, sku]
+        shelf.on_hand += on_hand
+        shelf.reserved += reserved
+        shelf.version += 1
+
+    def _short(
+        self, location: str, wanted: dict[str, int]
+    ) -> tuple[tuple[str, int, int, bool], ...]:
+        return tuple(
+            (sku, quantity, self.shelf(location, sku).available, (location, sku) in self.rows)
+            for sku, quantity in wanted.items()
+            if quantity > self.shelf(location, sku).available
+        )
+
+    def _earlier(self, scope: tuple[str, ...], request: object) -> Answer | None:
+        if scope not in self.requests:
+            return None
+        first, answer = self.requests[scope]
+        if first != request:
+            return {"code": "idempotency_key_reused"}
+        return answer | {"replayed": True}
+
+    def _remember(self, scope: tuple[str, ...], request: object, answer: Answer) -> Answer:
+        self.requests[scope] = (request, answer)
+        return answer | {"replayed": False}
+
+
+def _conflict(expected: int, actual: int) -> Answer:
+    return {"code": "version_conflict", "expected": expected, "actual": actual}
+
+
+def _ended(promise: Promise) -> Answer:
+    return {"code": "reservation_ended", "state": promise.state, "ended_at": promise.ended_at}

@@ -1,0 +1,444 @@
+"""Every verb of the engine against the plain-Python model, on a real store, step by step.
+
+A step is a call that both sides answer; the answers must be equal, and so must every row and
+reservation after it, and every invariant must hold. Time is the partition's high-water mark, which
+the test moves, so nothing here waits.
+"""
+
+import asyncio
+import time
+from typing import Any, ClassVar, Final
+from uuid import uuid4
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from engine.keys import partition_of, reservation_id
+from engine.model import (
+    Configured,
+    Line,
+    Moved,
+    MovementType,
+    Reservation,
+    ReservationResult,
+    Row,
+)
+from engine.outcomes import (
+    HoldfastError,
+    InsufficientOnHand,
+    InsufficientStock,
+    LimitExceeded,
+    ReservationEnded,
+    ReservationNotHeld,
+    VersionConflict,
+)
+from tests import model
+from tests.model import Answer
+from tests.property.bench import PARTITIONS, Bench
+from tests.shop import ACTOR, Shop
+
+LOCATIONS: Final = ("high street", "depot:{7}")
+SKUS: Final = ("tea", "кофе", "a:{b}\r\n")
+HOUR_MS: Final = 3_600_000
+TTLS_MS: Final = (1_000, 5_000, 60_000, 24 * HOUR_MS - 1)
+STEPS_MS: Final = (1, 1_000, 5_000, 60_000, 30 * HOUR_MS)
+
+Call = tuple[str, dict[str, Any]]
+"""A verb and what it is called with. `name` stands for a reservation: "<location>/<key>"."""
+
+MOSTLY_LIVE: Final = 6
+
+OTHER_BODY: Final = {
+    "move": "quantity",
+    "configure": "safety_stock",
+    "reserve": "ttl_ms",
+    "extend": "ttl_ms",
+}
+"""What a reuse of a call's key changes of the call."""
+
+locations = st.sampled_from(LOCATIONS)
+skus = st.sampled_from(SKUS)
+ttls = st.sampled_from(TTLS_MS)
+order_refs = st.sampled_from(("", "order 1"))
+recents = st.integers(0, 2 * MOSTLY_LIVE)
+carts = st.lists(st.tuples(skus, st.integers(1, 5)), min_size=1, max_size=4)
+
+
+class ShopMachine(RuleBasedStateMachine):
+    """Draws calls, new and old, and makes each on the engine and on the model."""
+
+    calls: Bundle[Call] = Bundle("calls")
+
+    bench: ClassVar[Bench]
+    """Set by the test; hypothesis makes the instances."""
+
+    def __init__(self) -> None:
+        """Open a new merchant's shop on the bench."""
+        super().__init__()
+        self.merchant = f"m-{uuid4().hex[:12]}"
+        self.shop = Shop(self.bench.inventory, self.bench.client, self.merchant)
+        self.model = model.Shop(partition_of=self.partition, now_ms=0)
+        self.names = ["high street/never used"]
+        self.keys_made = 0
+
+    def partition(self, location: str) -> int:
+        """Return the partition of one of the merchant's locations."""
+        return partition_of(self.merchant, location, PARTITIONS)
+
+    @initialize(stock=st.lists(st.integers(0, 30), min_size=6, max_size=6))
+    def open_the_shop(self, stock: list[int]) -> None:
+        """Put the clock of every partition to one time ahead of the real one; fill the shelves."""
+        marks = [
+            self.bench.run(self.shop.client.execute_command("HGET", keys.meta, "clock_ms"))
+            for keys in self.bench.inventory.keys
+        ]
+        ahead_ms = int(time.time() * 1000) + HOUR_MS
+        self._set_clocks(max(ahead_ms, *(int(mark or 0) for mark in marks)) + 1)
+        rows = [(location, sku) for location in LOCATIONS for sku in SKUS]
+        for (location, sku), quantity in zip(rows, stock, strict=True):
+            if quantity:
+                self._move(location, sku, "receive", quantity)
+
+    def teardown(self) -> None:
+        """Leave no hold behind that a later example would have to take back."""
+        for name in list(self.model.promises):
+            self.step(("release", {"name": name}))
+
+    def step(self, call: Call) -> Answer:
+        """Make a call on both sides and compare the answers."""
+        wanted = expect(self.model, call)
+        got = self.bench.run(ask(self.shop, call))
+        assert got == wanted, f"{call} at {self.model.now_ms}: got {got}, wanted {wanted}"
+        return wanted
+
+    def _set_clocks(self, now_ms: int) -> None:
+        self.model.now_ms = now_ms
+        for keys in self.bench.inventory.keys:
+            self.bench.run(
+                self.shop.client.execute_command("HSET", keys.meta, "clock_ms", str(now_ms))
+            )
+
+    def _new_key(self) -> str:
+        self.keys_made += 1
+        return f"key {self.keys_made}"
+
+    def _version(self, location: str, sku: str, guess: str) -> int | None:
+        version = self.model.shelf(location, sku).version
+        return {"any": None, "right": version, "stale": max(0, version - 1)}[guess]
+
+    def _cart(self, location: str, lines: model.Lines, ttl_ms: int, **options: Any) -> Call:
+        name = f"{location}/{self._new_key()}"
+        self.names.append(name)
+        return ("reserve", {"name": name, "lines": lines, "ttl_ms": ttl_ms} | options)
+
+    def _name(self, recent: int) -> str:
+        """Return a live reservation, now and then another one, or one that was refused."""
+        live = [name for name, promise in self.model.promises.items() if promise.is_live]
+        names = live if live and recent < MOSTLY_LIVE else self.names
+        return names[-1 - recent % len(names)]
+
+    @rule(target=calls, location=locations, sku=skus, quantity=st.integers(5, 40))
+    def receive(self, location: str, sku: str, quantity: int) -> Call:
+        """Book an arrival, often, so that there is something to promise."""
+        return self._move(location, sku, "receive", quantity)
+
+    @rule(
+        target=calls,
+        location=locations,
+        sku=skus,
+        kind=st.sampled_from([kind.value for kind in MovementType if kind != "adjust"]),
+        quantity=st.integers(1, 12),
+        guess=st.sampled_from(("any", "any", "right", "stale")),
+        may_overdraw=st.booleans(),
+    )
+    def move(
+        self, location: str, sku: str, kind: str, quantity: int, guess: str, may_overdraw: bool
+    ) -> Call:
+        """Book any other movement: a sale past what is on hand too."""
+        return self._move(
+            location,
+            sku,
+            kind,
+            quantity,
+            expected_version=self._version(location, sku, guess),
+            may_overdraw=may_overdraw,
+        )
+
+    @rule(target=calls, location=locations, sku=skus, quantity=st.integers(-9, 9).filter(bool))
+    def adjust(self, location: str, sku: str, quantity: int) -> Call:
+        """Book a correction of either sign."""
+        return self._move(location, sku, "adjust", quantity)
+
+    @rule(target=calls, location=locations, sku=skus, quantity=st.integers(0, 9))
+    def count(self, location: str, sku: str, quantity: int) -> Call:
+        """Book what was counted, zero too, whatever is promised."""
+        return self._move(location, sku, "count", quantity)
+
+    def _move(self, location: str, sku: str, kind: str, quantity: int, **options: Any) -> Call:
+        what = {"location": location, "sku": sku, "kind": kind, "quantity": quantity}
+        call = ("move", what | options | {"key": self._new_key()})
+        self.step(call)
+        return call
+
+    @rule(
+        target=calls,
+        location=locations,
+        sku=skus,
+        safety_stock=st.integers(0, 4),
+        guess=st.sampled_from(("right", "right", "stale")),
+    )
+    def configure(self, location: str, sku: str, safety_stock: int, guess: str) -> Call:
+        """Set a safety stock, now and then from a stale version."""
+        call = (
+            "configure",
+            {
+                "location": location,
+                "sku": sku,
+                "key": self._new_key(),
+                "safety_stock": safety_stock,
+                "expected_version": self._version(location, sku, guess),
+            },
+        )
+        self.step(call)
+        return call
+
+    @rule(
+        target=calls,
+        location=locations,
+        lines=carts,
+        ttl_ms=ttls,
+        partial=st.booleans(),
+        order_ref=order_refs,
+    )
+    def reserve(
+        self, location: str, lines: model.Lines, ttl_ms: int, partial: bool, order_ref: str
+    ) -> Call:
+        """Hold a cart, perhaps with several lines of one SKU."""
+        call = self._cart(location, lines, ttl_ms, partial=partial, order_ref=order_ref)
+        self.step(call)
+        return call
+
+    @rule(
+        location=locations,
+        wanted=st.lists(st.tuples(carts, st.booleans(), st.booleans()), min_size=2, max_size=6),
+    )
+    def reserve_at_once(self, location: str, wanted: list[tuple[model.Lines, bool, bool]]) -> None:
+        """Hold several carts in one script call, some of them twice under one key."""
+        # A reserve that has to wait for a reclaim would fall behind the others.
+        self.step(("expire_due", {"partition": self.partition(location)}))
+        burst = []
+        for lines, partial, twice in wanted:
+            call = self._cart(location, lines, TTLS_MS[-1], partial=partial)
+            burst += [call, call] if twice else [call]
+        answers = [expect(self.model, call) for call in burst]
+        got = self.bench.run(ask_at_once(self.shop, burst))
+        assert got == answers, f"{burst}: got {got}, wanted {answers}"
+
+    @rule(recent=recents, order_ref=order_refs)
+    def confirm(self, recent: int, order_ref: str) -> None:
+        """Confirm, perhaps for the second time with another order."""
+        self.step(("confirm", {"name": self._name(recent), "order_ref": order_ref}))
+
+    @precondition(lambda self: self.confirmed())
+    @rule(recent=recents, order_ref=order_refs)
+    def confirm_again(self, recent: int, order_ref: str) -> None:
+        """Confirm what is confirmed, for the same order or another."""
+        names = self.confirmed()
+        self.step(("confirm", {"name": names[recent % len(names)], "order_ref": order_ref}))
+
+    def confirmed(self) -> list[str]:
+        """Return the names of what is confirmed."""
+        return [name for name, p in self.model.promises.items() if p.state == "confirmed"]
+
+    @rule(target=calls, recent=recents, ttl_ms=ttls)
+    def extend(self, recent: int, ttl_ms: int) -> Call:
+        """Extend, perhaps past the longest life of a hold."""
+        call = (
+            "extend",
+            {"name": self._name(recent), "key": self._new_key(), "ttl_ms": ttl_ms},
+        )
+        self.step(call)
+        return call
+
+    @rule(recent=recents)
+    def commit(self, recent: int) -> None:
+        """Commit whole."""
+        self.step(("commit", {"name": self._name(recent)}))
+
+    @rule(recent=recents, picks=st.dictionaries(skus, st.integers(0, 6), min_size=1))
+    def pick(self, recent: int, picks: dict[str, int]) -> None:
+        """Commit a pick, short or not, possible or not."""
+        self.step(("commit", {"name": self._name(recent), "picks": tuple(picks.items())}))
+
+    @rule(recent=recents)
+    def release(self, recent: int) -> None:
+        """Release."""
+        self.step(("release", {"name": self._name(recent)}))
+
+    @rule(step_ms=st.sampled_from(STEPS_MS))
+    def wait(self, step_ms: int) -> None:
+        """Let time pass."""
+        self._set_clocks(self.model.now_ms + step_ms)
+
+    @rule(partition=st.integers(0, PARTITIONS - 1))
+    def expire_due(self, partition: int) -> None:
+        """Sweep a partition."""
+        self.step(("expire_due", {"partition": partition}))
+
+    @rule(call=calls)
+    def retry(self, call: Call) -> None:
+        """Make a call again, as one whose reply was lost."""
+        self.step(call)
+
+    @rule(call=calls)
+    def reuse_key(self, call: Call) -> None:
+        """Use a call's key for another body."""
+        verb, what = call
+        field = OTHER_BODY[verb]
+        other = (verb, what | {field: what[field] + 1 or 1})
+        if verb == "reserve" and what["name"] not in self.model.promises:
+            self.names.append(what["name"])
+        self.step(other)
+
+    @invariant()
+    def is_as_modelled(self) -> None:
+        """Every row and reservation reads as in the model, and every invariant holds."""
+        names = list(self.model.rows)
+        if names:
+            rows = self.bench.run(self.shop.inventory.rows(self.merchant, names))
+            assert [row and row_facts(row) for row in rows] == [
+                self.model.rows[name].facts() for name in names
+            ]
+        for name, promise in self.model.promises.items():
+            found = self.bench.run(
+                self.shop.inventory.reservation(self.merchant, id_of(self.shop, name))
+            )
+            assert promise_facts(found) == promise.facts()
+        self.bench.run(self.bench.audit.check(merchant=self.merchant))
+
+
+def id_of(shop: Shop, name: str) -> str:
+    """Return the id of the reservation that a name stands for."""
+    location, key = name.split("/")
+    return reservation_id(shop.keys(location).partition, shop.merchant, location, key)
+
+
+def expect(shop: model.Shop, call: Call) -> Answer:
+    """Make a call on the model."""
+    verb, what = call
+    if verb == "expire_due":
+        return {"code": "ok", "expired": shop.expire_due(what["partition"])}
+    if verb == "reserve":
+        what = what | {"location": what["name"].split("/")[0]}
+    answer: Answer = getattr(shop, verb)(**what)
+    return answer
+
+
+async def ask_at_once(shop: Shop, calls: list[Call]) -> list[Answer]:
+    """Make calls on the engine at once; they travel in their order."""
+    return list(await asyncio.gather(*(ask(shop, call) for call in calls)))
+
+
+async def ask(shop: Shop, call: Call) -> Answer:
+    """Make a call on the engine and put its answer as the model does."""
+    verb, what = call
+    what = dict(what)
+    inventory, merchant = shop.inventory, shop.merchant
+    if "name" in what and verb != "reserve":
+        what["reservation"] = id_of(shop, what.pop("name"))
+    try:
+        if verb == "expire_due":
+            return {"code": "ok", "expired": (await inventory.expire_due(**what)).expired}
+        if verb == "move":
+            what["kind"] = MovementType(what["kind"])
+            return moved_facts(await shop.move(**what))
+        if verb == "configure":
+            return moved_facts(await inventory.configure(merchant, actor=ACTOR, **what))
+        if verb == "reserve":
+            what["location"], what["key"] = what.pop("name").split("/")
+            return result_facts(await shop.reserve(**what))
+        if verb == "commit":
+            what["picks"] = [Line(*pick) for pick in what.get("picks", ())]
+        result = await getattr(inventory, verb)(merchant, actor=ACTOR, **what)
+        return result_facts(result)
+    except HoldfastError as refusal:
+        return refusal_facts(refusal)
+
+
+def row_facts(row: Row) -> Answer:
+    """Return the columns of a row."""
+    return {
+        "on_hand": row.on_hand,
+        "reserved": row.reserved,
+        "safety_stock": row.safety_stock,
+        "deficit": row.deficit,
+        "version": row.version,
+    }
+
+
+def moved_facts(moved: Moved | Configured) -> Answer:
+    """Return what a movement or a change of settings answered."""
+    facts = {"code": "ok", "replayed": moved.replayed, "at": moved.at_ms} | row_facts(moved.row)
+    return facts | ({"on_hand_change": moved.on_hand_change} if isinstance(moved, Moved) else {})
+
+
+def promise_facts(found: Reservation) -> Answer:
+    """Return what is told of a reservation."""
+    return {
+        "state": found.state.value,
+        "lines": pairs(found.lines),
+        "missing": pairs(found.missing),
+        "order_ref": found.order_ref,
+        "created_at": found.created_at_ms,
+        "expires_at": found.expires_at_ms,
+        "confirmed_at": found.confirmed_at_ms,
+        "ended_at": found.ended_at_ms,
+        "picked": None if found.picked is None else pairs(found.picked),
+    }
+
+
+def result_facts(result: ReservationResult) -> Answer:
+    """Return what a verb on a reservation answered."""
+    return {"code": "ok", "replayed": result.replayed} | promise_facts(result.reservation)
+
+
+def pairs(lines: tuple[Line, ...]) -> tuple[tuple[str, int], ...]:
+    """Return lines as the model has them."""
+    return tuple((line.sku, line.quantity) for line in lines)
+
+
+def refusal_facts(refusal: HoldfastError) -> Answer:
+    """Return a refusal's code, and the fields that the model foretells."""
+    facts: Answer = {"code": refusal.code}
+    match refusal:
+        case InsufficientStock() | InsufficientOnHand():
+            facts["lines"] = tuple(
+                (line.sku, line.requested, line.available, line.known) for line in refusal.lines
+            )
+        case ReservationEnded():
+            facts |= {"state": refusal.state, "ended_at": refusal.ended_at_ms}
+        case ReservationNotHeld():
+            facts["state"] = refusal.state
+        case VersionConflict():
+            facts |= {"expected": refusal.expected, "actual": refusal.actual}
+        case LimitExceeded():
+            facts |= {"field": refusal.field, "most": refusal.most}
+    return facts
+
+
+@pytest.mark.slow
+def test_every_verb_does_what_the_model_does(bench: Bench) -> None:
+    class Machine(ShopMachine):
+        """The machine on this bench."""
+
+    Machine.bench = bench
+    run_state_machine_as_test(Machine)
