@@ -5,17 +5,19 @@ key, merchant, role, parameters, body. Whatever refuses raises a HoldfastError, 
 become problems in one place.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Sequence
+from secrets import token_hex
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
-from uuid import uuid4
 
 import msgspec
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.limits import MAX_ID_BYTES
 from engine.outcomes import HoldfastError, InvalidCommand
 from engine.validation import check_id
 from gateway.authentication import admit
@@ -33,6 +35,7 @@ REQUEST_ID: Final = "holdfast.request_id"
 MAX_QUERY_FIELDS: Final = 20
 
 _REQUEST_ID_FORM = re.compile(rb"[!-~](?:[ -~]{0,126}[!-~])?")
+_PLAIN_ID = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_ID_BYTES}}}")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _SINGLE = frozenset(
     {
@@ -44,6 +47,11 @@ _SINGLE = frozenset(
     }
 )
 """Headers that decide something: where one stands twice, nobody can say which is meant."""
+
+_OWN_IDS: Final = token_hex(8).encode()
+"""Begins the request ids that this process makes; a counter ends them, and costs a tenth of a UUID
+each."""
+_numbers = itertools.count(1)
 
 log = structlog.get_logger("gateway.endpoints")
 _encode = msgspec.json.Encoder().encode
@@ -179,7 +187,7 @@ def _request_id(fields: Sequence[Header]) -> bytes:
     for name, value in fields:
         if name == b"request-id" and _REQUEST_ID_FORM.fullmatch(value):
             return value
-    return uuid4().hex.encode()
+    return b"%s%016x" % (_OWN_IDS, next(_numbers))
 
 
 def _header_fields(fields: Sequence[Header]) -> dict[bytes, bytes]:
@@ -207,6 +215,9 @@ def _decoded_path(raw: dict[str, str]) -> tuple[dict[str, str], HoldfastError | 
 
 
 def _decoded_segment(name: str, text: str) -> str:
+    if _PLAIN_ID.fullmatch(text):
+        # Most ids: what follows would leave them as they are, and take a tenth of a request's time.
+        return text
     if _BAD_ESCAPE.search(text):
         raise InvalidCommand(name, "must be percent-encoded: a `%` stands before two hex digits")
     try:

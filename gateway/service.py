@@ -17,6 +17,7 @@ from engine.history import History
 from engine.inventory import Inventory
 from engine.outcomes import HistoryUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings, close_quietly
+from engine.upkeep import read_upkeep
 from gateway.wire import Health, Readiness
 
 FIRST_BACKOFF_SECONDS: Final = 0.1
@@ -114,6 +115,10 @@ class Service:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await inventory.store.ping()
+                upkeep = await read_upkeep(inventory.store)
+            if upkeep is not None:
+                # What goes wrong behind the counter does not keep a customer from buying.
+                warnings += [f"{alarm.code}: {alarm.text}" for alarm in upkeep.alarms]
         except (StoreUnavailable, TimeoutError):
             reasons.append(_NO_ANSWER)
         status = Health.NOT_READY if reasons else Health.READY

@@ -1,7 +1,8 @@
-"""The background process, one a deployment: expires abandoned holds.
+"""The background process, one a deployment: expires abandoned holds, and keeps the archive.
 
 Run as `python -m holdfast.background`; `holdfast serve` starts it. It takes the store from
-HOLDFAST_REDIS_URL and stops on SIGTERM or SIGINT.
+HOLDFAST_REDIS_URL, the reconciler's settings from the variables that `reconciler.settings` names,
+and stops on SIGTERM or SIGINT.
 """
 
 import asyncio
@@ -16,6 +17,9 @@ from engine.inventory import Inventory
 from engine.outcomes import StoreUnavailable
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper
+from gateway import logs
+from reconciler.loop import Reconciler
+from reconciler.settings import ReconcilerSettings, SettingRefused
 
 OPEN_RETRY_SECONDS: Final = 0.5
 MAX_OPEN_ATTEMPTS: Final = 120
@@ -23,7 +27,7 @@ MAX_OPEN_ATTEMPTS: Final = 120
 log = structlog.get_logger()
 
 
-async def run(settings: StoreSettings) -> int:
+async def run(settings: StoreSettings, upkeep: ReconcilerSettings) -> int:
     """Work until told to stop; return the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -34,7 +38,9 @@ async def run(settings: StoreSettings) -> int:
         return 0 if stop.is_set() else 3
     try:
         log.info("background process runs", partitions=inventory.partitions)
-        await Sweeper(inventory).run(stop)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(Sweeper(inventory).run(stop))
+            group.create_task(Reconciler(inventory, upkeep).run(stop))
     finally:
         await inventory.close()
     return 0
@@ -65,7 +71,15 @@ def main() -> None:
         settings = StoreSettings.from_environment(os.environ)
     except KeyError:
         sys.exit("holdfast.background: set HOLDFAST_REDIS_URL to the store's address")
-    sys.exit(asyncio.run(run(settings)))
+    try:
+        upkeep = ReconcilerSettings.from_environment(os.environ)
+    except SettingRefused as refusal:
+        sys.exit(f"holdfast.background: {refusal}")
+    logs.configure(
+        level=os.environ.get("HOLDFAST_LOG_LEVEL") or "info",
+        log_format=os.environ.get("HOLDFAST_LOG_FORMAT") or "auto",
+    )
+    sys.exit(asyncio.run(run(settings, upkeep)))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,11 @@ class DataDir:
         return self.path / "store.password"
 
     @property
+    def archive(self) -> Path:
+        """Where the archive is, unless another place is named for it."""
+        return self.path / "archive"
+
+    @property
     def admin_key(self) -> Path:
         """The API key that the first start made."""
         return self.path / "admin.key"

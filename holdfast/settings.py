@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.keys import MAX_PARTITIONS
+from reconciler.settings import MAX_AUDIT_ROWS_PER_SECOND, MAX_SECONDS
 
 PREFIX: Final = "HOLDFAST_"
 
@@ -29,6 +30,8 @@ _MAX_SUGGESTIONS: Final = 2
 
 OTHER_VARIABLES: Final = (
     "HOLDFAST_API_KEY",
+    "HOLDFAST_LIVE_REDIS_PASSWORD",
+    "HOLDFAST_LIVE_REDIS_USERNAME",
     "HOLDFAST_LISTEN_FD",
     "HOLDFAST_MERCHANT",
     "HOLDFAST_REQUIRE_REDIS7",
@@ -66,7 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What `serve` does.
 
     `redis_url` None means the embedded store, with `server` its binary where one is named. `port` 0
-    takes any free one. `partitions` None takes the store's own number.
+    takes any free one. `partitions` None takes the store's own number. `archive_url` None means a
+    folder in the data directory; see `reconciler.settings` for it and the four after it.
     """
 
     data_dir: Path = Path("data")
@@ -79,6 +83,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     partitions: int | None = None
     unsafe_durability: bool = False
+    archive_url: str | None = None
+    resume_window_seconds: int = 3_600
+    segment_age_seconds: int = 60
+    snapshot_interval_seconds: int = 3_600
+    audit_rows_per_second: int = 200
     log_level: str = "info"
     log_format: str = "auto"
     with_demo: bool = False
@@ -121,10 +130,11 @@ class _Setting(msgspec.Struct, frozen=True):
     wanted: str
     secret: bool = False
     variable: bool = True
+    named: str = ""
 
     @property
     def flag(self) -> str:
-        return "--" + self.field.replace("_", "-")
+        return self.named or "--" + self.field.replace("_", "-")
 
     @property
     def variable_name(self) -> str | None:
@@ -186,6 +196,15 @@ _SETTINGS: Final = (
     _Setting("workers", _whole(1, MAX_WORKERS), f"1 to {MAX_WORKERS}"),
     _Setting("partitions", _whole(1, MAX_PARTITIONS), f"1 to {MAX_PARTITIONS}"),
     _Setting("unsafe_durability", _switch, "true or false"),
+    _Setting("archive_url", _text, "a folder, or the URL of a bucket", named="--archive"),
+    _Setting("resume_window_seconds", _whole(0, MAX_SECONDS), f"0 to {MAX_SECONDS}"),
+    _Setting("segment_age_seconds", _whole(0, MAX_SECONDS), f"0 to {MAX_SECONDS}"),
+    _Setting("snapshot_interval_seconds", _whole(1, MAX_SECONDS), f"1 to {MAX_SECONDS}"),
+    _Setting(
+        "audit_rows_per_second",
+        _whole(0, MAX_AUDIT_ROWS_PER_SECOND),
+        f"0 to {MAX_AUDIT_ROWS_PER_SECOND}",
+    ),
     _Setting("log_level", _one_of(LOG_LEVELS), ", ".join(LOG_LEVELS)),
     _Setting("log_format", _one_of(LOG_FORMATS), ", ".join(LOG_FORMATS)),
     _Setting("with_demo", _switch, "true or false", variable=False),

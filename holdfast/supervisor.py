@@ -294,7 +294,7 @@ class Supervisor:
         gateways = [
             _Child(
                 f"gateway-{index}",
-                _module("gateway"),
+                _module("holdfast.web"),
                 environment
                 | {
                     f"{PREFIX}LISTEN_FD": str(listener_fd),
@@ -314,6 +314,11 @@ class Supervisor:
             "LOG_FORMAT": settings.log_format,
             "LOG_LEVEL": settings.log_level,
             "UNSAFE_DURABILITY": "true" if settings.unsafe_durability else "false",
+            "ARCHIVE_URL": settings.archive_url or str(self._dir.archive),
+            "RESUME_WINDOW_SECONDS": str(settings.resume_window_seconds),
+            "SEGMENT_AGE_SECONDS": str(settings.segment_age_seconds),
+            "SNAPSHOT_INTERVAL_SECONDS": str(settings.snapshot_interval_seconds),
+            "AUDIT_ROWS_PER_SECOND": str(settings.audit_rows_per_second),
         }
         if self._store is not None:
             store = self._store.settings

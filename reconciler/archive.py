@@ -8,11 +8,17 @@ an archive of its own and never writes into the one it came from:
     <store_id>/snapshots/<partition>/<sequence>.snapshot
 """
 
+import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
+from engine.keys import STORE_KEY
+from engine.outcomes import StoreUnavailable
+from engine.store import Store
 from reconciler.objects import Objects
 from reconciler.segments import Segment, SegmentDamaged, segment_path, unpack_segment
 
@@ -20,13 +26,18 @@ ORIGIN: Final = "origin.json"
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """How a store began: new, or rebuilt from `source`; `created_at_ms` orders the stores."""
+    """How a store began: new, or rebuilt from `source`; `created_at_ms` orders the stores.
+
+    `has_moved` says that reservations may go by ids that name another partition than theirs, as the
+    number of partitions was changed here or before.
+    """
 
     store_id: str
     partitions: int
     created_at_ms: int
     source: str = ""
     rebuild: str = ""
+    has_moved: bool = False
 
 
 class Archive:
@@ -103,12 +114,63 @@ def check_succession(path: str, segment: Segment, partition: int, previous: Segm
         )
 
 
+async def open_archive(store: Store, url: str) -> Archive:
+    """Open the archive of a store below `url`.
+
+    Raises ArchiveUnavailable, and StoreUnavailable also where the store was never set up.
+    """
+    store_id = await read_store_id(store)
+    return Archive(await asyncio.to_thread(Objects.open, url), store_id)
+
+
+async def read_store_id(store: Store) -> str:
+    """Return the name that a store's archive goes by.
+
+    Raises StoreUnavailable also where the store was never set up.
+    """
+    (store_id,) = await store.read([("HGET", STORE_KEY, "store_id")])
+    if store_id is None:
+        raise StoreUnavailable("the store was not set up: run `holdfast serve` on it once")
+    return str(store_id.decode())
+
+
+async def read_archive_url(store: Store) -> str:
+    """Return where a store was last archived to, '' where nobody ever said."""
+    (url,) = await store.read([("HGET", STORE_KEY, "archive_url")])
+    return "" if url is None else str(url.decode())
+
+
+async def note_archive_url(store: Store, url: str) -> None:
+    """Say in the store where it is archived, so that commands find the archive by themselves."""
+    await store.read([("HSET", STORE_KEY, "archive_url", _address(url))])
+
+
+def _address(url: str) -> str:
+    """Make a folder's path whole, wherever the next process stands."""
+    return url if urlsplit(url).scheme else str(Path(url).absolute())
+
+
+async def ensure_origin(archive: Archive, store: Store) -> Origin:
+    """Say where the archive's store came from, unless that stands there already.
+
+    Raises ArchiveUnavailable, and StoreUnavailable also where the store was never set up.
+    """
+    origin = await archive.read_origin()
+    if origin is not None:
+        return origin
+    (fields,) = await store.read([("HMGET", STORE_KEY, "partitions", "created_at")])
+    if None in fields:
+        raise StoreUnavailable("the store was not set up: run `holdfast serve` on it once")
+    origin = Origin(archive.store_id, int(fields[0]), int(fields[1]))
+    await archive.write_origin(origin)
+    return origin
+
+
 async def list_origins(objects: Objects) -> list[Origin]:
     """List the stores that an object store keeps the archives of, the oldest first."""
     origins = []
-    for path in await objects.list(""):
-        if path.endswith(f"/{ORIGIN}"):
-            data = await objects.get(path)
-            if data is not None:
-                origins.append(msgspec.json.decode(data, type=Origin))
+    for folder in await objects.folders():
+        origin = await Archive(objects, folder).read_origin()
+        if origin is not None:
+            origins.append(origin)
     return sorted(origins, key=lambda origin: origin.created_at_ms)

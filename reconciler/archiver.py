@@ -21,7 +21,7 @@ from engine.leases import Lease
 from engine.outcomes import HoldfastError
 from engine.scripts import script
 from engine.store import Store
-from reconciler.archive import Archive
+from reconciler.archive import Archive, ensure_origin
 from reconciler.objects import ArchiveUnavailable
 from reconciler.segments import (
     RawEntry,
@@ -166,6 +166,9 @@ class Archiver:
         self, partition: int, batch: Sequence[RawEntry], position: Position
     ) -> Segment:
         """Write a segment, or adopt the one that a killed archiver left at the same place."""
+        if not position.seal:
+            # The first segment of a partition: whoever finds it must find out whose it is.
+            await ensure_origin(self._archive, self._store)
         path = self._archive.path(segment_path(partition, batch[0].sequence))
         data = pack_segment(partition, batch, previous=position.seal)
         written = await self._archive.objects.put_new(path, data)

@@ -22,7 +22,7 @@ RowKey = tuple[str, str, str]
 """(merchant, location, SKU)."""
 
 
-class FoldedRow(msgspec.Struct, array_like=True):
+class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     """A row as the ledger says it is, in units; `sequence` is the last operation on it."""
 
     on_hand: int
@@ -37,7 +37,7 @@ class FoldedRow(msgspec.Struct, array_like=True):
         return (self.on_hand, self.reserved, self.safety_stock, self.deficit)
 
 
-class FoldedReservation(msgspec.Struct, array_like=True):
+class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
     """A reservation as the ledger says it is; times in ms, 0 where they do not apply."""
 
     state: ReservationState
@@ -54,10 +54,11 @@ class FoldedReservation(msgspec.Struct, array_like=True):
         return self.state in (ReservationState.HELD, ReservationState.CONFIRMED)
 
 
-class FoldedSeen(msgspec.Struct, array_like=True):
+class FoldedSeen(msgspec.Struct, array_like=True, gc=False):
     """An idempotency record as the ledger says it is: what was asked, and answered at `at_ms`."""
 
     merchant: str
+    location: str
     fingerprint: str
     reply: tuple[Any, ...]
     at_ms: int
@@ -149,6 +150,7 @@ class Fold:
             change = operation.rows[0]
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
+                operation.location,
                 operation.fingerprint,
                 (at_ms, sequence, change.version, *_units(change), change.deltas.on_hand),
                 at_ms,
@@ -157,12 +159,13 @@ class Fold:
             change = operation.rows[0]
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
+                operation.location,
                 operation.fingerprint,
                 (at_ms, sequence, change.version, *_units(change)),
                 at_ms,
             )
         elif kind is OperationKind.REPAIR:
-            self._repair(operation)
+            self._repair(operation, at_ms)
         elif kind is not OperationKind.REBUILD:
             self._change_reservation(operation, sequence, at_ms)
 
@@ -238,7 +241,11 @@ class Fold:
         elif kind is OperationKind.EXTEND:
             reservation.expires_at_ms = detail[0]
             self.state.seen[detail[2]] = FoldedSeen(
-                operation.merchant, operation.fingerprint, (detail[0],), at_ms
+                operation.merchant,
+                operation.location,
+                operation.fingerprint,
+                (detail[0],),
+                at_ms,
             )
         else:
             reservation.state = _ENDINGS[kind]
@@ -246,10 +253,18 @@ class Fold:
             if kind is OperationKind.COMMIT:
                 reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
 
-    def _repair(self, operation: Operation) -> None:
-        """Take note of a gap that somebody has looked at; see `lua/repair.lua`."""
-        if operation.detail[0] == "gap":
-            self._acknowledged.append(Gap(operation.detail[2], operation.detail[3]))
+    def _repair(self, operation: Operation, at_ms: int) -> None:
+        """Take over what a repair says beside its rows; `lua/repair.lua` lists the details."""
+        detail = operation.detail
+        gap = acknowledged_gap(operation)
+        if gap is not None:
+            self._acknowledged.append(gap)
+        elif detail[0] == "reservation":
+            self.state.reservations[detail[3]] = msgspec.convert(detail[4], FoldedReservation)
+        elif detail[0] == "seen":
+            self.state.seen[detail[3]] = FoldedSeen(
+                operation.merchant, operation.location, detail[4], tuple(detail[5]), at_ms
+            )
 
     def _disagree(
         self,
@@ -261,6 +276,13 @@ class Fold:
     ) -> None:
         if len(self.disagreements) < MAX_FINDINGS:
             self.disagreements.append(Disagreement(invariant, sequence, detail, row, reservation))
+
+
+def acknowledged_gap(operation: Operation) -> Gap | None:
+    """Return the gap that an operation says is known; None where it is no such repair."""
+    if operation.kind is not OperationKind.REPAIR or operation.detail[0] != "gap":
+        return None
+    return Gap(operation.detail[3], operation.detail[4])
 
 
 _ENDINGS: Final = {

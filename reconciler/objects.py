@@ -71,6 +71,15 @@ class Objects:
         except (BaseError, OSError) as error:
             raise ArchiveUnavailable(f"cannot read {path}: {error}") from error
 
+    async def head(self, path: str, size: int) -> bytes | None:
+        """Read the first `size` bytes of an object, or all of a shorter one; None without one."""
+        try:
+            return bytes(await obstore.get_range_async(self._store, path, start=0, end=size))
+        except (NotFoundError, FileNotFoundError):
+            return None
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(f"cannot read {path}: {error}") from error
+
     async def list(self, prefix: str, *, after: str | None = None) -> list[str]:
         """List the objects below a prefix in the order of their paths, from past `after`."""
         found: list[str] = []
@@ -83,6 +92,14 @@ class Objects:
         except (BaseError, OSError) as error:
             raise ArchiveUnavailable(f"cannot list {prefix}: {error}") from error
         return sorted(found)
+
+    async def folders(self) -> Sequence[str]:
+        """List the first parts of all paths, in order."""
+        try:
+            found = await obstore.list_with_delimiter_async(self._store)
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(f"cannot list the archive: {error}") from error
+        return sorted(prefix.rstrip("/") for prefix in found["common_prefixes"])
 
     async def delete(self, path: str) -> None:
         """Delete an object; one that is gone already is no error."""

@@ -1,38 +1,26 @@
 """Segments: stretches of one partition's ledger as immutable files, each chained to the one before.
 
-A file is a header, a body and a seal:
-
-    magic (8 bytes) | header length (4 bytes, big endian) | header (msgpack)
-    | body (zstd of msgpack) | SHA-256 of all before it (32 bytes)
-
-The seal is the segment's name in the chain: the next header repeats it as `previous`. So a changed
-byte breaks the file's own seal, and an exchanged file breaks the chain.
+A segment is a sealed file (see `reconciler.sealed`). Its seal is its name in the chain: the next
+header repeats it as `previous`. So a changed byte breaks the file's own seal, and an exchanged file
+breaks the chain.
 """
 
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Final
 
 import msgspec
-import zstandard
 
 from engine.ledger import Entry, decode_operations
+from reconciler.sealed import FileDamaged, Form, seal, unpack_body, unseal
 
-MAGIC: Final = b"HFSEG\x00\x00\x01"
 SCHEMA_VERSION: Final = 1
-SEAL_BYTES: Final = 32
-COMPRESSION_LEVEL: Final = 3
-MAX_SEGMENT_BYTES: Final = 256 * 2**20
-"""Of an unpacked body: a file that claims more is not ours."""
 
 
-class SegmentDamaged(Exception):
+class SegmentDamaged(FileDamaged):
     """A segment that cannot be trusted: `path`, and what is wrong with it."""
 
-    def __init__(self, path: str, reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        super().__init__(f"{path}: {reason}")
+
+FORM: Final = Form(b"HFSEG\x00\x00\x01", SegmentDamaged)
 
 
 class SegmentHeader(msgspec.Struct, frozen=True):
@@ -50,7 +38,7 @@ class SegmentHeader(msgspec.Struct, frozen=True):
     previous: str
 
 
-class RawEntry(msgspec.Struct, frozen=True, array_like=True):
+class RawEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A stream entry with its operations still packed."""
 
     stream_id: str
@@ -72,11 +60,15 @@ class Segment(msgspec.Struct, frozen=True):
     body: bytes
 
     def entries(self) -> list[RawEntry]:
-        """Unpack the body."""
-        packed = zstandard.ZstdDecompressor().decompress(
-            self.body, max_output_size=MAX_SEGMENT_BYTES
-        )
-        return _decode_entries(packed)
+        """Unpack the body. Raises SegmentDamaged where it is not what the header says."""
+        path = segment_path(self.header.partition, self.header.first_sequence)
+        try:
+            entries = _decode_entries(unpack_body(FORM, path, self.body))
+        except msgspec.DecodeError as error:
+            raise SegmentDamaged(path, f"its body cannot be read: {error}") from error
+        if len(entries) != self.header.entries:
+            raise SegmentDamaged(path, f"has {len(entries)} entries, not {self.header.entries}")
+        return entries
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,22 +96,16 @@ def pack_segment(partition: int, entries: Sequence[RawEntry], *, previous: str) 
         entries=len(entries),
         previous=previous,
     )
-    packed_header = _encode(header)
-    body = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(_encode(entries))
-    content = MAGIC + len(packed_header).to_bytes(4, "big") + packed_header + body
-    return content + sha256(content).digest()
+    return seal(FORM, _encode(header), _encode(entries))
 
 
 def unpack_segment(path: str, data: bytes) -> Segment:
     """Verify a file and return its segment. Raises SegmentDamaged."""
-    if len(data) < len(MAGIC) + 4 + SEAL_BYTES or not data.startswith(MAGIC):
-        raise SegmentDamaged(path, "is no segment of this schema")
-    content, seal = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
-    if sha256(content).digest() != seal:
-        raise SegmentDamaged(path, "its SHA-256 does not match: bytes were changed or lost")
-    start = len(MAGIC) + 4
-    size = int.from_bytes(content[len(MAGIC) : start], "big")
-    header = _decode_header(content[start : start + size])
+    sealed = unseal(FORM, path, data)
+    try:
+        header = _decode_header(sealed.header)
+    except msgspec.DecodeError as error:
+        raise SegmentDamaged(path, f"its header cannot be read: {error}") from error
     if header.schema_version != SCHEMA_VERSION:
         raise SegmentDamaged(path, f"has schema version {header.schema_version}")
-    return Segment(header, seal.hex(), content[start + size :])
+    return Segment(header, sealed.seal, sealed.body)

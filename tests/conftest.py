@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from engine.store import Client, close_quietly, connect
+from tests.shop import Shop, open_shop
 from tests.stores import (
     KINDS,
     REDIS7,
@@ -95,3 +96,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
 def merchant() -> str:
     """A merchant that no other test uses."""
     return f"m-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def shop(store: RealStore, merchant: str) -> AsyncIterator[Shop]:
+    """A merchant's shop on the shared store of each kind in turn."""
+    async with open_shop(store.settings, merchant) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def own_store(store_kind: str, make_store: MakeStore) -> RealStore:
+    """A store of each kind with one partition, for this test alone."""
+    own = make_store(store_kind)
+    await own.start()
+    await set_up(own.settings, partitions=1)
+    return own
+
+
+@pytest.fixture
+async def own_shop(own_store: RealStore) -> AsyncIterator[Shop]:
+    """A shop on a store of its own with one partition, whose clock and keys the test may touch."""
+    async with open_shop(own_store.settings) as opened:
+        yield opened

@@ -128,6 +128,11 @@ def moment(time: datetime | None) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def time_of(time_ms: int) -> str:
+    """Write ms since 1970 as the API does; an empty text for 0, which is no time."""
+    return moment(datetime.fromtimestamp(time_ms / 1000, UTC)) if time_ms else ""
+
+
 def _cell(cell: object) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"

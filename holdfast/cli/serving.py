@@ -48,6 +48,12 @@ QUIET_STATUS_SECONDS: Final = 30.0
     default=None,
     help="Serve from a store that may lose acknowledged writes in a crash.",
 )
+@click.option(
+    "--archive",
+    "archive_url",
+    help="Where the ledger is archived: a folder, or the URL of a bucket such as s3://name/prefix."
+    "  [default: archive in the data directory]",
+)
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What to log.  [default: info]")
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), help="How to log.  [default: auto]")
 @click.option(

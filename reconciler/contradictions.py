@@ -1,0 +1,381 @@
+"""Where the ledger contradicts itself: looked for entry by entry, before the fold takes them.
+
+The fold follows the ledger's absolute values whatever they are. What is noted here is how they
+came about: a jump that no operation made, an effect that is not what its operation says, a second
+ending. A later repair of the same row or reservation settles what was noted before it.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
+from engine.limits import MAX_TOTAL, RETENTION_MS
+from engine.model import MovementType, ReservationState
+from reconciler.findings import Code, Invariant
+from reconciler.fold import FoldedReservation, PartitionState, RowKey
+
+MAX_NOTED: Final = 10_000
+"""Rows, reservations and ranges that are noted of one partition; more are counted only."""
+
+MAX_NOTES: Final = 8
+"""Notes of one row or reservation; its first ones say where it began."""
+
+ROUNDING_MS: Final = 1_000
+"""How much sooner than its retention says a key may be gone."""
+
+_ARRIVALS: Final = frozenset(
+    {MovementType.RECEIVE, MovementType.RETURN, MovementType.TRANSFER_IN, MovementType.ADJUST}
+)
+_HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, OperationKind.EXPIRE})
+_ON_RESERVATIONS: Final = _HELD_ONLY | {OperationKind.COMMIT, OperationKind.RELEASE}
+_REMEMBERED: Final = frozenset({OperationKind.MOVE, OperationKind.CONFIGURE, OperationKind.EXTEND})
+
+_NOTHING: Final = Levels(0, 0, 0, 0)
+
+
+class Note(NamedTuple):
+    """One contradiction, at an operation."""
+
+    invariant: Invariant
+    code: Code
+    sequence: int
+    detail: str
+
+
+class RangeNote(NamedTuple):
+    """A contradiction of the sequence itself."""
+
+    code: Code
+    first: int
+    last: int
+    detail: str
+
+
+class RowNotes(msgspec.Struct):
+    """What is noted of a row, and what its levels owe to no operation, in units."""
+
+    books_drift: int = 0
+    safety_stock_drift: int = 0
+    versions_skipped: bool = False
+    notes: list[Note] = msgspec.field(default_factory=list)
+
+
+class _Seen(NamedTuple):
+    """What this entry did so far, as the fold does not know it yet."""
+
+    rows: dict[RowKey, tuple[Levels, int]]
+    reservations: dict[str, ReservationState]
+    operations: set[str]
+
+
+class Contradictions:
+    """What is noted of one partition's ledger and not settled."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.rows: dict[RowKey, RowNotes] = {}
+        self.reservations: dict[str, list[Note]] = {}
+        self.dropped = 0
+        self._ranges: list[RangeNote] = []
+        self._known: list[tuple[int, int]] = []
+
+    def ranges(self) -> Iterator[RangeNote]:
+        """Go through the ranges that no repair has acknowledged."""
+        return (note for note in self._ranges if not self.is_known(note.first, note.last))
+
+    def is_known(self, first: int, last: int) -> bool:
+        """Tell whether a repair has acknowledged all of these sequences."""
+        return any(low <= first and last <= high for low, high in self._known)
+
+    def unsettled(self, notes: list[Note]) -> list[Note]:
+        """Return those of `notes` that no repair has acknowledged."""
+        return [note for note in notes if not self.is_known(note.sequence, note.sequence)]
+
+    def note_missing(self, first: int, last: int) -> None:
+        """Note that no entry has these operations."""
+        detail = f"no entry has the operations {first} to {last}"
+        self.note_range(Code.ENTRIES_MISSING, first, last, detail)
+
+    def note_range(self, code: Code, first: int, last: int, detail: str) -> None:
+        """Note something about the sequence."""
+        note = RangeNote(code, first, last, detail)
+        if note in self._ranges:
+            return
+        if len(self._ranges) < MAX_NOTED:
+            self._ranges.append(note)
+        else:
+            self.dropped += 1
+
+    def check(self, entry: Entry, state: PartitionState) -> None:
+        """Look at an entry before it is folded into `state`."""
+        last = entry.sequence + len(entry.operations) - 1
+        if entry.sequence > state.sequence + 1:
+            self.note_missing(state.sequence + 1, entry.sequence - 1)
+        elif entry.sequence <= state.sequence:
+            detail = f"entry {entry.stream_id} counts from {entry.sequence} on once more"
+            self.note_range(Code.ENTRIES_OVERLAP, entry.sequence, last, detail)
+            if last <= state.sequence:
+                return
+        if entry.at_ms < state.at_ms:
+            detail = f"the clock fell from {state.at_ms} to {entry.at_ms} ms"
+            self.note_range(Code.CLOCK_FELL, entry.sequence, last, detail)
+        seen = _Seen({}, {}, set())
+        for number, operation in enumerate(entry.operations, entry.sequence):
+            self._check_operation(operation, number, entry.at_ms, state, seen)
+
+    def _check_operation(
+        self, operation: Operation, sequence: int, at_ms: int, state: PartitionState, seen: _Seen
+    ) -> None:
+        kind = operation.kind
+        if kind is OperationKind.REPAIR:
+            self._settle(operation, seen)
+            return
+        if kind is OperationKind.REBUILD:
+            return
+        reservation = state.reservations.get(operation.id)
+        again = self._check_once(operation, sequence, at_ms, state, seen)
+        for change in operation.rows:
+            key = (operation.merchant, operation.location, change.sku)
+            before, version = seen.rows.get(key) or _before(state, key)
+            self._check_change(operation, change, sequence, (before, version), reservation)
+            notes = self.rows.get(key)
+            if again and notes is not None and not _is_count(operation):
+                notes.books_drift += _books(change.deltas)
+            seen.rows[key] = (change.levels, change.version)
+        if kind in _ON_RESERVATIONS:
+            self._check_ending(operation, sequence, reservation, seen)
+        elif kind is OperationKind.RESERVE:
+            seen.reservations[operation.id] = ReservationState.HELD
+
+    def _settle(self, operation: Operation, seen: _Seen) -> None:
+        """Take a repair as the answer to what was noted before it."""
+        for change in operation.rows:
+            key = (operation.merchant, operation.location, change.sku)
+            self.rows.pop(key, None)
+            seen.rows[key] = (change.levels, change.version)
+        detail = operation.detail
+        if detail[0] in ("gap", "known"):
+            self._known.append((detail[3], detail[4]))
+        elif detail[0] == "reservation":
+            self.reservations.pop(detail[3], None)
+            seen.reservations[detail[3]] = ReservationState(detail[4][0])
+
+    def _check_once(
+        self, operation: Operation, sequence: int, at_ms: int, state: PartitionState, seen: _Seen
+    ) -> bool:
+        """Note an effect that was had before under the same id; return whether it was."""
+        oldest = at_ms - RETENTION_MS + ROUNDING_MS
+        kind = operation.kind
+        again = False
+        if kind in _REMEMBERED:
+            the_id = operation.detail[2] if kind is OperationKind.EXTEND else operation.id
+            record = state.seen.get(the_id)
+            again = the_id in seen.operations or (record is not None and record.at_ms > oldest)
+            seen.operations.add(the_id)
+        elif kind is OperationKind.RESERVE:
+            held = state.reservations.get(operation.id)
+            again = operation.id in seen.reservations or (
+                held is not None and (held.is_open or held.ended_at_ms > oldest)
+            )
+        if again:
+            detail = f"{kind} {operation.id} had its effect before"
+            note = Note(Invariant.ONCE, Code.APPLIED_TWICE, sequence, detail)
+            if operation.rows:
+                change = operation.rows[0]
+                self._note_row((operation.merchant, operation.location, change.sku), note)
+            else:
+                self._note_reservation(operation.id, note)
+        return again
+
+    def _check_change(
+        self,
+        operation: Operation,
+        change: RowChange,
+        sequence: int,
+        before: tuple[Levels, int],
+        reservation: FoldedReservation | None,
+    ) -> None:
+        key = (operation.merchant, operation.location, change.sku)
+        levels, deltas = change.levels, change.deltas
+        self._check_succession(key, change, sequence, before)
+        self._end_drift(operation, key)
+        if not all(0 <= units <= MAX_TOTAL for units in _tuple(levels)):
+            detail = f"{_tuple(levels)} is not within 0 to {MAX_TOTAL}"
+            self._note_row(key, Note(Invariant.INTEGER, Code.LEVELS_OUT_OF_RANGE, sequence, detail))
+        said = _said(operation, change, reservation)
+        if said is not None and said != (_books(deltas), deltas.reserved, deltas.safety_stock):
+            books, reserved, safety_stock = said
+            invariant = Invariant.CONSERVATION if books != _books(deltas) else Invariant.HOLDS_SUM
+            detail = (
+                f"{operation.kind} says books {books:+d}, reserved {reserved:+d}, safety stock "
+                f"{safety_stock:+d}, and did {_books(deltas):+d}, {deltas.reserved:+d}, "
+                f"{deltas.safety_stock:+d}"
+            )
+            notes = self._note_row(
+                key, Note(invariant, Code.EFFECT_IS_NOT_WHAT_IS_SAID, sequence, detail)
+            )
+            if notes is not None:
+                notes.books_drift += _books(deltas) - books
+                notes.safety_stock_drift += deltas.safety_stock - safety_stock
+        if (
+            operation.kind is OperationKind.RESERVE
+            and levels.reserved + levels.safety_stock > levels.on_hand
+        ):
+            detail = (
+                f"{deltas.reserved} more were promised: {levels.reserved} of {levels.on_hand} on "
+                f"hand, with {levels.safety_stock} to be kept back"
+            )
+            self._note_row(
+                key, Note(Invariant.NO_OVERSELL, Code.PROMISED_PAST_AVAILABLE, sequence, detail)
+            )
+
+    def _check_succession(
+        self, key: RowKey, change: RowChange, sequence: int, before: tuple[Levels, int]
+    ) -> None:
+        """Check that a row follows from what it was before."""
+        levels, version = before
+        if change.version > version + 1:
+            detail = f"version {version} is followed by {change.version}"
+            notes = self._note_row(
+                key, Note(Invariant.DENSE, Code.VERSIONS_SKIPPED, sequence, detail)
+            )
+            if notes is not None:
+                notes.versions_skipped = True
+        elif change.version <= version:
+            detail = f"version {version} is followed by {change.version}"
+            self._note_row(key, Note(Invariant.DENSE, Code.VERSION_FELL, sequence, detail))
+        else:
+            jump = _difference(change.levels, _sum(levels, change.deltas))
+            if jump == _NOTHING:
+                return
+            detail = (
+                f"between versions {version} and {change.version} something else changed "
+                f"on hand by {jump.on_hand:+d}, reserved by {jump.reserved:+d}, safety stock by "
+                f"{jump.safety_stock:+d}, deficit by {jump.deficit:+d}"
+            )
+            notes = self._note_row(key, Note(Invariant.FOLD, Code.LEVELS_JUMPED, sequence, detail))
+            if notes is not None:
+                notes.books_drift += _books(jump)
+                notes.safety_stock_drift += jump.safety_stock
+
+    def _end_drift(self, operation: Operation, key: RowKey) -> None:
+        """A count or a setting is right whatever the row was before: it ends the drift."""
+        notes = self.rows.get(key)
+        if notes is None:
+            return
+        if _is_count(operation):
+            notes.books_drift = 0
+        elif operation.kind is OperationKind.CONFIGURE:
+            notes.safety_stock_drift = 0
+
+    def _check_ending(
+        self,
+        operation: Operation,
+        sequence: int,
+        reservation: FoldedReservation | None,
+        seen: _Seen,
+    ) -> None:
+        kind, the_id = operation.kind, operation.id
+        state = seen.reservations.get(the_id)
+        if state is None and reservation is not None:
+            state = reservation.state
+        if state is None:
+            detail = f"{kind} of a reservation that was never made"
+            self._note_reservation(
+                the_id, Note(Invariant.ONE_ENDING, Code.NEVER_RESERVED, sequence, detail)
+            )
+        elif not state.is_open or (kind in _HELD_ONLY and state is not ReservationState.HELD):
+            self._note_reservation(
+                the_id,
+                Note(Invariant.ONE_ENDING, Code.ENDED_TWICE, sequence, f"{kind} after {state}"),
+            )
+        seen.reservations[the_id] = _STATES_AFTER[kind]
+
+    def _note_row(self, key: RowKey, note: Note) -> RowNotes | None:
+        row = self.rows.get(key)
+        if row is None:
+            if len(self.rows) >= MAX_NOTED:
+                self.dropped += 1
+                return None
+            row = self.rows[key] = RowNotes()
+        if len(row.notes) < MAX_NOTES:
+            row.notes.append(note)
+        return row
+
+    def _note_reservation(self, the_id: str, note: Note) -> None:
+        if the_id not in self.reservations and len(self.reservations) >= MAX_NOTED:
+            self.dropped += 1
+            return
+        notes = self.reservations.setdefault(the_id, [])
+        if len(notes) < MAX_NOTES:
+            notes.append(note)
+
+
+_STATES_AFTER: Final = {
+    OperationKind.CONFIRM: ReservationState.CONFIRMED,
+    OperationKind.EXTEND: ReservationState.HELD,
+    OperationKind.COMMIT: ReservationState.COMMITTED,
+    OperationKind.RELEASE: ReservationState.RELEASED,
+    OperationKind.EXPIRE: ReservationState.EXPIRED,
+}
+
+
+def movement_units(operation: Operation) -> int:
+    """Return the change of on_hand - deficit that a movement other than a count says, in units."""
+    kind, quantity = operation.detail[0], operation.detail[1]
+    return int(quantity) if MovementType(kind) in _ARRIVALS else -int(quantity)
+
+
+def _is_count(operation: Operation) -> bool:
+    return operation.kind is OperationKind.MOVE and operation.detail[0] == MovementType.COUNT
+
+
+def _said(
+    operation: Operation, change: RowChange, reservation: FoldedReservation | None
+) -> tuple[int, int, int] | None:
+    """Return the changes of books, reserved and safety stock that an operation says it makes.
+
+    None where it cannot be told: an ending of a reservation that is not known.
+    """
+    kind, detail = operation.kind, operation.detail
+    before = _difference(change.levels, change.deltas)
+    if kind is OperationKind.MOVE:
+        if _is_count(operation):
+            return int(detail[1]) - _books(before), 0, 0
+        return movement_units(operation), 0, 0
+    if kind is OperationKind.CONFIGURE:
+        return 0, 0, int(detail[0]) - before.safety_stock
+    if kind is OperationKind.RESERVE:
+        return 0, max(1, change.deltas.reserved), 0
+    if reservation is None:
+        return None
+    held = sum(line.quantity for line in reservation.body.lines if line.sku == change.sku)
+    picked = 0
+    if kind is OperationKind.COMMIT:
+        picked = sum(units for sku, units in detail[2] if sku == change.sku)
+    return -picked, -held, 0
+
+
+def _before(state: PartitionState, key: RowKey) -> tuple[Levels, int]:
+    row = state.rows.get(key)
+    if row is None:
+        return _NOTHING, 0
+    return Levels(*row.levels()), row.version
+
+
+def _books(levels: Levels) -> int:
+    return levels.on_hand - levels.deficit
+
+
+def _tuple(levels: Levels) -> tuple[int, int, int, int]:
+    return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)
+
+
+def _sum(first: Levels, second: Levels) -> Levels:
+    return Levels(*[a + b for a, b in zip(_tuple(first), _tuple(second), strict=True)])
+
+
+def _difference(first: Levels, second: Levels) -> Levels:
+    return Levels(*[a - b for a, b in zip(_tuple(first), _tuple(second), strict=True)])

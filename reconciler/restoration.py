@@ -1,0 +1,153 @@
+"""Loading a folded partition into a store that is being rebuilt, through `lua/restore.lua`."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from engine.keys import MOVED_KEY, PartitionKeys, location_member, reservation_hash
+from engine.limits import RETENTION_MS
+from engine.scripts import script
+from engine.store import Store
+from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState
+
+MAX_CALL_KEYS: Final = 1_000
+"""Keys in one call: some 5 ms of the store's time, so that reads still have their turn."""
+
+MAX_ITEM_ROWS: Final = 500
+"""Rows in one item, which the script lists in one command: `unpack` fails near 8,000 values."""
+
+MAX_CALLS_AT_ONCE: Final = 4
+"""Enough to keep the store busy while the next call is packed."""
+
+MAX_MOVED_FIELDS: Final = 1_000
+"""Fields of one HSET to the hash of moved reservations."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Item(NamedTuple):
+    """One item of `lua/restore.lua`; `size` is how many rows, reservations or records it has."""
+
+    keys: Sequence[str]
+    body: tuple[Any, ...]
+    size: int
+
+
+async def restore(
+    store: Store,
+    keys: PartitionKeys,
+    state: PartitionState,
+    *,
+    rebuild_id: str,
+    on_restored: Callable[[int], None],
+) -> None:
+    """Load a partition; `on_restored` is told how many keys were since it was last told.
+
+    May be repeated. Raises what the store's calls raise, StoreFault also where the store is not
+    being rebuilt by this rebuild.
+    """
+    gate = asyncio.Semaphore(MAX_CALLS_AT_ONCE)
+    fixed = (keys.meta, keys.holds, keys.locations)
+
+    async def call(items: Sequence[_Item]) -> None:
+        try:
+            all_keys = [*fixed]
+            for item in items:
+                all_keys += item.keys
+            await store.call(
+                script("restore"), all_keys, rebuild_id, _encode([item.body for item in items])
+            )
+        finally:
+            gate.release()
+        on_restored(sum(item.size for item in items))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for items in _calls(_items(keys, state)):
+                await gate.acquire()
+                group.create_task(call(items))
+    except BaseExceptionGroup as errors:
+        # One is enough to know; the others failed of the same.
+        raise errors.exceptions[0] from errors
+
+
+async def note_moved(store: Store, partition: int, reservations: Mapping[str, Any]) -> None:
+    """Write where reservations are now, so that their ids of before still find them."""
+    hashes = [reservation_hash(the_id) for the_id in reservations]
+    for start in range(0, len(hashes), MAX_MOVED_FIELDS):
+        fields: list[str | int] = []
+        for the_hash in hashes[start : start + MAX_MOVED_FIELDS]:
+            fields += (the_hash, partition)
+        await store.read([("HSET", MOVED_KEY, *fields)])
+
+
+def _calls(items: Iterator[_Item]) -> Iterator[list[_Item]]:
+    call: list[_Item] = []
+    size = 0
+    for item in items:
+        if call and size + len(item.keys) > MAX_CALL_KEYS:
+            yield call
+            call, size = [], 0
+        call.append(item)
+        size += len(item.keys)
+    if call:
+        yield call
+
+
+def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
+    yield from _row_items(keys, state)
+    for the_id, reservation in state.reservations.items():
+        yield _reservation_item(keys, the_id, reservation)
+    for operation, record in state.seen.items():
+        yield _seen_item(keys, operation, record)
+
+
+def _row_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
+    """Make items of the rows of one location each, which share their index."""
+    by_location: defaultdict[tuple[str, str], list[tuple[str, FoldedRow]]] = defaultdict(list)
+    for (merchant, location, sku), row in state.rows.items():
+        by_location[merchant, location].append((sku, row))
+    for (merchant, location), rows in by_location.items():
+        member = location_member(merchant, location)
+        for start in range(0, len(rows), MAX_ITEM_ROWS):
+            some = rows[start : start + MAX_ITEM_ROWS]
+            yield _Item(
+                [
+                    keys.skus(merchant, location),
+                    *[keys.stock(merchant, location, sku) for sku, _ in some],
+                ],
+                ("rows", member, [(sku, *row.levels(), row.version) for sku, row in some]),
+                len(some),
+            )
+
+
+def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReservation) -> _Item:
+    body = reservation.body
+    ended_at_ms = reservation.ended_at_ms
+    return _Item(
+        (keys.reservation(the_id), keys.open_reservations(body.merchant, body.location)),
+        (
+            "reservation",
+            the_id,
+            reservation.state,
+            reservation.expires_at_ms,
+            reservation.confirmed_at_ms,
+            ended_at_ms,
+            reservation.order_ref,
+            reservation.picked,
+            body,
+            0 if reservation.is_open else ended_at_ms + RETENTION_MS,
+        ),
+        1,
+    )
+
+
+def _seen_item(keys: PartitionKeys, operation: str, record: FoldedSeen) -> _Item:
+    return _Item(
+        (keys.seen(record.merchant, operation),),
+        ("seen", record.fingerprint, ("ok", *record.reply), record.at_ms + RETENTION_MS),
+        1,
+    )

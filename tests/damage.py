@@ -1,0 +1,100 @@
+"""A shop whose store is damaged by hand, audited and mended: what the tests of both share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from engine.keys import PartitionKeys
+from reconciler.archive import Archive, open_archive
+from reconciler.archiver import Archiver, ArchiverSettings
+from reconciler.audit import AuditSettings, audit
+from reconciler.findings import AuditReport, Code, Finding
+from reconciler.repair import Mended, mend
+from tests.shop import LOCATION, Shop, open_shop
+from tests.stores import VALKEY, MakeStore, RealStore, set_up
+
+MENDER = "mender"
+REASON = "a test damaged it"
+
+
+class DamagedShop:
+    """A shop on a store of the test's own, an archive beside it, and an audit at hand."""
+
+    def __init__(self, shop: Shop, store: RealStore, archive: Archive, folder: Path) -> None:
+        """Use `damaged_shop`."""
+        self.shop = shop
+        self.store = store
+        self.archive = archive
+        self.folder = folder
+        self.inventory = shop.inventory
+        self.archiver = Archiver(
+            shop.inventory,
+            archive,
+            owner="test",
+            settings=ArchiverSettings(min_age_ms=0, resume_window_ms=0, max_segment_entries=5),
+        )
+
+    @property
+    def keys(self) -> PartitionKeys:
+        """The keys of the partition that the shop's main location is in."""
+        return self.shop.keys(LOCATION)
+
+    def stock_key(self, sku: str, *, location: str = LOCATION) -> str:
+        """Return a row's key."""
+        return self.shop.keys(location).stock(self.shop.merchant, location, sku)
+
+    async def run(self, *command: str | bytes | int) -> Any:
+        """Run a command as somebody with all rights."""
+        return await self.store.run(*command)
+
+    async def audit(self, settings: AuditSettings | None = None) -> AuditReport:
+        """Audit the whole store."""
+        return await audit(self.inventory, self.archive, settings=settings)
+
+    async def mend(self) -> Mended:
+        """Audit and repair until there is nothing left to repair."""
+        return await mend(self.inventory, self.archive, actor=MENDER, reason=REASON)
+
+    async def ledger_ids(self) -> list[bytes]:
+        """Return the stream ids of the main location's ledger."""
+        return [entry[0] for entry in await self.run("XRANGE", self.keys.ledger, "-", "+")]
+
+    async def last_entry(self) -> list[Any]:
+        """Return the operations of the ledger's last entry, unpacked without the product's help."""
+        ((_, fields),) = await self.run("XREVRANGE", self.keys.ledger, "+", "-", "COUNT", 1)
+        flat = fields if isinstance(fields, dict) else dict(zip(*[iter(fields)] * 2, strict=True))
+        unpacked: list[Any] = msgpack.unpackb(flat[b"ops"], raw=False)
+        return unpacked
+
+    def segments(self) -> list[Path]:
+        """Return the files of the main location's segments, in order."""
+        folder = self.folder / self.archive.store_id / "ledger" / f"{self.keys.partition:04d}"
+        return sorted(folder.glob("*.segment"))
+
+
+@asynccontextmanager
+async def damaged_shop(
+    make_store: MakeStore, folder: Path, *, kind: str = VALKEY, partitions: int = 2
+) -> AsyncIterator[DamagedShop]:
+    """Open a shop on a new store with an archive below `folder`."""
+    store = make_store(kind)
+    await store.start()
+    await set_up(store.settings, partitions=partitions)
+    async with open_shop(store.settings) as shop:
+        archive = await open_archive(shop.inventory.store, str(folder / "archive"))
+        yield DamagedShop(shop, store, archive, folder / "archive")
+
+
+def codes(findings: tuple[Finding, ...] | list[Finding]) -> set[Code]:
+    """Return what was found."""
+    return {finding.code for finding in findings}
+
+
+def only(report: AuditReport, code: Code) -> Finding:
+    """Return the one finding of a code."""
+    found = [finding for finding in report.findings if finding.code is code]
+    assert len(found) == 1, [(finding.code, finding.detail) for finding in report.findings]
+    return found[0]

@@ -1,0 +1,595 @@
+"""The audit on real stores: quiet on a sound one, under traffic too; it finds what is planted."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from engine.keys import AUDIT_KEY
+from engine.model import MovementType
+from engine.outcomes import HoldfastError, StoreReadOnly
+from reconciler.audit import AuditSettings, audit
+from reconciler.continuous_audit import ContinuousAudit, FindingsOfPartition, read_findings
+from reconciler.findings import AuditReport, Code, Finding, Invariant, Severity
+from reconciler.snapshots import Snapshots
+from tests.damage import DamagedShop, codes, damaged_shop, only
+from tests.shop import ACTOR, LOCATION, Shop
+from tests.stores import KINDS, MakeStore
+
+GHOST = "rsv_0_" + "0" * 24
+
+
+@pytest.fixture
+async def damaged(make_store: MakeStore, tmp_path: Path) -> AsyncIterator[DamagedShop]:
+    async with damaged_shop(make_store, tmp_path) as opened:
+        yield opened
+
+
+async def trade(shop: Shop) -> list[str]:
+    """Make history of every kind; return reservations: held, confirmed, released, committed."""
+    await shop.receive("apple", 40)
+    await shop.receive("pear", 20)
+    await shop.move(MovementType.SALE, "plum", 3)
+    row = await shop.row("pear")
+    await shop.inventory.configure(
+        shop.merchant,
+        LOCATION,
+        "pear",
+        key="keep two",
+        safety_stock=2,
+        expected_version=row.version,
+        actor=ACTOR,
+    )
+    ids = [
+        (await shop.reserve([("apple", 3), ("pear", 1)], key=f"cart-{number}")).reservation.id
+        for number in range(4)
+    ]
+    await shop.inventory.extend(shop.merchant, ids[0], key="more", ttl_ms=950_000, actor=ACTOR)
+    await shop.inventory.confirm(shop.merchant, ids[1], order_ref="order-1", actor=ACTOR)
+    await shop.release(ids[2])
+    await shop.commit(ids[3], [("apple", 2)])
+    await shop.receive("quince", 7, location="back room")
+    return ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_sound_store_has_no_findings(
+    kind: str, make_store: MakeStore, tmp_path: Path
+) -> None:
+    async with damaged_shop(make_store, tmp_path, kind=kind) as damaged:
+        await trade(damaged.shop)
+
+        before = await damaged.audit()
+        await damaged.archiver.archive_all(flush=True)
+        after = await damaged.audit()
+
+    assert before.findings == after.findings == ()
+    assert before.is_clean
+    assert (before.rows, before.reservations, before.segments) == (4, 4, 0)
+    # A move or configure leaves a record, and so does the one extension.
+    assert before.records == 6
+    assert before.operations == after.operations == 13
+    assert after.segments > 1
+
+
+async def test_a_row_edited_by_hand_is_found_with_both_values_and_its_history(
+    damaged: DamagedShop,
+) -> None:
+    await trade(damaged.shop)
+    await damaged.run("HINCRBY", damaged.stock_key("apple"), "on_hand", 5)
+
+    report = await damaged.audit()
+
+    finding = only(report, Code.ROW_DIFFERS)
+    assert (finding.invariant, finding.severity) == (Invariant.FOLD, Severity.CRITICAL)
+    assert (finding.location, finding.sku) == (LOCATION, "apple")
+    assert finding.row is not None
+    assert finding.row.live is not None
+    assert finding.row.ledger is not None
+    assert finding.row.live.levels.on_hand == finding.row.ledger.levels.on_hand + 5
+    assert finding.row.live.version == finding.row.ledger.version
+    kinds = [touch.kind.value for touch in finding.operations]
+    assert kinds == ["commit", "release", "reserve", "reserve", "reserve"]
+    assert {touch.actor for touch in finding.operations} == {ACTOR}
+    assert [touch.sequence for touch in finding.operations] == sorted(
+        (touch.sequence for touch in finding.operations), reverse=True
+    )
+    assert only(report, Code.BOOKS_DIFFER).invariant is Invariant.CONSERVATION
+    assert codes(report.findings) == {Code.ROW_DIFFERS, Code.BOOKS_DIFFER}
+    assert not report.is_clean
+
+
+async def test_reserved_units_that_no_hold_has_are_found(damaged: DamagedShop) -> None:
+    await trade(damaged.shop)
+    await damaged.run("HSET", damaged.stock_key("apple"), "reserved", 100)
+
+    report = await damaged.audit()
+
+    assert only(report, Code.RESERVED_DIFFERS).invariant is Invariant.HOLDS_SUM
+    assert only(report, Code.OVERSOLD).invariant is Invariant.NO_OVERSELL
+    assert codes(report.findings) == {Code.ROW_DIFFERS, Code.RESERVED_DIFFERS, Code.OVERSOLD}
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "0x10", " 5", "05", "-1", "1000000000001", "", b"\xff\xfe"]
+)
+async def test_a_number_that_is_not_written_as_one_is_found(
+    damaged: DamagedShop, text: str | bytes
+) -> None:
+    await damaged.shop.receive("apple", 5)
+    await damaged.run("HSET", damaged.stock_key("apple"), "on_hand", text)
+
+    finding = only(await damaged.audit(), Code.ROW_UNREADABLE)
+
+    assert finding.invariant is Invariant.INTEGER
+
+
+async def test_a_row_of_another_type_is_found(damaged: DamagedShop) -> None:
+    await damaged.shop.receive("apple", 5)
+    await damaged.run("DEL", damaged.stock_key("apple"))
+    await damaged.run("SADD", damaged.stock_key("apple"), "not stock")
+
+    finding = only(await damaged.audit(), Code.ROW_UNREADABLE)
+
+    assert finding.row is not None
+    assert finding.row.live_text == {"type": "set"}
+
+
+async def test_a_deleted_row_is_found(damaged: DamagedShop) -> None:
+    await damaged.shop.receive("apple", 5)
+    await damaged.run("DEL", damaged.stock_key("apple"))
+
+    assert codes((await damaged.audit()).findings) == {Code.ROW_MISSING}
+
+
+async def test_a_deleted_hold_is_found(damaged: DamagedShop) -> None:
+    held, confirmed, released, _ = await trade(damaged.shop)
+    for the_id in (held, confirmed, released):
+        await damaged.run("DEL", damaged.keys.reservation(the_id))
+
+    report = await damaged.audit()
+
+    missing = [one for one in report.findings if one.code is Code.RESERVATION_MISSING]
+    assert {one.reservation for one in missing} == {held, confirmed}
+    assert {one.invariant for one in missing} == {Invariant.HOLDS_SUM}
+    answer = only(report, Code.ANSWER_MISSING)
+    assert (answer.reservation, answer.invariant) == (released, Invariant.ONCE)
+    assert codes(report.findings) == {Code.RESERVATION_MISSING, Code.ANSWER_MISSING}
+
+
+async def test_an_ending_that_is_not_in_the_ledger_is_found(damaged: DamagedShop) -> None:
+    held, *_ = await trade(damaged.shop)
+    await damaged.run("HSET", damaged.keys.reservation(held), "state", "released", "ended_at", 1)
+
+    finding = only(await damaged.audit(), Code.RESERVATION_DIFFERS)
+
+    assert (finding.reservation, finding.invariant) == (held, Invariant.ONE_ENDING)
+
+
+async def test_index_entries_without_a_hold_are_found_in_both_indexes(
+    damaged: DamagedShop,
+) -> None:
+    _, confirmed, released, _ = await trade(damaged.shop)
+    opened = damaged.keys.open_reservations(damaged.shop.merchant, LOCATION)
+    await damaged.run("ZADD", damaged.keys.holds, 1, GHOST, 2, released, 3, confirmed)
+    await damaged.run("ZADD", opened, 1, GHOST, 2, released)
+
+    report = await damaged.audit()
+
+    by_code = {
+        code: {one.reservation for one in report.findings if one.code is code}
+        for code in codes(report.findings)
+    }
+    assert by_code == {
+        Code.HOLD_INDEX_DIFFERS: {GHOST, released, confirmed},
+        Code.OPEN_INDEX_DIFFERS: {GHOST, released},
+    }
+    assert {one.invariant for one in report.findings} == {Invariant.INDEX_MATCH}
+
+
+async def test_missing_and_misplaced_index_entries_are_found(damaged: DamagedShop) -> None:
+    held, confirmed, *_ = await trade(damaged.shop)
+    merchant = damaged.shop.merchant
+    await damaged.run("ZREM", damaged.keys.holds, held)
+    await damaged.run("ZREM", damaged.keys.open_reservations(merchant, LOCATION), confirmed)
+    await damaged.run("ZREM", damaged.keys.skus(merchant, LOCATION), "pear")
+    await damaged.run("ZADD", damaged.keys.skus(merchant, LOCATION), 0, "unheard of")
+    await damaged.run("ZADD", damaged.keys.locations, 0, f"{merchant}:nowhere")
+    elsewhere = damaged.keys.open_reservations(merchant, "nowhere")
+    await damaged.run("ZADD", elsewhere, 1, held)
+
+    report = await damaged.audit()
+
+    assert only(report, Code.HOLD_INDEX_DIFFERS).reservation == held
+    opened = {
+        (one.reservation, one.location)
+        for one in report.findings
+        if one.code is Code.OPEN_INDEX_DIFFERS
+    }
+    assert opened == {(confirmed, LOCATION), (held, "nowhere")}
+    listed = {
+        (one.location, one.sku) for one in report.findings if one.code is Code.LISTING_DIFFERS
+    }
+    assert listed == {(LOCATION, "pear"), (LOCATION, "unheard of"), ("nowhere", "")}
+
+
+async def test_an_index_of_another_type_is_found(damaged: DamagedShop) -> None:
+    await trade(damaged.shop)
+    await damaged.run("SET", damaged.keys.holds, "not an index")
+
+    report = await damaged.audit()
+
+    assert only(report, Code.INDEX_UNREADABLE).key == damaged.keys.holds
+
+
+async def test_idempotency_records_are_held_against_the_ledger(damaged: DamagedShop) -> None:
+    merchant = damaged.shop.merchant
+    moves = [await damaged.shop.receive(sku, 5) for sku in ("apple", "pear", "plum")]
+    keys = [damaged.keys.seen(merchant, moved.id) for moved in moves]
+    await damaged.run("DEL", keys[0])
+    await damaged.run("COPY", keys[2], keys[1], "REPLACE")
+    await damaged.run("COPY", keys[2], damaged.keys.seen(merchant, "invented"))
+
+    report = await damaged.audit()
+
+    assert only(report, Code.RECORD_MISSING).key == keys[0]
+    assert only(report, Code.RECORD_DIFFERS).key == keys[1]
+    assert only(report, Code.RECORD_UNKNOWN).key == damaged.keys.seen(merchant, "invented")
+    assert {one.invariant for one in report.findings} == {Invariant.ONCE}
+
+
+async def test_a_skipped_sequence_is_found_at_once_and_after_more_operations(
+    damaged: DamagedShop,
+) -> None:
+    await damaged.shop.receive("apple", 5)
+    await damaged.run("HINCRBY", damaged.keys.meta, "sequence", 3)
+
+    at_the_end = only(await damaged.audit(), Code.ENTRIES_MISSING)
+    await damaged.shop.receive("apple", 1)
+    in_between = only(await damaged.audit(), Code.ENTRIES_MISSING)
+
+    assert (at_the_end.first, at_the_end.last) == (in_between.first, in_between.last) == (2, 4)
+    assert in_between.invariant is Invariant.DENSE
+
+
+async def test_a_sequence_that_was_set_back_is_found(damaged: DamagedShop) -> None:
+    for _ in range(4):
+        await damaged.shop.receive("apple", 5)
+    await damaged.run("HSET", damaged.keys.meta, "sequence", 2)
+
+    behind = only(await damaged.audit(), Code.SEQUENCE_BEHIND)
+    await damaged.shop.receive("apple", 5)
+    report = await damaged.audit()
+
+    assert (behind.first, behind.last) == (3, 4)
+    overlap = only(report, Code.ENTRIES_OVERLAP)
+    assert (overlap.first, overlap.last) == (3, 3)
+    assert only(report, Code.ROW_AHEAD).sku == "apple"
+
+
+async def test_a_deleted_ledger_entry_is_found_with_the_row_that_it_changed(
+    damaged: DamagedShop,
+) -> None:
+    await damaged.shop.receive("apple", 5)
+    await damaged.shop.receive("pear", 5)
+    await damaged.shop.receive("apple", 2)
+    last = (await damaged.ledger_ids())[-1]
+    await damaged.run("XDEL", damaged.keys.ledger, last)
+
+    report = await damaged.audit()
+
+    gap = only(report, Code.ENTRIES_MISSING)
+    assert (gap.first, gap.last) == (3, 3)
+    ahead = only(report, Code.ROW_AHEAD)
+    assert ahead.row is not None
+    assert ahead.row.live is not None
+    assert ahead.row.ledger is not None
+    assert (ahead.row.live.version, ahead.row.ledger.version) == (2, 1)
+    # The answer that the lost operation left behind is the third trace of it.
+    assert codes(report.findings) == {
+        Code.ENTRIES_MISSING,
+        Code.ROW_AHEAD,
+        Code.RECORD_UNKNOWN,
+    }
+
+
+async def test_a_hand_edit_that_later_operations_built_upon_is_still_found(
+    damaged: DamagedShop,
+) -> None:
+    await damaged.shop.receive("apple", 10)
+    await damaged.run("HINCRBY", damaged.stock_key("apple"), "on_hand", 7)
+    await damaged.shop.move(MovementType.SALE, "apple", 1)
+
+    finding = only(await damaged.audit(), Code.LEVELS_JUMPED)
+
+    assert finding.sequence == 2
+    assert finding.row is not None
+    assert finding.row.books_drift == 7
+    assert finding.row.live == finding.row.ledger
+
+
+async def test_what_no_operation_made_is_found_by_the_scan(damaged: DamagedShop) -> None:
+    held, *_ = await trade(damaged.shop)
+    planted = damaged.stock_key("planted")
+    await damaged.run("HSET", planted, "on_hand", 9, "reserved", 0, "safety_stock", 0, "version", 1)
+    await damaged.run("COPY", damaged.keys.reservation(held), damaged.keys.reservation(GHOST))
+    await damaged.run("SET", f"{damaged.keys.tag}:scratch", "somebody's")
+    await damaged.run("SET", "not-ours", "no concern of the audit")
+
+    report = await damaged.audit()
+
+    assert only(report, Code.ROW_UNKNOWN).sku == "planted"
+    assert only(report, Code.RESERVATION_UNKNOWN).reservation == GHOST
+    unknown = only(report, Code.KEY_UNKNOWN)
+    assert (unknown.key, unknown.repairable) == (f"{damaged.keys.tag}:scratch", False)
+    assert codes(report.findings) == {
+        Code.ROW_UNKNOWN,
+        Code.RESERVATION_UNKNOWN,
+        Code.KEY_UNKNOWN,
+    }
+    assert (await damaged.audit(AuditSettings(scan=False))).findings == ()
+
+
+async def test_an_entry_that_is_none_is_found(damaged: DamagedShop) -> None:
+    await damaged.shop.receive("apple", 5)
+    await damaged.run("XADD", damaged.keys.ledger, "*", "hello", "world")
+    await damaged.shop.receive("apple", 5)
+
+    finding = only(await damaged.audit(), Code.ENTRY_UNREADABLE)
+
+    assert (finding.invariant, finding.repairable) == (Invariant.DENSE, False)
+
+
+async def test_a_ledger_of_another_type_is_reported_and_does_not_end_the_audit(
+    damaged: DamagedShop,
+) -> None:
+    await trade(damaged.shop)
+    await damaged.run("DEL", damaged.keys.ledger)
+    await damaged.run("SET", damaged.keys.ledger, "gone")
+
+    report = await damaged.audit()
+
+    finding = only(report, Code.PARTITION_UNREADABLE)
+    assert (finding.partition, finding.repairable) == (damaged.keys.partition, False)
+    assert report.partitions == 2
+
+
+async def archived(damaged: DamagedShop, count: int = 18) -> list[Path]:
+    """Archive some history into segments of five, of which the store forgets nothing."""
+    for _ in range(count):
+        await damaged.shop.receive("apple", 1)
+    # A reader that has read nothing keeps the ledger from being trimmed.
+    await damaged.run("HSET", damaged.keys.readers, "test", "0-0")
+    await damaged.archiver.archive_all(flush=True)
+    return damaged.segments()
+
+
+async def test_a_flipped_byte_in_a_segment_is_found(damaged: DamagedShop) -> None:
+    paths = await archived(damaged)
+    flip(paths[1])
+
+    finding = only(await damaged.audit(), Code.SEGMENT_DAMAGED)
+
+    assert finding.invariant is Invariant.ARCHIVE_COVERS
+    assert finding.segment is not None
+    assert (finding.first, finding.last, finding.segment.in_ledger) == (6, 10, True)
+
+
+async def test_missing_segments_are_found_in_the_middle_and_at_the_end(
+    damaged: DamagedShop,
+) -> None:
+    paths = await archived(damaged)
+    paths[1].unlink()
+    paths[-1].unlink()
+
+    report = await damaged.audit()
+
+    missing = {(one.first, one.last) for one in report.findings}
+    assert codes(report.findings) == {Code.SEGMENT_MISSING}
+    assert missing == {(6, 10), (16, 18)}
+
+
+async def test_a_segment_exchanged_for_another_stores_is_found(
+    damaged: DamagedShop, make_store: MakeStore, tmp_path: Path
+) -> None:
+    paths = await archived(damaged)
+    async with damaged_shop(make_store, tmp_path / "other") as other:
+        others = await archived(other)
+        paths[2].write_bytes(others[2].read_bytes())
+
+    report = await damaged.audit()
+
+    assert Code.SEGMENT_DAMAGED in codes(report.findings)
+    assert {one.invariant for one in report.findings} == {Invariant.ARCHIVE_COVERS}
+
+
+async def test_history_that_neither_the_archive_nor_the_store_has_is_a_gap(
+    damaged: DamagedShop,
+) -> None:
+    paths = await archived(damaged)
+    ids = await damaged.ledger_ids()
+    await damaged.run("XDEL", damaged.keys.ledger, *ids[5:10])
+    flip(paths[1])
+
+    report = await damaged.audit()
+
+    segment = only(report, Code.SEGMENT_DAMAGED).segment
+    assert segment is not None
+    assert not segment.in_ledger
+    gap = only(report, Code.ENTRIES_MISSING)
+    assert (gap.first, gap.last) == (6, 10)
+    assert only(report, Code.VERSIONS_SKIPPED).sku == "apple"
+
+
+async def test_an_audit_from_a_snapshot_sees_the_same_as_one_of_all_history(
+    damaged: DamagedShop,
+) -> None:
+    await trade(damaged.shop)
+    await damaged.archiver.archive_all(flush=True)
+    snapshots = Snapshots(damaged.archive)
+    for partition in range(damaged.inventory.partitions):
+        await snapshots.make(partition)
+    await damaged.shop.receive("apple", 5)
+    await damaged.run("HINCRBY", damaged.stock_key("pear"), "safety_stock", 5)
+
+    whole = await audit_with(damaged, snapshots, whole=True)
+    short = await audit_with(damaged, snapshots, whole=False)
+
+    assert (whole.operations, short.operations) == (14, 1)
+    assert codes(whole.findings) == codes(short.findings) == {Code.ROW_DIFFERS}
+
+
+async def audit_with(damaged: DamagedShop, snapshots: Snapshots, *, whole: bool) -> AuditReport:
+    return await audit(
+        damaged.inventory,
+        damaged.archive,
+        settings=AuditSettings(whole=whole),
+        snapshots=snapshots.state,
+    )
+
+
+async def test_a_partition_that_is_being_rebuilt_is_not_audited(damaged: DamagedShop) -> None:
+    await trade(damaged.shop)
+    await damaged.run("HSET", damaged.keys.meta, "rebuilding", "r1")
+
+    with pytest.raises(StoreReadOnly):
+        await damaged.audit()
+
+
+async def test_traffic_makes_no_false_alarm(damaged: DamagedShop) -> None:
+    shop = damaged.shop
+    for number in range(30):
+        await shop.receive(f"sku-{number}", 1_000)
+    stop = asyncio.Event()
+    orders = 0
+
+    async def shopper(name: int) -> None:
+        nonlocal orders
+        for turn in range(100_000):
+            if stop.is_set():
+                return
+            sku = f"sku-{(name * 7 + turn) % 30}"
+            held = await shop.reserve([(sku, 1), (f"sku-{name}", 1)], ttl_ms=1_000)
+            end = turn % 5
+            if end == 0:
+                await shop.commit(held.reservation.id)
+            elif end == 1:
+                await shop.release(held.reservation.id)
+            elif end == 2:
+                await shop.inventory.confirm(shop.merchant, held.reservation.id, actor=ACTOR)
+            elif end == 3:
+                await shop.receive(f"new-{name}-{turn}", 2)
+            orders += 1
+            await damaged.inventory.expire_due(damaged.keys.partition)
+
+    async def archiver() -> None:
+        while not stop.is_set():
+            await damaged.archiver.archive_all(flush=True)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for name in range(8):
+            group.create_task(shopper(name))
+        group.create_task(archiver())
+        reports = []
+        for _ in range(5):
+            before = orders
+            reports.append(await damaged.audit())
+            assert orders > before, "the audit ran while nobody traded"
+        stop.set()
+
+    assert [report.findings for report in reports] == [()] * 5
+    assert reports[-1].operations > reports[0].operations
+
+
+async def test_a_row_edited_while_traffic_runs_is_the_only_finding(damaged: DamagedShop) -> None:
+    shop = damaged.shop
+    await shop.receive("busy", 100_000)
+    await shop.receive("edited", 10)
+    stop = asyncio.Event()
+
+    async def shopper() -> None:
+        while not stop.is_set():
+            held = await shop.reserve([("busy", 1)])
+            await shop.commit(held.reservation.id)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(shopper())
+        await damaged.run("HINCRBY", damaged.stock_key("edited"), "on_hand", 1)
+        report = await damaged.audit()
+        stop.set()
+
+    assert {finding.sku for finding in report.findings} == {"edited"}
+
+
+async def test_the_continuous_audit_keeps_up_and_leaves_its_findings_in_the_store(
+    damaged: DamagedShop,
+) -> None:
+    await trade(damaged.shop)
+    running = continuous(damaged, "one")
+
+    assert await running.round() == 0
+    await damaged.shop.receive("apple", 1)
+    await damaged.run("HINCRBY", damaged.stock_key("apple"), "on_hand", 5)
+    assert await running.round() == 2
+
+    told = {one.partition: one for one in await read_findings(damaged.inventory.store)}
+    partition = damaged.keys.partition
+    assert set(told) == {-1, *range(damaged.inventory.partitions)}
+    assert codes(told[partition].findings) == {Code.ROW_DIFFERS, Code.BOOKS_DIFFER}
+    assert told[partition].by_severity == {Severity.CRITICAL: 2}
+    assert running.findings == 2
+
+    await damaged.mend()
+    assert await running.round() == 0
+    (text,) = await damaged.inventory.store.read([("HGET", AUDIT_KEY, str(partition))])
+    assert msgspec.json.decode(text, type=FindingsOfPartition).findings == ()
+
+
+async def test_two_continuous_audits_do_not_do_the_same_work(damaged: DamagedShop) -> None:
+    await trade(damaged.shop)
+    first, second = continuous(damaged, "one"), continuous(damaged, "two")
+
+    await first.round()
+    await damaged.run("HINCRBY", damaged.stock_key("apple"), "on_hand", 5)
+
+    assert await second.round() == 0, "the first one has the leases"
+    await first.give_up()
+    assert await second.round() == 2
+
+
+async def test_the_continuous_audit_outlasts_a_store_that_is_down(damaged: DamagedShop) -> None:
+    await trade(damaged.shop)
+    running = continuous(damaged, "one")
+    await running.round()
+    damaged.store.kill9()
+
+    with pytest.raises(HoldfastError):
+        await running.round()
+    await damaged.store.restart()
+
+    assert await running.round() == 0
+
+
+def continuous(damaged: DamagedShop, owner: str) -> ContinuousAudit:
+    async def open_archive() -> None:
+        return None
+
+    return ContinuousAudit(damaged.inventory, open_archive, owner=owner, keys_per_second=1_000_000)
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_report_survives_being_written_as_json() -> None:
+    finding = Finding(
+        invariant=Invariant.DENSE, code=Code.ENTRIES_MISSING, detail="d", remedy="r", first=2
+    )
+    assert msgspec.json.decode(msgspec.json.encode(finding), type=Finding) == finding

@@ -1,0 +1,226 @@
+"""A random trade through the real engine, and what a store then holds, in comparable form.
+
+The same seed makes the same calls, so a failure can be repeated. Every call is kept, so that it can
+be made again: a retry must get the answer of the first time, before and after a rebuild.
+"""
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import msgpack
+
+from engine import reservations
+from engine.inventory import Inventory
+from engine.keys import parse_key, reservation_hash
+from engine.model import Line, Movement, MovementType
+from engine.outcomes import HoldfastError
+from engine.store import Client
+from tests.shop import ACTOR
+
+LOCATIONS: Final = ("high street", "depot:{7}", "harbour", "københavn", "outlet")
+SKUS: Final = ("tea", "кофе", "a:{b}\r\n", "mug", "soap")
+SCAN_COUNT: Final = 1_000
+
+Retry = Callable[[Inventory], Awaitable[Any]]
+
+
+@dataclass
+class Call:
+    """A call that was accepted, how to make it again, and what it answered."""
+
+    name: str
+    retry: Retry
+    answer: Any
+
+
+@dataclass
+class Trade:
+    """One merchant's random dealings."""
+
+    inventory: Inventory
+    merchant: str
+    draw: random.Random
+    calls: list[Call] = field(default_factory=list)
+    reservations: list[str] = field(default_factory=list)
+    keys_made: int = 0
+
+    async def run(self, steps: int) -> None:
+        """Make `steps` calls, of which some are refused."""
+        verbs = (
+            (self._receive, 5),
+            (self._move, 5),
+            (self._configure, 1),
+            (self._reserve, 8),
+            (self._confirm, 2),
+            (self._extend, 2),
+            (self._commit, 3),
+            (self._release, 1),
+        )
+        chosen = self.draw.choices([verb for verb, _ in verbs], [w for _, w in verbs], k=steps)
+        for verb in chosen:
+            try:
+                await verb()
+            except HoldfastError:
+                continue
+
+    async def retry_all(self, inventory: Inventory) -> list[str]:
+        """Make every call again; return those that are not answered as before, and replayed."""
+        wrong = []
+        for call in self.calls:
+            answer = await call.retry(inventory)
+            if not answer.replayed or _plain(answer) != _plain(call.answer):
+                wrong.append(f"{call.name}: {answer} where it was {call.answer}")
+        return wrong
+
+    async def _do(self, name: str, retry: Retry) -> Any:
+        answer = await retry(self.inventory)
+        self.calls.append(Call(name, retry, answer))
+        return answer
+
+    def _key(self) -> str:
+        self.keys_made += 1
+        return f"key {self.keys_made}"
+
+    async def _receive(self) -> None:
+        await self._book(MovementType.RECEIVE, self.draw.randint(5, 40))
+
+    async def _move(self) -> None:
+        kind = self.draw.choice(list(MovementType))
+        quantity = self.draw.randint(1, 9)
+        if kind is MovementType.ADJUST:
+            quantity = self.draw.choice((-3, -1, 2))
+        await self._book(kind, quantity)
+
+    async def _book(self, kind: MovementType, quantity: int) -> None:
+        movement = Movement(
+            key=self._key(),
+            location=self.draw.choice(LOCATIONS),
+            type=kind,
+            sku=self.draw.choice(SKUS),
+            quantity=quantity,
+            reason="found" if kind is MovementType.ADJUST else "",
+            reference=self.draw.choice(("", "import:7")),
+        )
+        await self._do(
+            "move", lambda inventory: inventory.move(self.merchant, movement, actor=ACTOR)
+        )
+
+    async def _configure(self) -> None:
+        location, sku = self.draw.choice(LOCATIONS), self.draw.choice(SKUS)
+        (row,) = await self.inventory.rows(self.merchant, [(location, sku)])
+        key, safety_stock = self._key(), self.draw.randint(0, 4)
+        version = 0 if row is None else row.version
+        await self._do(
+            "configure",
+            lambda inventory: inventory.configure(
+                self.merchant,
+                location,
+                sku,
+                key=key,
+                safety_stock=safety_stock,
+                expected_version=version,
+                actor=ACTOR,
+            ),
+        )
+
+    async def _reserve(self) -> None:
+        skus = self.draw.choices(SKUS, k=self.draw.randint(1, 4))
+        lines = [Line(sku, self.draw.randint(1, 4)) for sku in skus]
+        key, location = self._key(), self.draw.choice(LOCATIONS)
+        partial, order_ref = self.draw.random() < 0.3, self.draw.choice(("", "order 1"))
+        ttl_ms = self.draw.choice((60_000, 900_000, 86_400_000))
+        answer = await self._do(
+            "reserve",
+            lambda inventory: inventory.reserve(
+                self.merchant,
+                location,
+                lines,
+                key=key,
+                ttl_ms=ttl_ms,
+                order_ref=order_ref,
+                partial=partial,
+                actor=ACTOR,
+            ),
+        )
+        self.reservations.append(answer.reservation.id)
+
+    async def _confirm(self) -> None:
+        the_id, order_ref = self._reservation(), self.draw.choice(("", "order 1", "order 2"))
+        # Not kept as a call: its retry tells of the reservation as it is by then.
+        await self.inventory.confirm(self.merchant, the_id, order_ref=order_ref, actor=ACTOR)
+
+    async def _extend(self) -> None:
+        the_id, key = self._reservation(), self._key()
+        ttl_ms = self.draw.choice((120_000, 3_600_000))
+        await self._do(
+            "extend",
+            lambda inventory: inventory.extend(
+                self.merchant, the_id, key=key, ttl_ms=ttl_ms, actor=ACTOR
+            ),
+        )
+
+    async def _commit(self) -> None:
+        the_id = self._reservation()
+        reservation = await self.inventory.reservation(self.merchant, the_id)
+        picks: list[Line] = []
+        if self.draw.random() < 0.4:
+            picks = [Line(x.sku, self.draw.randint(0, x.quantity)) for x in reservation.lines]
+        await self._do(
+            "commit",
+            lambda inventory: inventory.commit(self.merchant, the_id, picks=picks, actor=ACTOR),
+        )
+
+    async def _release(self) -> None:
+        the_id = self._reservation()
+        await self._do(
+            "release", lambda inventory: inventory.release(self.merchant, the_id, actor=ACTOR)
+        )
+
+    def _reservation(self) -> str:
+        return self.draw.choice(self.reservations) if self.reservations else "rsv_0_" + "0" * 24
+
+
+def _plain(answer: Any) -> Any:
+    """Return an answer without what may differ in a retry: its mark, and the id's partition."""
+    reservation = getattr(answer, "reservation", None)
+    if reservation is None:
+        return {name: getattr(answer, name) for name in answer.__struct_fields__} | {"replayed": 0}
+    fields = {name: getattr(reservation, name) for name in reservation.__struct_fields__}
+    return fields | {"id": reservation_hash(reservation.id)}
+
+
+async def contents(client: Client) -> dict[tuple[str, ...], Any]:
+    """Read all rows, reservations, records and indexes of a store, whatever partition they are in.
+
+    A key that is named by a reservation goes by the part of its id that never changes.
+    """
+    found: dict[tuple[str, ...], Any] = {}
+    any_client = cast(Any, client)
+    async for raw in any_client.scan_iter(match="{hf.*}:*", count=SCAN_COUNT):
+        parsed = parse_key(raw.decode())
+        assert parsed is not None, raw
+        name = (parsed.noun, *parsed.parts)
+        if parsed.noun == "stock":
+            fields = await any_client.hgetall(raw)
+            found[name] = {b"deficit": b"0"} | fields
+        elif parsed.noun == "rsv":
+            fields = await any_client.hmget(raw, *reservations.FIELDS)
+            reservation = reservations.from_hash("", fields)
+            ends_in_ms = await any_client.pttl(raw)
+            found["rsv", reservation_hash(parsed.parts[0])] = (
+                reservation,
+                msgpack.unpackb(fields[2]),
+                ends_in_ms > 0,
+            )
+        elif parsed.noun == "seen":
+            found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
+        elif parsed.noun in ("open", "skus", "holds", "locations"):
+            members = dict(await any_client.zrange(raw, 0, -1, withscores=True))
+            is_ids = parsed.noun in ("open", "holds")
+            found.setdefault(name, {}).update(
+                (reservation_hash(member.decode()) if is_ids else member.decode(), score)
+                for member, score in members.items()
+            )
+    return found
