@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
     BusyLoadingError,
-    ClusterDownError,
+    ClusterError,
     MaxConnectionsError,
     NoScriptError,
     OutOfMemoryError,
@@ -47,7 +47,8 @@ MAX_BACKOFF_MS: Final = 400
 
 _NOT_APPLIED = (
     BusyLoadingError,
-    ClusterDownError,
+    # A cluster that is down, or a driver that gave up after too many redirections.
+    ClusterError,
     AskError,
     MaxConnectionsError,
     ReadOnlyError,

@@ -8,12 +8,13 @@ from typing import Any
 import msgpack
 
 from engine.keys import PartitionKeys
+from engine.model import MovementType
 from reconciler.archive import Archive, open_archive
 from reconciler.archiver import Archiver, ArchiverSettings
 from reconciler.audit import AuditSettings, audit
 from reconciler.findings import AuditReport, Code, Finding
 from reconciler.repair import Mended, mend
-from tests.shop import LOCATION, Shop, open_shop
+from tests.shop import ACTOR, LOCATION, Shop, open_shop
 from tests.stores import VALKEY, MakeStore, RealStore, set_up
 
 MENDER = "mender"
@@ -41,6 +42,12 @@ class DamagedShop:
     def keys(self) -> PartitionKeys:
         """The keys of the partition that the shop's main location is in."""
         return self.shop.keys(LOCATION)
+
+    @property
+    def neighbour(self) -> str:
+        """A location without stock in the same partition as the main one."""
+        names = (f"nowhere-{number}" for number in range(1_000))
+        return next(name for name in names if self.shop.keys(name) == self.keys)
 
     def stock_key(self, sku: str, *, location: str = LOCATION) -> str:
         """Return a row's key."""
@@ -98,3 +105,47 @@ def only(report: AuditReport, code: Code) -> Finding:
     found = [finding for finding in report.findings if finding.code is code]
     assert len(found) == 1, [(finding.code, finding.detail) for finding in report.findings]
     return found[0]
+
+
+async def trade(shop: Shop) -> list[str]:
+    """Make history of every kind; return reservations: held, confirmed, released, committed."""
+    await shop.receive("apple", 40)
+    await shop.receive("pear", 20)
+    await shop.move(MovementType.SALE, "plum", 3)
+    row = await shop.row("pear")
+    await shop.inventory.configure(
+        shop.merchant,
+        LOCATION,
+        "pear",
+        key="keep two",
+        safety_stock=2,
+        expected_version=row.version,
+        actor=ACTOR,
+    )
+    ids = [
+        (await shop.reserve([("apple", 3), ("pear", 1)], key=f"cart-{number}")).reservation.id
+        for number in range(4)
+    ]
+    await shop.inventory.extend(shop.merchant, ids[0], key="more", ttl_ms=950_000, actor=ACTOR)
+    await shop.inventory.confirm(shop.merchant, ids[1], order_ref="order-1", actor=ACTOR)
+    await shop.release(ids[2])
+    await shop.commit(ids[3], [("apple", 2)])
+    await shop.receive("quince", 7, location="back room")
+    return ids
+
+
+async def archived(damaged: DamagedShop, count: int = 18) -> list[Path]:
+    """Archive some history into segments of five, of which the store forgets nothing."""
+    for _ in range(count):
+        await damaged.shop.receive("apple", 1)
+    # A reader that has read nothing keeps the ledger from being trimmed.
+    await damaged.run("HSET", damaged.keys.readers, "test", "0-0")
+    await damaged.archiver.archive_all(flush=True)
+    return damaged.segments()
+
+
+def flip(path: Path) -> None:
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))

@@ -28,11 +28,11 @@ def clean_environment() -> dict[str, str]:
 class RunningService:
     """A `holdfast serve` on a data directory and a port of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        """Start it and wait until it is ready."""
+    def __init__(self, directory: Path, *options: str) -> None:
+        """Start it, with more options of `serve` if need be, and wait until it is ready."""
         self.data_dir = directory / "data"
         self._said = directory / "serve.out"
-        command = [sys.executable, "-m", "holdfast", "serve", "--json", "--port", "0"]
+        command = [sys.executable, "-m", "holdfast", "serve", "--json", "--port", "0", *options]
         with self._said.open("wb") as output:
             self.process: subprocess.Popen[bytes] = processes.spawn(
                 [*command, "--data-dir", str(self.data_dir)],

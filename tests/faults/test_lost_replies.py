@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
 import msgspec
 import pytest
@@ -11,6 +11,7 @@ from engine.ledger import Operation, OperationKind, read_entries
 from engine.model import Configured, Line, Moved, MovementType, ReservationResult, ReservationState
 from engine.outcomes import OutcomeUnknown
 from engine.store import StoreSettings
+from tests.callers import persistently
 from tests.proxy import Fault, LossyProxy
 from tests.shop import ACTOR, LOCATION, Shop, new_key, open_shop
 from tests.stores import MakeStore, free_ports, set_up
@@ -21,15 +22,11 @@ ATTEMPT_TIMEOUT_MS: Final = 150
 """How long the engine waits for a reply that never comes: short, for the tests' sake."""
 
 TEST_SECONDS: Final = 30.0
-MAX_TRIES: Final = 10
-"""How often a caller asks again after an unknown outcome."""
 
 SHOPPERS: Final = 30
 ROUNDS: Final = 6
 CALLERS: Final = 200
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 Answer = ReservationResult | Moved | Configured
 Call = Callable[[Shop, str, str], Awaitable[Answer]]
 """A call of a verb: by which shop, on which reservation, under which key."""
@@ -104,18 +101,6 @@ def through(proxy: LossyProxy, settings: StoreSettings) -> StoreSettings:
         url=f"redis://127.0.0.1:{proxy.port}/0",
         attempt_timeout_ms=ATTEMPT_TIMEOUT_MS,
     )
-
-
-async def persistently(
-    call: Callable[Arguments, Awaitable[Result]], *args: Arguments.args, **kwargs: Arguments.kwargs
-) -> Result:
-    """Call until the outcome is known, as a caller does that keeps its key."""
-    for _ in range(MAX_TRIES - 1):
-        try:
-            return await call(*args, **kwargs)
-        except OutcomeUnknown:
-            continue
-    return await call(*args, **kwargs)
 
 
 def as_first(answer: Answer) -> Answer:

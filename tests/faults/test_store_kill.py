@@ -4,13 +4,13 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import pytest
 
 from engine.model import Moved, MovementType, ReservationResult
-from engine.outcomes import OutcomeUnknown, StoreUnavailable
+from tests.callers import persistently
 from tests.invariants import Audit
 from tests.shop import LOCATION, Shop, new_key, open_shop
 from tests.stores import MakeStore, set_up
@@ -28,13 +28,10 @@ KILLS: Final = 6
 ACKNOWLEDGED_BETWEEN_KILLS: Final = 200
 """So each kill meets a store at work, and not one that has just come up."""
 
-MAX_TRIES: Final = 20
-"""How often a caller asks again; within each try the engine retries for itself."""
 
 MOST_ASKED_AGAIN: Final = 500
 TEST_SECONDS: Final = 60.0
 
-Result = TypeVar("Result")
 Answer = Moved | ReservationResult
 Effect = tuple[str, ...]
 """As the audit names it: (kind, merchant, id)."""
@@ -124,16 +121,6 @@ class Load:
         self.acknowledged[effect] = (answer, again)
         if len(self.acknowledged) >= self._wanted:
             self._reached.set()
-
-
-async def persistently(call: Callable[[], Awaitable[Result]]) -> Result:
-    """Call until there is an answer, as a caller does that keeps its key."""
-    for _ in range(MAX_TRIES - 1):
-        try:
-            return await call()
-        except (OutcomeUnknown, StoreUnavailable):
-            continue
-    return await call()
 
 
 async def test_what_was_acknowledged_outlives_every_kill_and_the_unknown_is_settled_once(

@@ -14,8 +14,8 @@ from reconciler.audit import AuditSettings, audit
 from reconciler.continuous_audit import ContinuousAudit, FindingsOfPartition, read_findings
 from reconciler.findings import AuditReport, Code, Finding, Invariant, Severity
 from reconciler.snapshots import Snapshots
-from tests.damage import DamagedShop, codes, damaged_shop, only
-from tests.shop import ACTOR, LOCATION, Shop
+from tests.damage import DamagedShop, archived, codes, damaged_shop, flip, only, trade
+from tests.shop import ACTOR, LOCATION
 from tests.stores import KINDS, MakeStore
 
 GHOST = "rsv_0_" + "0" * 24
@@ -25,33 +25,6 @@ GHOST = "rsv_0_" + "0" * 24
 async def damaged(make_store: MakeStore, tmp_path: Path) -> AsyncIterator[DamagedShop]:
     async with damaged_shop(make_store, tmp_path) as opened:
         yield opened
-
-
-async def trade(shop: Shop) -> list[str]:
-    """Make history of every kind; return reservations: held, confirmed, released, committed."""
-    await shop.receive("apple", 40)
-    await shop.receive("pear", 20)
-    await shop.move(MovementType.SALE, "plum", 3)
-    row = await shop.row("pear")
-    await shop.inventory.configure(
-        shop.merchant,
-        LOCATION,
-        "pear",
-        key="keep two",
-        safety_stock=2,
-        expected_version=row.version,
-        actor=ACTOR,
-    )
-    ids = [
-        (await shop.reserve([("apple", 3), ("pear", 1)], key=f"cart-{number}")).reservation.id
-        for number in range(4)
-    ]
-    await shop.inventory.extend(shop.merchant, ids[0], key="more", ttl_ms=950_000, actor=ACTOR)
-    await shop.inventory.confirm(shop.merchant, ids[1], order_ref="order-1", actor=ACTOR)
-    await shop.release(ids[2])
-    await shop.commit(ids[3], [("apple", 2)])
-    await shop.receive("quince", 7, location="back room")
-    return ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -196,8 +169,8 @@ async def test_missing_and_misplaced_index_entries_are_found(damaged: DamagedSho
     await damaged.run("ZREM", damaged.keys.open_reservations(merchant, LOCATION), confirmed)
     await damaged.run("ZREM", damaged.keys.skus(merchant, LOCATION), "pear")
     await damaged.run("ZADD", damaged.keys.skus(merchant, LOCATION), 0, "unheard of")
-    await damaged.run("ZADD", damaged.keys.locations, 0, f"{merchant}:nowhere")
-    elsewhere = damaged.keys.open_reservations(merchant, "nowhere")
+    await damaged.run("ZADD", damaged.keys.locations, 0, f"{merchant}:{damaged.neighbour}")
+    elsewhere = damaged.keys.open_reservations(merchant, damaged.neighbour)
     await damaged.run("ZADD", elsewhere, 1, held)
 
     report = await damaged.audit()
@@ -208,11 +181,11 @@ async def test_missing_and_misplaced_index_entries_are_found(damaged: DamagedSho
         for one in report.findings
         if one.code is Code.OPEN_INDEX_DIFFERS
     }
-    assert opened == {(confirmed, LOCATION), (held, "nowhere")}
+    assert opened == {(confirmed, LOCATION), (held, damaged.neighbour)}
     listed = {
         (one.location, one.sku) for one in report.findings if one.code is Code.LISTING_DIFFERS
     }
-    assert listed == {(LOCATION, "pear"), (LOCATION, "unheard of"), ("nowhere", "")}
+    assert listed == {(LOCATION, "pear"), (LOCATION, "unheard of"), (damaged.neighbour, "")}
 
 
 async def test_an_index_of_another_type_is_found(damaged: DamagedShop) -> None:
@@ -354,16 +327,6 @@ async def test_a_ledger_of_another_type_is_reported_and_does_not_end_the_audit(
     finding = only(report, Code.PARTITION_UNREADABLE)
     assert (finding.partition, finding.repairable) == (damaged.keys.partition, False)
     assert report.partitions == 2
-
-
-async def archived(damaged: DamagedShop, count: int = 18) -> list[Path]:
-    """Archive some history into segments of five, of which the store forgets nothing."""
-    for _ in range(count):
-        await damaged.shop.receive("apple", 1)
-    # A reader that has read nothing keeps the ledger from being trimmed.
-    await damaged.run("HSET", damaged.keys.readers, "test", "0-0")
-    await damaged.archiver.archive_all(flush=True)
-    return damaged.segments()
 
 
 async def test_a_flipped_byte_in_a_segment_is_found(damaged: DamagedShop) -> None:
@@ -579,13 +542,6 @@ def continuous(damaged: DamagedShop, owner: str) -> ContinuousAudit:
         return None
 
     return ContinuousAudit(damaged.inventory, open_archive, owner=owner, keys_per_second=1_000_000)
-
-
-def flip(path: Path) -> None:
-    """Change one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
 
 
 def test_a_report_survives_being_written_as_json() -> None:

@@ -271,3 +271,17 @@ async def test_the_audit_would_notice_each_kind_of_damage(fragile: Damaged) -> N
         for key, copy in copies.items():
             await fragile.store.run("RESTORE", key, 0, copy, "REPLACE")
     await shop.audit()
+
+
+async def test_what_is_over_is_kept_for_a_day_and_what_is_not_for_good(fragile: Damaged) -> None:
+    shop, hold = fragile.shop, fragile.hold
+    day_ms = 24 * 3_600_000
+    moved = await shop.move(MovementType.RECEIVE, "tea", 1)
+    record = shop.keys().seen(shop.merchant, moved.id)
+    assert await fragile.store.run("PTTL", fragile.key("rsv")) == -1
+    await shop.release(hold.id)
+    for key in (record, fragile.key("rsv")):
+        left_ms = await fragile.store.run("PTTL", key)
+        assert day_ms - 60_000 < left_ms <= day_ms
+    for what in ("tea", "ledger", "meta", "skus", "locations"):
+        assert await fragile.store.run("PTTL", fragile.key(what)) == -1

@@ -16,10 +16,13 @@ from engine.ledger import OperationKind, decode_entry
 from engine.model import Line, Movement, MovementType
 from engine.outcomes import HistoryUnavailable, InvalidCommand, PastNotKept, RowNotFound
 from reconciler import history as history_module
-from reconciler.archive import Archive
+from reconciler.archive import Archive, read_store_id
 from reconciler.archiver import Archiver, ArchiverSettings
 from reconciler.history import LedgerHistory
 from reconciler.objects import ArchiveUnavailable, Objects
+from reconciler.rebuild import rebuild
+from reconciler.rebuild_plan import RebuildRequest
+from reconciler.shelf import Shelf
 from reconciler.snapshots import Snapshots
 from tests.shop import ACTOR, Shop, new_key, open_shop
 from tests.stores import MakeStore, RealStore, set_up
@@ -409,3 +412,37 @@ async def test_the_past_of_a_row_that_rests_is_told_by_a_snapshot(
     (tmp_path / "archive" / made.path).write_bytes(b"damaged")
     with pytest.raises(PastNotKept):
         await past.history.stock_at(shop.merchant, location, "resting", at_ms=newest)
+
+
+async def test_a_rebuilt_store_tells_what_happened_before_it(
+    past: Past, make_store: MakeStore
+) -> None:
+    await past.archive_all()
+    target = make_store()
+    await target.start()
+    await set_up(target.settings, partitions=PARTITIONS)
+    async with open_shop(target.settings, past.shop.merchant) as shop:
+        await rebuild(
+            RebuildRequest(actor=ACTOR, source=past.archive.store_id),
+            past.archive.objects,
+            target=shop.inventory.store,
+        )
+        archive = Archive(past.archive.objects, await read_store_id(shop.inventory.store))
+        history = LedgerHistory(shop.inventory, Shelf.of(archive).archive)
+        after = Past(shop, archive, history, past.everything)
+        await _trade(shop, random.Random(5), 20)
+        await after.archive_all()
+        known = {found.position for found in past.everything}
+        after.everything += [f for f in await _written(shop) if f.position not in known]
+        after.everything.sort(key=lambda found: found.position)
+        for order in Order:
+            for question in _questions(after, order, 30):
+                assert await ask(history, question) == expected(after, question), question
+        change = past.everything[0]
+        told = await history.stock_at(
+            shop.merchant,
+            change.operation.location,
+            change.operation.rows[0].sku,
+            at_ms=change.at_ms,
+        )
+        assert told.sequence == change.sequence

@@ -44,7 +44,13 @@ async def shop(store: RealStore) -> AsyncIterator[Shop]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds that follow each other at once; every wait of a test is on what they do."""
-    for name in ("ARCHIVE_INTERVAL", "SNAPSHOT_CHECK", "WATCH_INTERVAL", "RESTART"):
+    for name in (
+        "ARCHIVE_INTERVAL",
+        "SNAPSHOT_CHECK",
+        "AUDIT_INTERVAL",
+        "WATCH_INTERVAL",
+        "RESTART",
+    ):
         monkeypatch.setattr(loop_module, f"{name}_SECONDS", 0.02)
 
 
@@ -60,6 +66,7 @@ def settings(folder: Path, **changes: Any) -> ReconcilerSettings:
         "resume_window_seconds": 0,
         "segment_age_seconds": 0,
         "snapshot_interval_seconds": 1,
+        "audit_rows_per_second": 100_000,
     }
     return ReconcilerSettings(**(told | changes))
 
@@ -189,6 +196,30 @@ async def test_memory_alarms_before_it_is_full(
 
         await eventually(over, within_seconds=WAIT_SECONDS)
     assert any(e["event"] == "an alarm is over" for e in logged)
+
+
+async def test_the_running_audit_finds_what_was_edited_by_hand(
+    shop: Shop, store: RealStore, tmp_path: Path, logged: list[Any]
+) -> None:
+    await shop.receive("tea", 100)
+    async with running(Reconciler(shop.inventory, settings(tmp_path))):
+
+        async def was_audited() -> bool:
+            told = await status_of(shop)
+            return told.audited_at_ms > 0 and told.findings == 0 and not told.alarms
+
+        await eventually(was_audited, within_seconds=WAIT_SECONDS)
+        row = shop.keys().stock(shop.merchant, LOCATION, "tea")
+        await store.run("HSET", row, "on_hand", 101)
+
+        async def alarms() -> bool:
+            told = await status_of(shop)
+            return "audit_findings" in {alarm.code for alarm in told.alarms}
+
+        await eventually(alarms, within_seconds=WAIT_SECONDS)
+        await store.run("HSET", row, "on_hand", 100)
+        await eventually(was_audited, within_seconds=WAIT_SECONDS)
+    assert any(e["event"] == "ALARM" and e["code"] == "audit_findings" for e in logged)
 
 
 async def test_a_bug_in_one_job_leaves_the_others_at_work(

@@ -18,7 +18,7 @@ PROFILE = "HOLDFAST_TEST_PROFILE"
 _slow_store = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 settings.register_profile(
     "quick",
-    max_examples=50,
+    max_examples=35,
     stateful_step_count=30,
     deadline=None,
     print_blob=True,
