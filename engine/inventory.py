@@ -54,6 +54,7 @@ from engine.outcomes import (
     OutcomeUnknown,
     ReservationNotFound,
     RowNotFound,
+    StoreFault,
     StoreUnavailable,
 )
 from engine.refusals import refusal
@@ -585,19 +586,14 @@ class Inventory:
 
 
 def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None]) -> Row | None:
-    on_hand, reserved, safety_stock, deficit, version = fields
-    if version is None:
+    """Read a row's ROW_FIELDS. Raises StoreFault where one is no number: someone edited it."""
+    if fields[ROW_FIELDS.index("version")] is None:
         return None
-    return Row(
-        merchant,
-        location,
-        sku,
-        int(on_hand or 0),
-        int(reserved or 0),
-        int(safety_stock or 0),
-        int(deficit or 0),
-        int(version),
-    )
+    try:
+        numbers = [int(field or 0) for field in fields]
+    except ValueError as error:
+        raise StoreFault("HMGET", f"the row of {sku} at {location} is damaged: {error}") from error
+    return Row(merchant, location, sku, *numbers)
 
 
 def _replied_row(merchant: str, location: str, sku: str, reply: Sequence[Any]) -> Row:
