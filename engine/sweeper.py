@@ -5,8 +5,7 @@ Any number of sweepers may run: the script that expires a hold checks again that
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
@@ -14,6 +13,7 @@ import structlog
 from engine.inventory import DueHolds, Inventory
 from engine.keys import SWEEPER_KEY
 from engine.outcomes import HoldfastError
+from engine.store import Store
 
 SWEEP_INTERVAL_MS: Final = 250
 MAX_ROUNDS: Final = 50
@@ -114,12 +114,15 @@ class Sweeper:
         )
 
 
-async def read_status(inventory: Inventory) -> SweeperStatus | None:
-    """Return the sweeper's status; None where none has run for 10 seconds."""
-    (text,) = await inventory.store.read([("GET", SWEEPER_KEY)])
-    return None if text is None else msgspec.json.decode(text, type=SweeperStatus)
-
-
-def status_fields(status: SweeperStatus | None) -> Mapping[str, Any]:
-    """Return the status as `/readyz` shows it."""
-    return {"state": "missing"} if status is None else msgspec.to_builtins(status)
+async def sweep_warnings(store: Store) -> list[str]:
+    """Say what keeps abandoned holds from coming back; nothing where all is well."""
+    (text,) = await store.read([("GET", SWEEPER_KEY)])
+    if text is None:
+        silent_seconds = STATUS_TTL_MS // 1000
+        warning = f"nothing has swept for {silent_seconds} seconds; abandoned holds stay"
+        return [f"sweeper_missing: {warning}"]
+    status = msgspec.json.decode(text, type=SweeperStatus)
+    if status.clock_jump_ms:
+        warning = f"the store's clock is off by {status.clock_jump_ms} ms; no hold is expired"
+        return [f"clock_jumped: {warning}"]
+    return []

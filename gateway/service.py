@@ -17,6 +17,7 @@ from engine.history import History
 from engine.inventory import Inventory
 from engine.outcomes import HistoryUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings, close_quietly
+from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
 from gateway.wire import Health, Readiness
 
@@ -115,6 +116,7 @@ class Service:
         try:
             async with asyncio.timeout(READY_SECONDS):
                 await inventory.store.ping()
+                warnings += await sweep_warnings(inventory.store)
                 upkeep = await read_upkeep(inventory.store)
             if upkeep is not None:
                 # What goes wrong behind the counter does not keep a customer from buying.

@@ -33,7 +33,7 @@ REAL_GATEWAY: Final = str(Path(next(iter(gateway.__path__))))
 
 LINE_SECONDS: Final = 20.0
 END_SECONDS: Final = 20.0
-RESTART_SECONDS: Final = 10.0
+RESTART_SECONDS: Final = 30.0
 
 PROGRAMS: Final = {"holdfast.background": "holdfast.background", "holdfast.web": "gateway"}
 """The children's roles by the module that each runs."""
@@ -109,7 +109,8 @@ class Service:
 
     def children(self) -> dict[str, int]:
         """Return the pids of its live children by what they run."""
-        return {_role(pid): pid for pid in _live_children(self.process.pid)}
+        roles = {_role(pid): pid for pid in _live_children(self.process.pid)}
+        return {role: pid for role, pid in roles.items() if role is not None}
 
 
 Serve = Callable[..., Awaitable[Service]]
@@ -159,13 +160,20 @@ def _live_children(parent: int) -> list[int]:
     return [pid for pid in pids if _stat(pid)[1:2] == [str(parent)] and is_alive(pid)]
 
 
-def _role(pid: int) -> str:
-    arguments = Path(f"/proc/{pid}/cmdline").read_text()
-    for program, role in PROGRAMS.items():
-        if program in arguments.split("\0"):
-            index = Path(f"/proc/{pid}/environ").read_text().partition("WORKER_INDEX=")[2][:1]
-            return role + index
-    return "store"
+def _role(pid: int) -> str | None:
+    """Return what a child runs; None of one that has just gone, or that is not yet what it will be.
+
+    Between fork and exec a child still has its parent's command line.
+    """
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        for program, role in PROGRAMS.items():
+            if program in arguments:
+                index = Path(f"/proc/{pid}/environ").read_text().partition("WORKER_INDEX=")[2][:1]
+                return role + index
+    except FileNotFoundError:
+        return None
+    return "store" if any(argument.endswith("store.conf") for argument in arguments) else None
 
 
 async def ask(url: str) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""The sweeper on a real store: what is due comes back, and a jump of the clock stops it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from engine.clock import TOLERANCE_MS, ClockGuard
+from engine.inventory import Inventory
+from engine.model import Line, Movement, MovementType, ReservationState
+from engine.store import StoreSettings
+from engine.sweeper import Sweeper, sweep_warnings
+from tests.stores import MakeStore, set_up
+
+WAIT_SECONDS = 10.0
+
+
+@pytest.fixture
+async def inventory(make_store: MakeStore) -> AsyncIterator[Inventory]:
+    """A store of its own: the sweeper looks at all of it, and tells of itself in one key."""
+    store = make_store()
+    await store.start()
+    settings: StoreSettings = store.settings
+    await set_up(settings)
+    opened = await Inventory.open(settings)
+    yield opened
+    await opened.close()
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait, bounded, until a condition of the store holds."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while not await holds():  # noqa: ASYNC110 - another process's store signals nothing
+            await asyncio.sleep(0.02)
+
+
+async def hold(inventory: Inventory, merchant: str, *, ttl_ms: int) -> str:
+    await inventory.move(
+        merchant,
+        Movement(key="m", location="here", type=MovementType.RECEIVE, sku="a", quantity=5),
+        actor="test",
+    )
+    held = await inventory.reserve(
+        merchant, "here", [Line("a", 2)], key="k", ttl_ms=ttl_ms, actor="test"
+    )
+    return held.reservation.id
+
+
+async def state_of(inventory: Inventory, merchant: str, reservation: str) -> ReservationState:
+    return (await inventory.reservation(merchant, reservation)).state
+
+
+async def test_a_running_sweeper_gives_due_holds_back_and_tells_that_it_runs(
+    inventory: Inventory, merchant: str
+) -> None:
+    assert "sweeper_missing" in (await sweep_warnings(inventory.store))[0]
+    reservation = await hold(inventory, merchant, ttl_ms=1_000)
+    stop = asyncio.Event()
+    running = asyncio.create_task(Sweeper(inventory).run(stop))
+
+    async def has_expired() -> bool:
+        return await state_of(inventory, merchant, reservation) is ReservationState.EXPIRED
+
+    async def tells_nothing_bad() -> bool:
+        return not await sweep_warnings(inventory.store)
+
+    await until(has_expired)
+    row = await inventory.row(merchant, "here", "a")
+    assert (row.on_hand, row.reserved, row.available) == (5, 0, 5)
+    ended_at_ms = (await inventory.reservation(merchant, reservation)).ended_at_ms
+    assert ended_at_ms is not None
+    await until(tells_nothing_bad)
+    stop.set()
+    await running
+
+
+@pytest.mark.parametrize("jump_ms", [-3_600_000, 25 * 3_600_000])
+async def test_a_jump_of_the_clock_stops_the_sweep_and_does_not_empty_the_shop(
+    inventory: Inventory, merchant: str, monkeypatch: pytest.MonkeyPatch, jump_ms: int
+) -> None:
+    # To a guard, a store that jumped forward is a machine that fell back by as much.
+    machine: Any = {"seconds": 1_000_000.0}
+    guard = ClockGuard(lambda: machine["seconds"])
+    monkeypatch.setattr(inventory, "_clock", guard)
+    sweeper = Sweeper(inventory)
+    assert await sweeper.sweep() == 0
+    reservation = await hold(inventory, merchant, ttl_ms=1_000)
+    machine["seconds"] -= jump_ms / 1_000
+    assert (await inventory.expire_due(0)).clock_jump_ms != 0
+    assert abs(guard.jump_ms - jump_ms) < 2 * TOLERANCE_MS
+    stop = asyncio.Event()
+    running = asyncio.create_task(sweeper.run(stop))
+
+    async def tells_of_the_jump() -> bool:
+        return any("clock_jumped" in text for text in await sweep_warnings(inventory.store))
+
+    await until(tells_of_the_jump)
+    assert await state_of(inventory, merchant, reservation) is ReservationState.HELD
+    machine["seconds"] += jump_ms / 1_000
+    stop.set()
+    await running
