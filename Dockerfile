@@ -20,7 +20,7 @@ FROM python:3.12-slim
 
 COPY --from=build /opt/holdfast /opt/holdfast
 RUN useradd --system --uid 10001 --home-dir /data holdfast \
-    && install --directory --owner=holdfast --group=holdfast --mode=0700 /data
+    && install --directory --owner=holdfast --group=holdfast --mode=0700 /data /archive
 
 ENV PATH=/opt/holdfast/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -29,6 +29,10 @@ from bench.servers import ServerFailed
 from engine.boot import StoreRefused
 from engine.outcomes import HoldfastError
 from holdfast.embedded import NoServer, ServerBinary, StoreFailed, find_server
+from reconciler.objects import ArchiveUnavailable
+from reconciler.reader import LedgerDamaged
+from reconciler.rebuild_plan import RebuildRefused
+from reconciler.sealed import FileDamaged
 
 WINDOW: Final = Window(warm_up_seconds=2.0, seconds=8.0)
 QUICK_WINDOW: Final = Window(warm_up_seconds=0.5, seconds=2.0)
@@ -43,7 +47,18 @@ EXIT_WRONG: Final = 1
 EXIT_CANNOT_RUN: Final = 2
 EXIT_STOPPED: Final = 130
 
-FAILURES: Final = (AccountWrong, LoadFailed, ServerFailed, StoreFailed, StoreRefused, HoldfastError)
+FAILURES: Final = (
+    AccountWrong,
+    ArchiveUnavailable,
+    FileDamaged,
+    HoldfastError,
+    LedgerDamaged,
+    LoadFailed,
+    RebuildRefused,
+    ServerFailed,
+    StoreFailed,
+    StoreRefused,
+)
 
 
 class RunFailed(Exception):

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
-from bench import engine, http, limits, memory, postgres, scripts, shop
+from bench import engine, http, limits, memory, postgres, reconciler, scripts, shop
 from bench.figures import Aim, Conditions, Experiment, Figure, Sample, Samples
 
 RATE: Final = "/s"
@@ -27,6 +27,9 @@ ROW_BYTES: Final = Aim(at_most=250)
 HOLD_BYTES: Final = Aim(at_most=500)
 READ_MS: Final = Aim(at_most=50)
 RESERVE_MS: Final = Aim(at_most=150)
+
+REPLAY_RATE: Final = Aim(at_least=200_000)
+REBUILD_SECONDS: Final = Aim(at_most=60)
 
 ROW_COUNTS: Final = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 LARGEST: Final = "1m"
@@ -248,5 +251,57 @@ def _holds() -> Experiment:
 
 MEMORY: Final = (_rows("10k"), _rows("100k"), _rows_and_starts(LARGEST), _holds())
 
-EXPERIMENTS: Final = (*LIMITS, *PEERS, *SCRIPTS, *ENGINE, *HTTP, *MEMORY)
+
+def _passes() -> Experiment:
+    figures = {
+        reconciler.ARCHIVE: Figure(
+            name="reconciler.archive", unit=RATE, meaning="operations archived and read back"
+        ),
+        reconciler.FOLD: Figure(
+            name="reconciler.fold",
+            unit=RATE,
+            meaning="operations replayed from the archive",
+            aims=(REPLAY_RATE,),
+        ),
+        reconciler.AUDIT: Figure(
+            name="reconciler.audit",
+            unit=RATE,
+            meaning="rows, reservations and records compared with the ledger",
+        ),
+    }
+
+    async def take(conditions: Conditions) -> Samples:
+        return _named(figures, await reconciler.passes(conditions))
+
+    return Experiment(figures=tuple(figures.values()), measure=take)
+
+
+def _rebuild(size: str, *aims: Aim) -> Experiment:
+    figure = Figure(
+        name=f"reconciler.rebuild.{size}",
+        unit=SECONDS,
+        meaning=f"rebuild of {size} rows with their last hour's ledger",
+        aims=aims,
+    )
+
+    async def take(conditions: Conditions) -> Samples:
+        return {figure.name: [await reconciler.rebuild(conditions, ROW_COUNTS[size])]}
+
+    is_large = size == LARGEST
+    return Experiment(figures=(figure,), measure=take, once=is_large, skipped_when_quick=is_large)
+
+
+RECONCILER: Final = (
+    _passes(),
+    _rebuild("100k"),
+    _rebuild(LARGEST, REBUILD_SECONDS),
+    _rate(
+        "http.reserve.audited",
+        "reserves over 10,000 rows while audits follow each other",
+        partial(reconciler.reserve_while_audited, make_shop=shop.uniform),
+        beside=("http.reserve.uniform",),
+    ),
+)
+
+EXPERIMENTS: Final = (*LIMITS, *PEERS, *SCRIPTS, *ENGINE, *HTTP, *MEMORY, *RECONCILER)
 """A reference stands near what is compared with it, so that both meet the same moment."""

@@ -67,7 +67,7 @@ async def holds(conditions: Conditions) -> Mapping[str, Sample]:
         await fold.add_all(inventory)
         await _delete_ledgers(inventory)
         before_bytes = await _used_bytes(inventory)
-        await _hold(inventory, shop, count)
+        await hold_all(inventory, shop, count)
         after_bytes = await _used_bytes(inventory)
         books = Books(shop)
         books.hold(range(count))
@@ -86,7 +86,8 @@ async def _stock_up(inventory: Inventory, count: int) -> None:
     await check(inventory, Books(shop))
 
 
-async def _hold(inventory: Inventory, shop: Shop, count: int) -> None:
+async def hold_all(inventory: Inventory, shop: Shop, count: int) -> None:
+    """Hold the first `count` carts of a shop."""
     numbers = iter(range(count))
 
     async def hold() -> None:

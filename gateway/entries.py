@@ -46,7 +46,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
     `reference` is a movement's, `order_ref` a reservation's. `source`, of a rebuild, is the store
-    that was rebuilt, and of a movement the system that reported it.
+    that was rebuilt, and of a movement the system that reported it. `repaired` is what a repair put
+    right, `finding` what the audit had found there.
     """
 
     type: MovementType | UnsetType = UNSET
@@ -62,6 +63,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     picked: list[PickedLine] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
+    finding: str | UnsetType = UNSET
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
@@ -189,7 +191,9 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     ),
     OperationKind.EXPIRE: lambda detail: Details(state_before=ReservationState(detail[0])),
     OperationKind.CONFIGURE: lambda detail: Details(safety_stock=detail[0]),
-    OperationKind.REPAIR: lambda detail: Details(repaired=detail[0], reason=detail[1] or UNSET),
+    OperationKind.REPAIR: lambda detail: Details(
+        repaired=detail[0], reason=detail[1] or UNSET, finding=detail[2] or UNSET
+    ),
     OperationKind.REBUILD: lambda detail: Details(source=detail[0] or UNSET),
 }
 """How the `detail` of each kind is read; docs/reference/ledger.md names its elements."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from engine.keys import MAX_PARTITIONS
-from reconciler.settings import MAX_AUDIT_ROWS_PER_SECOND, MAX_SECONDS
+from reconciler.settings import MAX_AUDIT_ROWS_PER_SECOND, MAX_SECONDS, ReconcilerSettings
 
 PREFIX: Final = "HOLDFAST_"
 
@@ -27,6 +27,7 @@ _SCHEMES: Final = ("redis", "rediss", "unix")
 _TRUE: Final = ("1", "true", "yes", "on")
 _FALSE: Final = ("0", "false", "no", "off")
 _MAX_SUGGESTIONS: Final = 2
+_UPKEEP: Final = ReconcilerSettings()
 
 OTHER_VARIABLES: Final = (
     "HOLDFAST_API_KEY",
@@ -84,10 +85,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int | None = None
     unsafe_durability: bool = False
     archive_url: str | None = None
-    resume_window_seconds: int = 3_600
-    segment_age_seconds: int = 60
-    snapshot_interval_seconds: int = 3_600
-    audit_rows_per_second: int = 200
+    resume_window_seconds: int = _UPKEEP.resume_window_seconds
+    segment_age_seconds: int = _UPKEEP.segment_age_seconds
+    snapshot_interval_seconds: int = _UPKEEP.snapshot_interval_seconds
+    audit_rows_per_second: int = _UPKEEP.audit_rows_per_second
     log_level: str = "info"
     log_format: str = "auto"
     with_demo: bool = False

@@ -24,13 +24,13 @@ from reconciler.reader import LedgerDamaged, LedgerReader
 from reconciler.segments import Segment, SegmentDamaged, segment_path
 
 PRUNE_OPERATIONS: Final = 50_000
-"""Between two times that endings and records past their retention are forgotten."""
+"""At least, between two times that endings and records past their retention are forgotten."""
 
 MAX_CATCH_UPS: Final = 100
 """Gaps in the store's stream that are looked up in the archive: each one lists it anew."""
 
-FOLD_CHUNK: Final = 200
-"""Entries folded before others have their turn: some 20 ms where each has a group of carts."""
+FOLD_OPERATIONS: Final = 2_000
+"""Operations folded before others have their turn: some 20 ms."""
 
 Snapshots = Callable[[int, int | None], Awaitable[PartitionState | None]]
 """Returns a partition's newest good snapshot, at or before a sequence where one is given."""
@@ -80,7 +80,9 @@ class Account:
         self.listeners: list[Callable[[Entry], None]] = [self.watch.observe]
         self._fold = Fold()
         self._since_prune = 0
+        self._since_pause = 0
         self._catch_ups = 0
+        self._heard = 0
         self._read_until = "0-0"
 
     @property
@@ -96,25 +98,53 @@ class Account:
     async def open(self, *, snapshots: Snapshots | None = None, whole: bool = True) -> None:
         """Read up to the end of the archive.
 
-        `whole` starts from the first operation that is kept rather than the newest snapshot.
-        Raises ArchiveUnavailable, and what the store's calls raise.
+        `whole` starts from the first operation that is kept rather than the newest snapshot. A
+        snapshot also stands in for operations that are lost from the archive, so that only the
+        history is lost and not what it came to. Raises LedgerDamaged where the beginning is kept
+        elsewhere, ArchiveUnavailable, and what the store's calls raise.
         """
-        position = Position()
-        if self._archive is not None:
-            position = await read_position(self._store, self.keys)
-        if snapshots is not None:
-            first = await self._first_sequence()
-            base = None
-            if first > 1 or not whole:
-                base = await snapshots(self.keys.partition, first - 1 if whole else None)
-            if base is not None and base.sequence >= first - 1:
-                self._fold = Fold(base)
-                self._read_until = base.stream_id
-        if position.sequence > self.state.sequence:
-            await self._fold_read(position.sequence)
-            self._read_until = max(
-                position.stream_id, self._read_until, self.state.stream_id, key=_stream_order
-            )
+        number = self.keys.partition
+        position = await read_position(self._store, self.keys)
+        first = await self._first_sequence()
+        if snapshots is not None and (first > 1 or not whole):
+            base = await snapshots(number, first - 1 if whole else None)
+            base = base or await snapshots(number, None)
+            if base is not None:
+                self._start_from(base)
+        if first > self.state.sequence + 1 and await self._began_elsewhere(position):
+            # Taken for lost operations, all of them would be mended away.
+            reason = f"goes back to {first} only; its beginning is in an archive that was not given"
+            raise LedgerDamaged(partition=number, sequence=1, reason=reason)
+        await self._fold_archived(position)
+        ranges = self.contradictions.ranges()
+        lost = [note.last for note in ranges if note.code is Code.ENTRIES_MISSING]
+        if snapshots is not None and lost:
+            newest = await snapshots(number, None)
+            if newest is not None and newest.sequence >= max(lost):
+                self._start_from(newest)
+                await self._fold_archived(position)
+
+    def _start_from(self, base: PartitionState) -> None:
+        """Go on from a snapshot, and forget what was folded before."""
+        self._fold = Fold(base)
+        self._read_until = base.stream_id
+        self.contradictions = Contradictions()
+
+    async def _began_elsewhere(self, position: Position) -> bool:
+        """Tell whether operations before the first that is kept were archived, or are a rebuild's.
+
+        Otherwise the store itself lost them.
+        """
+        (rebuilt,) = await self._store.read([("HGET", self.keys.meta, "rebuilt")])
+        return position.sequence > 0 or rebuilt is not None
+
+    async def _fold_archived(self, position: Position) -> None:
+        if self._archive is None or position.sequence <= self.state.sequence:
+            return
+        await self._fold_read(position.sequence)
+        self._read_until = max(
+            position.stream_id, self._read_until, self.state.stream_id, key=_stream_order
+        )
 
     async def verify_archive(self) -> None:
         """Read every segment and note those that are missing or cannot be trusted.
@@ -137,6 +167,9 @@ class Account:
                 link = await self._break_damaged(archive, damage, following, link, position)
                 continue
             self.segments += 1
+            if index == 0 and segment.header.previous:
+                # The first of a chain names none before it, be it a rebuilt store's.
+                link = _Link(0, "")
             await self._check_link(archive, path, segment, link)
             link = _Link(segment.header.last_sequence, segment.seal)
         if position.sequence > link.last:
@@ -213,7 +246,7 @@ class Account:
         return reached >= last
 
     async def _first_sequence(self) -> int:
-        """Return the first sequence that is kept anywhere, 1 where nothing is."""
+        """Return the first sequence that is kept anywhere, 1 where nothing is or can be told."""
         if self._archive is not None:
             paths = await self._archive.segment_paths(self.keys.partition)
             if paths:
@@ -233,14 +266,12 @@ class Account:
             entries, count, last = await self._read_stream(
                 self._read_until, stream_id, MAX_READ_ENTRIES
             )
-            for number, entry in enumerate(entries):
+            for entry in entries:
                 if entry.sequence > self.state.sequence + 1 and self._catch_ups < MAX_CATCH_UPS:
                     # What was archived and trimmed since the archive was read is no gap.
                     self._catch_ups += 1
                     await self._fold_read(entry.sequence - 1)
-                self._apply(entry)
-                if number % FOLD_CHUNK == 0:
-                    await asyncio.sleep(0)
+                await self._apply(entry)
             self._read_until = last
         self._read_until = stream_id
 
@@ -249,17 +280,13 @@ class Account:
         if self._archive is None:
             return
         try:
-            number = 0
             async for entry in self._reader.entries(
                 self.keys.partition,
                 after_sequence=self.state.sequence,
                 until_sequence=until_sequence,
                 over_gaps=True,
             ):
-                self._apply(entry)
-                number += 1
-                if number % FOLD_CHUNK == 0:
-                    await asyncio.sleep(0)
+                await self._apply(entry)
         except LedgerDamaged as damage:
             self.unreadable.append(str(damage))
 
@@ -278,17 +305,31 @@ class Account:
                 self.unreadable.append(f"entry {stream_id.decode()}: {error!r}")
         return entries, len(reply), reply[-1][0].decode() if reply else after
 
-    def _apply(self, entry: Entry) -> None:
+    async def _apply(self, entry: Entry) -> None:
         self.contradictions.check(entry, self.state)
-        for listen in self.listeners:
-            listen(entry)
+        if entry.sequence > self._heard:
+            # What is folded a second time, from a snapshot on, is told once.
+            self._heard = entry.sequence
+            for listen in self.listeners:
+                listen(entry)
         self._fold.apply(entry)
         count = len(entry.operations)
         self.operations += count
         self._since_prune += count
-        if self._since_prune >= PRUNE_OPERATIONS:
+        # Pruning goes over all there is, so the more there is the rarer it must be.
+        if self._since_prune >= max(PRUNE_OPERATIONS, self.size):
             self._since_prune = 0
             self.state.prune(self.state.at_ms)
+        self._since_pause += count
+        if self._since_pause >= FOLD_OPERATIONS:
+            self._since_pause = 0
+            await asyncio.sleep(0)
+
+    def unlike_holds(self) -> list[RowKey]:
+        """Return the rows whose reserved units are not the sum of their open reservations."""
+        held, rows = self.held(), self.state.rows
+        found = [key for key, row in rows.items() if row.reserved != held.get(key, 0)]
+        return found + [key for key in held if key not in rows]
 
     def held(self) -> dict[RowKey, int]:
         """Add up the units of open reservations by row."""

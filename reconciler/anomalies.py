@@ -321,7 +321,7 @@ def _bulk_finding(bulk: Bulk) -> Finding:
         ),
         remedy=(
             f"if it is wrong, plan its undoing with: holdfast rebuild "
-            f"--without {bulk.reference or bulk.actor} --plan"
+            f"--without {bulk.reference or bulk.actor} --merchant {bulk.merchant} --plan"
         ),
         merchant=bulk.merchant,
         change=ChangeEvidence(

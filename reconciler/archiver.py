@@ -7,22 +7,18 @@ finds the segment it had written: the same first sequence is the same name, whic
 twice.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from engine.clock import clock_ms
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys
 from engine.leases import Lease
-from engine.outcomes import HoldfastError
 from engine.scripts import script
 from engine.store import Store
 from reconciler.archive import Archive, ensure_origin
-from reconciler.objects import ArchiveUnavailable
 from reconciler.segments import (
     RawEntry,
     Segment,
@@ -42,8 +38,6 @@ MAX_TRIMMED: Final = 20_000
 
 RESUME_WINDOW_MS: Final = 3_600_000
 """How long entries stay in the store, so that subscribers can resume from it."""
-
-log = structlog.get_logger()
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -249,20 +243,3 @@ def _array_length(packed: bytes) -> int:
     if head == 0xDD:
         return int.from_bytes(packed[1:5], "big")
     raise ValueError("a ledger entry's `ops` is no msgpack array")
-
-
-async def run(archiver: Archiver, stop: asyncio.Event, *, interval_seconds: float) -> None:
-    """Archive until `stop` is set. An archive or store that is down is waited out."""
-    while not stop.is_set():
-        try:
-            for progress in await archiver.archive_all():
-                if progress.segments:
-                    log.info("archived", **msgspec.to_builtins(progress))
-        except (ArchiveUnavailable, SegmentDamaged, HoldfastError) as error:
-            log.error("archiving failed; the ledger waits in the store", error=str(error))
-        try:
-            async with asyncio.timeout(interval_seconds):
-                await stop.wait()
-        except TimeoutError:
-            continue
-    await archiver.give_up()

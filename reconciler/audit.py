@@ -5,6 +5,7 @@ Traffic may run meanwhile: see `reconciler.comparison`. Last comes a pass over a
 store, for those that neither the ledger nor an index names.
 """
 
+import asyncio
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
@@ -33,7 +34,9 @@ from reconciler.findings import (
     rank,
 )
 from reconciler.fold import RowKey
-from reconciler.passage import MAX_STEP_ENTRIES, Backwards, Shelf
+from reconciler.passage import MAX_STEP_ENTRIES, Backwards
+from reconciler.reader import LedgerDamaged
+from reconciler.shelf import Shelf
 
 MAX_FINDINGS: Final = 10_000
 """Findings of one audit; a store with more is described well enough by them."""
@@ -147,13 +150,20 @@ class Audit:
             comparison = Comparison(self._store, account, self._pace)
             await comparison.run()
         except StoreFault as fault:
-            return self._unreadable(number, fault)
+            detail = f"the partition's own keys cannot be read: {fault}"
+            remedy = "rebuild into an empty store with: holdfast rebuild"
+            return _not_audited(number, Code.PARTITION_UNREADABLE, detail, remedy)
+        except LedgerDamaged as damage:
+            remedy = "name the archive and see that it is whole; nothing was compared"
+            return _not_audited(number, Code.BEGINNING_MISSING, str(damage), remedy)
         self._started_at_ms = self._started_at_ms or comparison.started_at_ms
         self.now_ms = comparison.now_ms
         findings = comparison.findings + ledger_findings(account)
         findings = await self._traced(account.keys, findings[:MAX_FINDINGS])
         self.dropped += comparison.dropped
-        self._expected[number] = _expected_keys(account)
+        if self.settings.scan:
+            # Beside the event loop: it goes over a million rows in seconds.
+            self._expected[number] = await asyncio.to_thread(_expected_keys, account)
         self._watches[number] = account.watch
         self._reported[number] = {_identity(finding) for finding in findings}
         self._broken.discard(number)
@@ -268,27 +278,6 @@ class Audit:
         fresh = [finding for finding in comparison.findings if _identity(finding) not in before]
         return await self._traced(account.keys, fresh)
 
-    def _unreadable(self, number: int, fault: StoreFault) -> PartitionAudit:
-        finding = Finding(
-            invariant=Invariant.FOLD,
-            code=Code.PARTITION_UNREADABLE,
-            detail=f"the partition's own keys cannot be read: {fault}",
-            remedy="rebuild into an empty store with: holdfast rebuild",
-            partition=number,
-            repairable=False,
-        )
-        return PartitionAudit(
-            partition=number,
-            sequence=0,
-            at_ms=0,
-            operations=0,
-            segments=0,
-            rows=0,
-            reservations=0,
-            records=0,
-            findings=(finding,),
-        )
-
     async def _traced(self, keys: PartitionKeys, findings: list[Finding]) -> list[Finding]:
         """Add the last operations that touched each finding's row or reservation."""
         touches: dict[RowKey | str, list[Touch]] = {}
@@ -321,6 +310,28 @@ class Audit:
                             if len(touches[subject]) == MAX_TOUCHES:
                                 wanting.discard(subject)
         return [_with_touches(finding, touches) for finding in findings]
+
+
+def _not_audited(number: int, code: Code, detail: str, remedy: str) -> PartitionAudit:
+    finding = Finding(
+        invariant=Invariant.FOLD,
+        code=code,
+        detail=detail,
+        remedy=remedy,
+        partition=number,
+        repairable=False,
+    )
+    return PartitionAudit(
+        partition=number,
+        sequence=0,
+        at_ms=0,
+        operations=0,
+        segments=0,
+        rows=0,
+        reservations=0,
+        records=0,
+        findings=(finding,),
+    )
 
 
 async def audit(

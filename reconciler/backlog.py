@@ -16,18 +16,15 @@ MAX_READ_PARTITIONS: Final = 64
 class PartitionBacklog(msgspec.Struct, frozen=True):
     """What of one partition is not archived; `at_ms` is when the oldest of it happened, 0 for none.
 
-    `sequence` is the ledger's last operation, `archived` the archive's.
+    `sequence` is the ledger's last operation, `archived` the archive's; `behind_operations` are
+    those that only the store has. A rebuilt store's ledger does not begin with 1.
     """
 
     partition: int
     sequence: int
     archived: int
+    behind_operations: int
     at_ms: int
-
-    @property
-    def behind_operations(self) -> int:
-        """Operations that only the store has."""
-        return max(0, self.sequence - self.archived)
 
 
 class Backlog(msgspec.Struct, frozen=True):
@@ -62,12 +59,13 @@ async def _read(store: Store, keys: Sequence[PartitionKeys]) -> list[PartitionBa
             for one, place in zip(keys, archived, strict=True)
         ]
     )
-    return [
-        PartitionBacklog(
-            one.partition,
-            int(sequence or 0),
-            int(place[0] or 0),
-            int(first[0][1][b"at"]) if first else 0,
-        )
-        for one, place, sequence, first in zip(keys, archived, sequences, firsts, strict=True)
-    ]
+    found = []
+    for one, place, last, reply in zip(keys, archived, sequences, firsts, strict=True):
+        sequence, behind, at_ms = int(last or 0), 0, 0
+        if reply:
+            fields = reply[0][1]
+            # What was written between the two reads is counted by the next look.
+            behind = max(0, sequence - int(fields[b"seq"]) + 1)
+            at_ms = int(fields[b"at"])
+        found.append(PartitionBacklog(one.partition, sequence, int(place[0] or 0), behind, at_ms))
+    return found

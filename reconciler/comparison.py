@@ -113,19 +113,14 @@ class Comparison:
         await self._pass_reservations()
         await self._pass_records()
         await self._pass_index_members()
-        self._suspect_noted()
+        await self._suspect_noted()
         await self.look_again()
 
-    def _suspect_noted(self) -> None:
+    async def _suspect_noted(self) -> None:
         """Have looked at what the ledger says against itself."""
         notes = self._account.contradictions
-        held = self._account.held()
-        rows = self._account.state.rows
-        unlike = (
-            key
-            for key in rows.keys() | held.keys()
-            if (rows[key].reserved if key in rows else 0) != held.get(key, 0)
-        )
+        # Beside the event loop, as it goes over all rows and reservations at once.
+        unlike = await asyncio.to_thread(self._account.unlike_holds)
         self.suspect(rows=[*notes.rows, *unlike], reservations=list(notes.reservations))
         self.dropped += notes.dropped
 

@@ -62,10 +62,18 @@ class RowNotes(msgspec.Struct):
     notes: list[Note] = msgspec.field(default_factory=list)
 
 
+class _Before(NamedTuple):
+    """A row before an operation; `sequence` is that of its last one."""
+
+    levels: Levels
+    version: int
+    sequence: int
+
+
 class _Seen(NamedTuple):
     """What this entry did so far, as the fold does not know it yet."""
 
-    rows: dict[RowKey, tuple[Levels, int]]
+    rows: dict[RowKey, _Before]
     reservations: dict[str, ReservationState]
     operations: set[str]
 
@@ -130,31 +138,30 @@ class Contradictions:
     ) -> None:
         kind = operation.kind
         if kind is OperationKind.REPAIR:
-            self._settle(operation, seen)
+            self._settle(operation, sequence, seen)
             return
         if kind is OperationKind.REBUILD:
             return
         reservation = state.reservations.get(operation.id)
         again = self._check_once(operation, sequence, at_ms, state, seen)
-        for change in operation.rows:
-            key = (operation.merchant, operation.location, change.sku)
-            before, version = seen.rows.get(key) or _before(state, key)
-            self._check_change(operation, change, sequence, (before, version), reservation)
-            notes = self.rows.get(key)
-            if again and notes is not None and not _is_count(operation):
-                notes.books_drift += _books(change.deltas)
-            seen.rows[key] = (change.levels, change.version)
         if kind in _ON_RESERVATIONS:
-            self._check_ending(operation, sequence, reservation, seen)
+            again = not self._check_ending(operation, sequence, reservation, seen)
         elif kind is OperationKind.RESERVE:
             seen.reservations[operation.id] = ReservationState.HELD
+        for change in operation.rows:
+            key = (operation.merchant, operation.location, change.sku)
+            before = seen.rows.get(key) or _before(state, key)
+            self._check_change(operation, change, sequence, before, reservation)
+            if again:
+                self._note_repetition(operation, key, change, sequence)
+            seen.rows[key] = _Before(change.levels, change.version, sequence)
 
-    def _settle(self, operation: Operation, seen: _Seen) -> None:
+    def _settle(self, operation: Operation, sequence: int, seen: _Seen) -> None:
         """Take a repair as the answer to what was noted before it."""
         for change in operation.rows:
             key = (operation.merchant, operation.location, change.sku)
             self.rows.pop(key, None)
-            seen.rows[key] = (change.levels, change.version)
+            seen.rows[key] = _Before(change.levels, change.version, sequence)
         detail = operation.detail
         if detail[0] in ("gap", "known"):
             self._known.append((detail[3], detail[4]))
@@ -181,20 +188,26 @@ class Contradictions:
             )
         if again:
             detail = f"{kind} {operation.id} had its effect before"
-            note = Note(Invariant.ONCE, Code.APPLIED_TWICE, sequence, detail)
-            if operation.rows:
-                change = operation.rows[0]
-                self._note_row((operation.merchant, operation.location, change.sku), note)
-            else:
+            if kind in (OperationKind.EXTEND, OperationKind.RESERVE):
+                note = Note(Invariant.ONCE, Code.APPLIED_TWICE, sequence, detail)
                 self._note_reservation(operation.id, note)
         return again
+
+    def _note_repetition(
+        self, operation: Operation, key: RowKey, change: RowChange, sequence: int
+    ) -> None:
+        """Note what an effect that was had before did to a row; that much is its drift."""
+        detail = f"{operation.kind} {operation.id} had its effect before"
+        notes = self._note_row(key, Note(Invariant.ONCE, Code.APPLIED_TWICE, sequence, detail))
+        if notes is not None and not _is_count(operation):
+            notes.books_drift += _books(change.deltas)
 
     def _check_change(
         self,
         operation: Operation,
         change: RowChange,
         sequence: int,
-        before: tuple[Levels, int],
+        before: _Before,
         reservation: FoldedReservation | None,
     ) -> None:
         key = (operation.merchant, operation.location, change.sku)
@@ -232,33 +245,39 @@ class Contradictions:
             )
 
     def _check_succession(
-        self, key: RowKey, change: RowChange, sequence: int, before: tuple[Levels, int]
+        self, key: RowKey, change: RowChange, sequence: int, before: _Before
     ) -> None:
         """Check that a row follows from what it was before."""
-        levels, version = before
-        if change.version > version + 1:
-            detail = f"version {version} is followed by {change.version}"
-            notes = self._note_row(
-                key, Note(Invariant.DENSE, Code.VERSIONS_SKIPPED, sequence, detail)
-            )
-            if notes is not None:
-                notes.versions_skipped = True
-        elif change.version <= version:
-            detail = f"version {version} is followed by {change.version}"
-            self._note_row(key, Note(Invariant.DENSE, Code.VERSION_FELL, sequence, detail))
-        else:
-            jump = _difference(change.levels, _sum(levels, change.deltas))
-            if jump == _NOTHING:
+        notes: RowNotes | None = None
+        if change.version != before.version + 1:
+            skipped = change.version > before.version + 1
+            code = Code.VERSIONS_SKIPPED if skipped else Code.VERSION_FELL
+            detail = f"version {before.version} is followed by {change.version}"
+            notes = self._note_row(key, Note(Invariant.DENSE, code, sequence, detail))
+            if skipped and self._is_missing(before.sequence, sequence):
+                # Operations that were lost explain what changed in between.
+                if notes is not None:
+                    notes.versions_skipped = True
                 return
-            detail = (
-                f"between versions {version} and {change.version} something else changed "
-                f"on hand by {jump.on_hand:+d}, reserved by {jump.reserved:+d}, safety stock by "
-                f"{jump.safety_stock:+d}, deficit by {jump.deficit:+d}"
-            )
-            notes = self._note_row(key, Note(Invariant.FOLD, Code.LEVELS_JUMPED, sequence, detail))
-            if notes is not None:
-                notes.books_drift += _books(jump)
-                notes.safety_stock_drift += jump.safety_stock
+        jump = _difference(change.levels, _sum(before.levels, change.deltas))
+        if jump == _NOTHING:
+            return
+        detail = (
+            f"between versions {before.version} and {change.version} something else changed "
+            f"on hand by {jump.on_hand:+d}, reserved by {jump.reserved:+d}, safety stock by "
+            f"{jump.safety_stock:+d}, deficit by {jump.deficit:+d}"
+        )
+        notes = self._note_row(key, Note(Invariant.FOLD, Code.LEVELS_JUMPED, sequence, detail))
+        if notes is not None:
+            notes.books_drift += _books(jump)
+            notes.safety_stock_drift += jump.safety_stock
+
+    def _is_missing(self, after: int, before: int) -> bool:
+        """Tell whether operations between two sequences are missing, known or not."""
+        return any(
+            note.code is Code.ENTRIES_MISSING and after < note.last and note.first < before
+            for note in self._ranges
+        )
 
     def _end_drift(self, operation: Operation, key: RowKey) -> None:
         """A count or a setting is right whatever the row was before: it ends the drift."""
@@ -276,22 +295,24 @@ class Contradictions:
         sequence: int,
         reservation: FoldedReservation | None,
         seen: _Seen,
-    ) -> None:
+    ) -> bool:
+        """Note a change of a reservation that was over, or never was; return whether it was open.
+
+        One that was never made counts as open: what is missing is its beginning.
+        """
         kind, the_id = operation.kind, operation.id
         state = seen.reservations.get(the_id)
         if state is None and reservation is not None:
             state = reservation.state
-        if state is None:
-            detail = f"{kind} of a reservation that was never made"
-            self._note_reservation(
-                the_id, Note(Invariant.ONE_ENDING, Code.NEVER_RESERVED, sequence, detail)
-            )
-        elif not state.is_open or (kind in _HELD_ONLY and state is not ReservationState.HELD):
-            self._note_reservation(
-                the_id,
-                Note(Invariant.ONE_ENDING, Code.ENDED_TWICE, sequence, f"{kind} after {state}"),
-            )
         seen.reservations[the_id] = _STATES_AFTER[kind]
+        if state is None:
+            code, detail = Code.NEVER_RESERVED, f"{kind} of a reservation that was never made"
+        elif not state.is_open or (kind in _HELD_ONLY and state is not ReservationState.HELD):
+            code, detail = Code.ENDED_TWICE, f"{kind} after {state}"
+        else:
+            return True
+        self._note_reservation(the_id, Note(Invariant.ONE_ENDING, code, sequence, detail))
+        return state is None or state.is_open
 
     def _note_row(self, key: RowKey, note: Note) -> RowNotes | None:
         row = self.rows.get(key)
@@ -358,11 +379,11 @@ def _said(
     return -picked, -held, 0
 
 
-def _before(state: PartitionState, key: RowKey) -> tuple[Levels, int]:
+def _before(state: PartitionState, key: RowKey) -> _Before:
     row = state.rows.get(key)
     if row is None:
-        return _NOTHING, 0
-    return Levels(*row.levels()), row.version
+        return _Before(_NOTHING, 0, 0)
+    return _Before(Levels(*row.levels()), row.version, row.sequence)
 
 
 def _books(levels: Levels) -> int:

@@ -131,7 +131,7 @@ def _row_differences(row: RowEvidence) -> Iterator[tuple[Invariant, Code, str, s
         return
     detail = f"live {_row_text(live)}; {told}"
     if live.version > ledger.version:
-        remedy = "the ledger lost operations: it takes the live row over"
+        remedy = "taken over where the ledger lost operations, else restored as the ledger says"
         yield Invariant.DENSE, Code.ROW_AHEAD, detail, remedy
     elif live.version < ledger.version:
         yield Invariant.FOLD, Code.ROW_BEHIND, detail, "the ledger's levels are restored"

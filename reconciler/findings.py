@@ -91,6 +91,7 @@ class Code(StrEnum):
     # What a store of ours does not hold, or cannot be audited.
     KEY_UNKNOWN = "key_unknown"
     PARTITION_UNREADABLE = "partition_unreadable"
+    BEGINNING_MISSING = "beginning_missing"
     # Histories that are consistent and implausible.
     BULK_CHANGE_IMPLAUSIBLE = "bulk_change_implausible"
     CHANGE_IMPLAUSIBLE = "change_implausible"
@@ -117,10 +118,10 @@ LOSSES: Final = frozenset(
         Code.ENTRIES_MISSING,
         Code.ENTRIES_OVERLAP,
         Code.ENTRY_UNREADABLE,
-        Code.VERSIONS_SKIPPED,
     }
 )
-"""Signs that a partition's ledger lost operations whose effects may be in the store."""
+"""Signs that a partition's ledger lost operations whose effects may be in the store. A version that
+is skipped or ahead is none by itself: it can be edited too."""
 
 
 def severity_of(code: Code) -> Severity:

@@ -10,13 +10,19 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.ledger import Entry, Operation, OperationKind, RowChange
+from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
 from engine.limits import RETENTION_MS
 from engine.model import Line, ReservationState
 from engine.reservations import Body
 
 MAX_FINDINGS: Final = 10_000
 """Disagreements that one fold keeps; a ledger with more is described well enough by them."""
+
+# Looked up once and not in every operation: members of an enum cost more than all else of a check.
+_RESERVE: Final = OperationKind.RESERVE
+_MOVE: Final = OperationKind.MOVE
+_REPAIR: Final = OperationKind.REPAIR
+_OPEN: Final = (ReservationState.HELD, ReservationState.CONFIRMED)
 
 RowKey = tuple[str, str, str]
 """(merchant, location, SKU)."""
@@ -51,7 +57,7 @@ class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
     @property
     def is_open(self) -> bool:
         """True while it holds units."""
-        return self.state in (ReservationState.HELD, ReservationState.CONFIRMED)
+        return self.state in _OPEN
 
 
 class FoldedSeen(msgspec.Struct, array_like=True, gc=False):
@@ -144,15 +150,15 @@ class Fold:
         for change in operation.rows:
             self._apply_row(operation, change, sequence)
         kind = operation.kind
-        if kind is OperationKind.RESERVE:
+        if kind is _RESERVE:
             self._reserve(operation, at_ms)
-        elif kind is OperationKind.MOVE:
+        elif kind is _MOVE:
             change = operation.rows[0]
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
                 operation.location,
                 operation.fingerprint,
-                (at_ms, sequence, change.version, *_units(change), change.deltas.on_hand),
+                (at_ms, sequence, change.version, *_units(change.levels), change.deltas.on_hand),
                 at_ms,
             )
         elif kind is OperationKind.CONFIGURE:
@@ -161,7 +167,7 @@ class Fold:
                 operation.merchant,
                 operation.location,
                 operation.fingerprint,
-                (at_ms, sequence, change.version, *_units(change)),
+                (at_ms, sequence, change.version, *_units(change.levels)),
                 at_ms,
             )
         elif kind is OperationKind.REPAIR:
@@ -177,7 +183,7 @@ class Fold:
             row = FoldedRow(0, 0, 0, 0, 0, 0)
             self.state.rows[key] = row
         # A repair says what the row is from here on, whatever was lost before it.
-        if operation.kind is not OperationKind.REPAIR:
+        if operation.kind is not _REPAIR:
             if change.version != row.version + 1:
                 self._disagree(
                     "Dense", sequence, f"version {row.version} is followed by {change.version}", key
@@ -292,6 +298,5 @@ _ENDINGS: Final = {
 }
 
 
-def _units(change: Any) -> tuple[int, int, int, int]:
-    levels = getattr(change, "levels", change)
+def _units(levels: Levels) -> tuple[int, int, int, int]:
     return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)

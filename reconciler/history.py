@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
+import msgspec
+
 from engine.clock import clock_ms
 from engine.history import (
     MAX_PAGE_ROWS,
@@ -23,26 +25,22 @@ from engine.history import (
 from engine.inventory import Inventory
 from engine.keys import (
     MAX_PARTITIONS,
+    MOVED_KEY,
     PartitionKeys,
     encode,
+    moved_reservation_id,
     partition_of,
     partition_of_reservation,
+    reservation_hash,
 )
 from engine.ledger import RowChange, decode_operations
 from engine.model import Row
 from engine.outcomes import HistoryUnavailable, InvalidCommand, PastNotKept, RowNotFound
 from engine.validation import check_id, check_page, check_text
 from reconciler.objects import ArchiveUnavailable
-from reconciler.passage import (
-    MAX_STEP_ENTRIES,
-    Backwards,
-    Bound,
-    Forwards,
-    OpenArchive,
-    Passage,
-    Shelf,
-)
+from reconciler.passage import MAX_STEP_ENTRIES, Backwards, Bound, Forwards, Passage
 from reconciler.segments import RawEntry
+from reconciler.shelf import OpenArchive, Shelf
 from reconciler.snapshots import ListedSnapshot, Snapshot, SnapshotDamaged, Snapshots
 
 MAX_WORK: Final = 20_000
@@ -83,6 +81,7 @@ class LedgerHistory:
     async def find(self, question: Question, *, after: Position | None = None) -> HistoryPage:
         """Answer the part of a question past `after`; see `engine.history.History`."""
         _check(question)
+        question = await self._as_named_now(question)
         partitions = await self._partitions(question)
         oldest_first = question.order is Order.OLDEST
         start = after or _START[question.order]
@@ -115,6 +114,18 @@ class LedgerHistory:
             return await _Past(passage, question, at_ms, self._shelf, self._snapshot_gate).row()
         except ArchiveUnavailable as error:
             raise HistoryUnavailable("the archive does not answer") from error
+
+    async def _as_named_now(self, question: Question) -> Question:
+        """Ask for a reservation by the id that it has now, which a rebuild may have changed."""
+        the_id = question.reservation
+        if the_id is None:
+            return question
+        (moved,) = await self._inventory.store.read([("HGET", MOVED_KEY, reservation_hash(the_id))])
+        if moved is None:
+            return question
+        return msgspec.structs.replace(
+            question, reservation=moved_reservation_id(the_id, int(moved))
+        )
 
     async def _partitions(self, question: Question) -> Sequence[int]:
         """Return the partitions that can have an answer; at least one."""
@@ -243,13 +254,8 @@ class _Past:
     async def _listed(self) -> list[ListedSnapshot]:
         """List the snapshots from before the moment, the oldest first."""
         if self._floors is None:
-            self._floors = []
-            archive = await self._shelf.archive()
-            if archive is not None:
-                listed = await Snapshots(archive).listing(self._passage.keys.partition)
-                self._floors = [
-                    one for one in listed if one.header and one.header.at_ms <= self._at_ms
-                ]
+            listed = await self._shelf.snapshots(self._passage.keys.partition)
+            self._floors = [one for one in listed if one.header and one.header.at_ms <= self._at_ms]
         return self._floors
 
     async def _read(self, path: str) -> Snapshot | None:

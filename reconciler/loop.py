@@ -23,9 +23,11 @@ from engine.inventory import Inventory
 from engine.leases import Lease
 from engine.outcomes import HoldfastError
 from engine.upkeep import Alarm, UpkeepStatus, write_upkeep
+from reconciler.account import Snapshots as FindSnapshot
 from reconciler.archive import Archive, note_archive_url, open_archive, read_store_id
 from reconciler.archiver import Archiver, ArchiverSettings, Progress
 from reconciler.backlog import Backlog, read_backlog
+from reconciler.continuous_audit import ContinuousAudit
 from reconciler.objects import ArchiveUnavailable
 from reconciler.reader import LedgerDamaged
 from reconciler.sealed import FileDamaged
@@ -34,6 +36,9 @@ from reconciler.snapshots import SnapshotPolicy, Snapshots
 
 ARCHIVE_INTERVAL_SECONDS: Final = 5.0
 SNAPSHOT_CHECK_SECONDS: Final = 60.0
+AUDIT_INTERVAL_SECONDS: Final = 60.0
+"""Between two rounds of the audit; a round itself takes as long as its rate makes it."""
+
 WATCH_INTERVAL_SECONDS: Final = 5.0
 
 MAX_SNAPSHOT_SEGMENTS: Final = 200
@@ -84,6 +89,12 @@ class Reconciler:
         self._snapshot_leases = [
             Lease(self._store, keys, "snapshot", owner=self._owner) for keys in inventory.keys
         ]
+        self._audit = ContinuousAudit(
+            inventory,
+            self._open_for_audit,
+            owner=self._owner,
+            keys_per_second=max(1, settings.audit_rows_per_second),
+        )
         self._failing: dict[str, str] = {}
         self._told_at: dict[str, float] = {}
         self._archived_at_ms = 0
@@ -112,6 +123,8 @@ class Reconciler:
                 ("archive", self.archive, ARCHIVE_INTERVAL_SECONDS),
                 ("snapshots", self.snapshots, SNAPSHOT_CHECK_SECONDS),
             ]
+        if self._settings.audit_rows_per_second:
+            jobs.append(("audit", self._audit.round, AUDIT_INTERVAL_SECONDS))
         return jobs
 
     async def _keep_running(self, name: str, job: Job, interval_seconds: float) -> None:
@@ -190,6 +203,12 @@ class Reconciler:
                 self._inventory, archive, owner=self._owner, settings=settings
             )
         return self._archiver
+
+    async def _open_for_audit(self) -> tuple[Archive, FindSnapshot] | None:
+        if not self._settings.archive_url:
+            return None
+        archive = await self.open()
+        return archive, Snapshots(archive).state
 
     # Snapshots
 
@@ -271,6 +290,8 @@ class Reconciler:
             behind_operations=backlog.behind_operations,
             archived_at_ms=self._archived_at_ms,
             snapshot_at_ms=self._snapshot_at_ms,
+            audited_at_ms=self._audit.audited_at_ms,
+            findings=self._audit.findings,
             memory_used_bytes=used_bytes,
             memory_limit_bytes=limit_bytes,
             failing=dict(self._failing),
@@ -300,6 +321,12 @@ class Reconciler:
                 f"({used_bytes} of {limit_bytes} bytes); when it is full no reservation is taken"
             )
             alarms.append(Alarm("memory_high", text))
+        if self._audit.findings:
+            text = (
+                f"the audit has {self._audit.findings} findings; `holdfast audit` names them all, "
+                "and `holdfast repair --plan` what would put them right"
+            )
+            alarms.append(Alarm("audit_findings", text))
         alarms += [
             Alarm(f"{name}_failing", f"the job {name!r} fails: {reason}")
             for name, reason in self._failing.items()
@@ -338,9 +365,10 @@ class Reconciler:
         return await clock_ms(self._store, self._inventory.keys[0])
 
     async def give_up(self) -> None:
-        """Let another process go on with the archive at once."""
+        """Let another process go on at once."""
         if self._archiver is not None:
             await self._archiver.give_up()
+        await self._audit.give_up()
 
 
 _EXPECTED: Final = (

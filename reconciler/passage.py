@@ -5,38 +5,20 @@ between them. It says which sequences it could not read rather than stop at them
 happened is better served by the rest than by nothing.
 """
 
-import asyncio
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import PurePosixPath
-from typing import Any, Final, Literal, NamedTuple, Self
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 from engine.history import Missing
 from engine.keys import PartitionKeys
 from engine.scripts import script
 from engine.store import Store
-from reconciler.archive import Archive
 from reconciler.archiver import raw_entry
-from reconciler.segments import (
-    RawEntry,
-    SegmentDamaged,
-    SegmentHeader,
-    segment_path,
-    unpack_segment,
-)
+from reconciler.segments import RawEntry
+from reconciler.shelf import Shelf
 
 MAX_STEP_ENTRIES: Final = 500
 """Entries of one step, which take some 0.5 ms to look through; others have their turn between."""
-
-MAX_SHELF_BYTES: Final = 64 * 2**20
-"""Of unpacked segments at hand in one process, whoever asked for them."""
-
-MAX_KNOWN_STARTS: Final = 100_000
-"""Segments whose first moment is remembered, at some 200 bytes each."""
-
-ENTRY_OVERHEAD_BYTES: Final = 250
-"""Of an unpacked entry beside its operations."""
 
 
 class Bound(NamedTuple):
@@ -44,123 +26,6 @@ class Bound(NamedTuple):
 
     field: Literal["at", "seq"]
     value: int
-
-
-class Shelved(NamedTuple):
-    """A verified segment, unpacked as far as its entries."""
-
-    header: SegmentHeader
-    entries: Sequence[RawEntry]
-
-
-OpenArchive = Callable[[], Awaitable[Archive | None]]
-"""Opens the archive of a store, None where it has none. Raises ArchiveUnavailable."""
-
-
-class Shelf:
-    """The segments of one archive, the last read ones at hand."""
-
-    def __init__(self, open_archive: OpenArchive) -> None:
-        """Nothing is opened or read before it is asked for."""
-        self._open_archive = open_archive
-        self._archive: Archive | None = None
-        self._opened = False
-        self._firsts: dict[int, list[int]] = {}
-        self._starts: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._kept: OrderedDict[tuple[int, int], tuple[Shelved, int]] = OrderedDict()
-        self._kept_bytes = 0
-
-    @classmethod
-    def of(cls, archive: Archive | None) -> Self:
-        """Make one of an archive that is open already, or of none."""
-
-        async def opened() -> Archive | None:
-            return archive
-
-        return cls(opened)
-
-    async def archive(self) -> Archive | None:
-        """Return the archive, opened; None where there is none. Raises ArchiveUnavailable."""
-        if not self._opened:
-            self._archive = await self._open_archive()
-            self._opened = True
-        return self._archive
-
-    async def first_sequences(self, partition: int) -> Sequence[int]:
-        """List a partition's segments by their first sequences. Raises ArchiveUnavailable."""
-        archive = await self.archive()
-        if archive is None:
-            return ()
-        known = self._firsts.get(partition, [])
-        # Segments are only ever added at the end, so only what is past the last need be listed.
-        last = archive.path(segment_path(partition, known[-1])) if known else None
-        paths = await archive.objects.list(archive.path(f"ledger/{partition:04d}"), after=last)
-        firsts = [*known, *(int(PurePosixPath(path).stem) for path in paths)]
-        self._firsts[partition] = firsts
-        return firsts
-
-    async def segment(self, partition: int, first: int) -> Shelved | None:
-        """Read a segment; None where it is gone or damaged. Raises ArchiveUnavailable."""
-        key = (partition, first)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key][0]
-        archive = await self.archive()
-        if archive is None:
-            return None
-        path = archive.path(segment_path(partition, first))
-        data = await archive.objects.get(path)
-        if data is None:
-            # What was listed before may have been pruned since.
-            self._firsts.pop(partition, None)
-            return None
-        try:
-            shelved = await asyncio.to_thread(_unpack, path, data)
-        except SegmentDamaged:
-            return None
-        self._keep(key, shelved)
-        return shelved
-
-    async def count_before(self, partition: int, firsts: Sequence[int], at_ms: int) -> int:
-        """Count the segments of `firsts` that start before a moment. Raises ArchiveUnavailable."""
-        low, high = 0, len(firsts)
-        while low < high:
-            middle = (low + high) // 2
-            probe = middle
-            start_ms = await self._start_ms(partition, firsts[probe])
-            while start_ms is None and probe + 1 < high:
-                probe += 1
-                start_ms = await self._start_ms(partition, firsts[probe])
-            if start_ms is None or start_ms >= at_ms:
-                high = middle
-            else:
-                low = probe + 1
-        return low
-
-    async def _start_ms(self, partition: int, first: int) -> int | None:
-        key = (partition, first)
-        if key not in self._starts:
-            shelved = await self.segment(partition, first)
-            return None if shelved is None else shelved.header.first_at_ms
-        self._starts.move_to_end(key)
-        return self._starts[key]
-
-    def _keep(self, key: tuple[int, int], shelved: Shelved) -> None:
-        self._starts[key] = shelved.header.first_at_ms
-        if len(self._starts) > MAX_KNOWN_STARTS:
-            self._starts.popitem(last=False)
-        size = sum(len(entry.operations) + ENTRY_OVERHEAD_BYTES for entry in shelved.entries)
-        if key not in self._kept:
-            self._kept[key] = (shelved, size)
-            self._kept_bytes += size
-        while self._kept_bytes > MAX_SHELF_BYTES and len(self._kept) > 1:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self._kept_bytes -= freed
-
-
-def _unpack(path: str, data: bytes) -> Shelved:
-    segment = unpack_segment(path, data)
-    return Shelved(segment.header, segment.entries())
 
 
 class Passage:

@@ -41,17 +41,20 @@ from reconciler.fold import PartitionState
 from reconciler.meter import Meter, OnProgress, Phase
 from reconciler.objects import Objects
 from reconciler.rebuild_plan import (
+    RECORD,
     RebuildRefused,
     RebuildRequest,
+    Record,
     Target,
     choose_partitions,
     count_operations,
     find_source,
     leftovers,
+    read_record,
     read_target,
     told_losses,
 )
-from reconciler.recovery import Loss, Recovered, Source, Until, recover
+from reconciler.recovery import Loss, Recovered, Source, recover
 from reconciler.restoration import note_moved, restore
 from reconciler.snapshots import SCHEMA_VERSION as SNAPSHOT_VERSION
 from reconciler.snapshots import (
@@ -64,7 +67,6 @@ from reconciler.snapshots import (
     unpack_snapshot,
 )
 
-RECORD: Final = "rebuild.json"
 PIECES: Final = "rebuild/pieces"
 
 log = structlog.get_logger()
@@ -83,19 +85,6 @@ class RebuildResult(msgspec.Struct, frozen=True, kw_only=True):
     reservations: int
     records: int
     losses: tuple[Loss, ...]
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rebuild was begun with, kept in the target's archive until a later start reads it."""
-
-    rebuild_id: str
-    store_id: str
-    source: str
-    source_partitions: int
-    partitions: int
-    until: Until
-    actor: str
-    has_moved: bool
 
 
 class _Mark(msgspec.Struct, frozen=True):
@@ -124,18 +113,30 @@ async def rebuild(
     """
     facts = await read_target(target)
     source, origin = await find_source(request, objects, live, facts)
-    record = await _resumed(request, objects, source, facts)
+    record = await read_record(objects, facts)
     resumed = record is not None
     if record is None:
         record = await _begin(request, objects, source, origin, target, facts)
+    else:
+        _check_same(request, source, record)
     work = _Rebuild(record, source, Archive(objects, record.store_id), target, on_progress)
     return await work.run(resumed=resumed, accept_loss=request.accept_loss)
 
 
 async def lift_fence(live: Store, partitions: int) -> None:
-    """Let an old store take writes again whose rebuild was given up. Changes nothing otherwise."""
-    for partition in range(partitions):
-        await live.read([("HDEL", PartitionKeys(partition).meta, "rebuilding")])
+    """Let an old store take writes again whose rebuild was given up. Changes nothing otherwise.
+
+    Raises RebuildRefused on a store that is being rebuilt into: it is not filled yet.
+    """
+    own = (await read_target(live)).rebuild_id
+    metas = [PartitionKeys(partition).meta for partition in range(partitions)]
+    marks = await live.read([("HGET", meta, "rebuilding") for meta in metas])
+    if any(mark is not None and mark.decode() == own for mark in marks):
+        raise RebuildRefused(
+            "this is the store that is rebuilt into, not the old one: run the rebuild again"
+        )
+    for meta in metas:
+        await live.read([("HDEL", meta, "rebuilding")])
 
 
 class _Rebuild:
@@ -358,6 +359,7 @@ class _Rebuild:
 
     async def _finish(self, headers: Sequence[SnapshotHeader]) -> None:
         record = self._record
+        await self._write_origin()
         if self._source.live is not None:
             await _copy_api_keys(self._source.live, self._target)
         detail = msgspec.msgpack.encode(
@@ -376,6 +378,21 @@ class _Rebuild:
             )
             meter.add(1)
             meter.finish_partition()
+
+    async def _write_origin(self) -> None:
+        """Say where the new store came from: only now is there something to rebuild it from."""
+        record = self._record
+        origin = Origin(
+            record.store_id,
+            record.partitions,
+            await clock_ms(self._target, self._keys[0]),
+            source=record.source,
+            rebuild=record.rebuild_id,
+            has_moved=record.has_moved,
+        )
+        found = await self._archive.read_origin()
+        if found is None or found.rebuild != record.rebuild_id:
+            await self._put(self._archive.path(ORIGIN), msgspec.json.encode(origin))
 
     async def _tidy_up(self) -> None:
         for path in await self._archive.objects.list(self._archive.path("rebuild")):
@@ -398,19 +415,8 @@ class _Rebuild:
 # The beginning
 
 
-async def _resumed(
-    request: RebuildRequest, objects: Objects, source: Source, target: Target
-) -> Record | None:
-    """Return the record of the rebuild that the target is in. Raises RebuildRefused."""
-    if not target.rebuild_id:
-        return None
-    data = await objects.get(Archive(objects, target.store_id).path(RECORD))
-    record = None if data is None else msgspec.json.decode(data, type=Record)
-    if record is None or record.rebuild_id != target.rebuild_id:
-        raise RebuildRefused(
-            f"the store is in rebuild {target.rebuild_id}, of which the archive knows nothing: "
-            "take the archive that it was begun with, or another empty store"
-        )
+def _check_same(request: RebuildRequest, source: Source, record: Record) -> None:
+    """Check that what is asked for is what was begun. Raises RebuildRefused."""
     partitions = request.partitions or record.partitions
     asked = (source.store_id, source.partitions, request.until, partitions)
     begun = (record.source, record.source_partitions, record.until, record.partitions)
@@ -420,7 +426,6 @@ async def _resumed(
             f"{record.until.text() or 'the end'} with {record.partitions} partitions: "
             "ask for the same again, or take another empty store"
         )
-    return record
 
 
 async def _begin(
@@ -449,20 +454,6 @@ async def _begin(
     archive = Archive(objects, record.store_id)
     created_at_ms = await clock_ms(target, PartitionKeys(0))
     await _replace(objects, archive.path(RECORD), msgspec.json.encode(record))
-    await _replace(
-        objects,
-        archive.path(ORIGIN),
-        msgspec.json.encode(
-            Origin(
-                record.store_id,
-                partitions,
-                created_at_ms,
-                source=source.store_id,
-                rebuild=record.rebuild_id,
-                has_moved=record.has_moved,
-            )
-        ),
-    )
     fields: list[str | int] = ["store_id", record.store_id, "rebuild", record.rebuild_id]
     if facts.partitions is None:
         # As at a first start, the partitions come last: where they stand, the rest stands too.

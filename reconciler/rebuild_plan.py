@@ -20,6 +20,9 @@ from reconciler.recovery import Loss, Recovered, Source, Until, recover
 from reconciler.segments import SegmentDamaged
 from reconciler.snapshots import Snapshots
 
+RECORD: Final = "rebuild.json"
+"""Below a store's id: the `Record` of the rebuild that it comes from."""
+
 MAX_TOLD_KEYS: Final = 5
 """Keys that a refusal names when the target is not empty."""
 
@@ -95,6 +98,19 @@ class Target(msgspec.Struct, frozen=True):
     rebuild_id: str
 
 
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild was begun with, kept in the target's archive until a later start reads it."""
+
+    rebuild_id: str
+    store_id: str
+    source: str
+    source_partitions: int
+    partitions: int
+    until: Until
+    actor: str
+    has_moved: bool
+
+
 async def plan_rebuild(
     request: RebuildRequest,
     objects: Objects,
@@ -143,6 +159,23 @@ async def read_target(target: Store) -> Target:
     )
 
 
+async def read_record(objects: Objects, target: Target) -> Record | None:
+    """Read what the rebuild that a store is in was begun with; None where it is in none.
+
+    Raises RebuildRefused where the archive is not the one that it was begun with.
+    """
+    if not target.rebuild_id:
+        return None
+    data = await objects.get(Archive(objects, target.store_id).path(RECORD))
+    record = None if data is None else msgspec.json.decode(data, type=Record)
+    if record is None or record.rebuild_id != target.rebuild_id:
+        raise RebuildRefused(
+            f"the store is in rebuild {target.rebuild_id}, of which the archive knows nothing: "
+            "take the archive that it was begun with, or another empty store"
+        )
+    return record
+
+
 async def find_source(
     request: RebuildRequest, objects: Objects, live: Store | None, target: Target | None
 ) -> tuple[Source, Origin | None]:
@@ -156,8 +189,11 @@ async def find_source(
         raise RebuildRefused(f"the old store is {old.store_id}, not {wanted}")
     if target is not None and wanted and wanted == target.store_id:
         raise RebuildRefused(f"{wanted} is the store that is to be rebuilt into")
+    if not wanted and target is not None:
+        begun = await read_record(objects, target)
+        wanted = "" if begun is None else begun.source
     if not wanted:
-        wanted = _only_source(origins, target)
+        wanted = _only_source(origins, "" if target is None else target.store_id)
     origin = origins.get(wanted)
     if old is not None and old.partitions is not None:
         archive = None if origin is None else Archive(objects, wanted)
@@ -168,13 +204,9 @@ async def find_source(
     return Source(wanted, origin.partitions, Archive(objects, wanted), None), origin
 
 
-def _only_source(origins: dict[str, Origin], target: Target | None) -> str:
+def _only_source(origins: dict[str, Origin], own: str) -> str:
     """Return the one store that nothing was rebuilt from yet. Raises RebuildRefused."""
-    own = "" if target is None else target.store_id
-    if own in origins and origins[own].source:
-        # The target has begun to be rebuilt.
-        return origins[own].source
-    replaced = {origin.source for store_id, origin in origins.items() if store_id != own}
+    replaced = {origin.source for origin in origins.values()}
     left = [store_id for store_id in origins if store_id not in replaced | {own}]
     if not left:
         raise RebuildRefused("the archive keeps no store that could be rebuilt")

@@ -263,7 +263,8 @@ class _PartitionPlan:
             max(0, -books),
         )
         has_history = any(finding.code in _HISTORY for finding in findings)
-        if row.live == row.ledger and right == ledger and not has_history:
+        readable = row.live is not None or row.token == MISSING
+        if readable and row.live == row.ledger and right == ledger and not has_history:
             # Its holds did not sum up, and with the reservations that are put right they do.
             return None
         return RowStep(
@@ -288,7 +289,8 @@ class _PartitionPlan:
             if row.live is not None and self._is_lossy:
                 return row.live.levels
             return _NOTHING
-        if row.live is not None and row.live.version > row.ledger.version:
+        ahead = row.live is not None and row.live.version > row.ledger.version
+        if ahead and row.live is not None and self._is_lossy:
             return row.live.levels
         return row.ledger.levels
 

@@ -351,12 +351,12 @@ def _endangered(
     if not short:
         return []
     found = []
-    latest = sorted(
+    # The ledger's order settles which of one millisecond came first.
+    oldest_first = sorted(
         (item for item in reservations.items() if item[1].is_open),
         key=lambda item: item[1].body.created_at_ms,
-        reverse=True,
     )
-    for the_id, reservation in latest:
+    for the_id, reservation in reversed(oldest_first):
         body = reservation.body
         for line in body.lines:
             key = (body.merchant, body.location, line.sku)

@@ -10,16 +10,43 @@ from typing import Any
 
 import click
 
-from engine.outcomes import HoldfastError, InvalidCommand, StoreUnavailable
+from engine.outcomes import (
+    HistoryUnavailable,
+    HoldfastError,
+    InvalidCommand,
+    OutcomeUnknown,
+    Overloaded,
+    StoreReadOnly,
+    StoreUnavailable,
+)
 from holdfast import __version__
-from holdfast.cli import doctor, keys, replay, reservations, serving, stock
+from holdfast.cli import (
+    archive,
+    doctor,
+    export,
+    keys,
+    ledger,
+    rebuild,
+    reconcile,
+    replay,
+    reservations,
+    serving,
+    stock,
+)
 from holdfast.cli.connection import JSON_ASKED, NotRunning, SetupProblem, json_option
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output
 from holdfast.client import ApiError, ServiceUnreachable, UnexpectedAnswer
+from holdfast.ledger_file import ParquetMissing
 from holdfast.settings import SettingsRefused
 from holdfast.stock_file import FileRefused
 from holdfast.supervisor import REFUSALS
+from reconciler.counterfactual import TooMuchToUndo
+from reconciler.objects import ArchiveUnavailable
+from reconciler.reader import LedgerDamaged
+from reconciler.rebuild_plan import RebuildRefused
+from reconciler.sealed import FileDamaged
+from reconciler.settings import SettingRefused
 
 
 class _Failure:
@@ -86,6 +113,20 @@ def _failure(fault: Exception) -> _Failure:
         return _Failure(code, "cannot_start", f"{fault}")
     if isinstance(fault, InvalidCommand):
         return _Failure(ExitCode.USAGE, fault.code, f"{fault}.")
+    if isinstance(fault, ArchiveUnavailable):
+        return _Failure(ExitCode.SETUP, "archive_unavailable", f"{fault}.")
+    if isinstance(fault, FileDamaged | LedgerDamaged):
+        return _Failure(ExitCode.REFUSED, "archive_damaged", f"{fault}.")
+    if isinstance(fault, RebuildRefused):
+        return _Failure(ExitCode.REFUSED, "rebuild_refused", f"Not rebuilt: {fault}.")
+    if isinstance(fault, TooMuchToUndo):
+        return _Failure(ExitCode.REFUSED, "too_much_to_undo", f"{fault}.")
+    if isinstance(fault, ParquetMissing):
+        return _Failure(ExitCode.SETUP, "parquet_missing", f"{fault}.")
+    if isinstance(fault, SettingRefused):
+        return _Failure(ExitCode.USAGE, "invalid_settings", f"{fault}.")
+    if isinstance(fault, HistoryUnavailable | OutcomeUnknown | Overloaded | StoreReadOnly):
+        return _Failure(ExitCode.UNREACHABLE, fault.code, f"{fault}.")
     if isinstance(fault, HoldfastError):
         return _Failure(ExitCode.REFUSED, fault.code, f"{fault}.")
     if isinstance(fault, OSError):
@@ -150,7 +191,7 @@ for _command in (
     stock.stock,
     stock.move,
     stock.import_stock,
-    stock.export,
+    export.export,
     reservations.reserve,
     reservations.confirm,
     reservations.extend,
@@ -158,6 +199,14 @@ for _command in (
     reservations.release,
     reservations.reservation,
     reservations.reservations,
+    ledger.history,
+    ledger.ledger,
+    archive.archive,
+    archive.snapshot,
+    reconcile.reconcile,
+    reconcile.audit,
+    reconcile.repair,
+    rebuild.rebuild_store,
     keys.keys,
     doctor.doctor,
     replay.replay,

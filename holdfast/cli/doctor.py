@@ -20,7 +20,8 @@ import msgspec
 from engine.boot import StoreRefused, check_store
 from engine.outcomes import HoldfastError
 from engine.store import Client as StoreClient
-from engine.store import StoreSettings, close_quietly, connect
+from engine.store import Store, StoreSettings, close_quietly, connect
+from engine.upkeep import read_upkeep
 from holdfast import calls
 from holdfast.cli.connection import (
     Service,
@@ -249,6 +250,7 @@ async def _ask_store(settings: StoreSettings) -> list[Finding]:
             findings.append(_ok("durability", "append-only file with fsync always"))
         if not facts.cluster:
             findings.append(await _clock(client))
+        findings += await _upkeep(Store(client, settings))
     except StoreRefused as refused:
         return [
             _failed("store", f"{problem.code}: {problem.found}", problem.remedy)
@@ -261,6 +263,25 @@ async def _ask_store(settings: StoreSettings) -> list[Finding]:
         return findings
     finally:
         await close_quietly(client)
+
+
+async def _upkeep(store: Store) -> list[Finding]:
+    """Look at what the reconciler last told of itself."""
+    status = await read_upkeep(store)
+    if status is None:
+        found = "nobody has archived or audited for a minute"
+        remedy = "start the background process: `holdfast serve` does, and keeps it up"
+        return [_warned("reconciler", found, remedy)]
+    if status.alarms:
+        return [
+            _warned(f"reconciler: {alarm.code}", alarm.text, "see docs/operating/reconciler.md")
+            for alarm in status.alarms
+        ]
+    found = (
+        f"archive {status.archive}, {status.behind_operations:,} operations behind, "
+        f"the oldest for {status.behind_ms / 1_000:,.0f} s"
+    )
+    return [_ok("reconciler", found)]
 
 
 async def _clock(client: StoreClient) -> Finding:
@@ -298,6 +319,10 @@ def _api_key(service: Service, *, is_answering: bool) -> Finding:
 
 def _ok(check: str, found: str) -> Finding:
     return Finding(check=check, status=Status.OK, found=found)
+
+
+def _warned(check: str, found: str, remedy: str) -> Finding:
+    return Finding(check=check, status=Status.WARNING, found=found, remedy=remedy)
 
 
 def _failed(check: str, found: str, remedy: str) -> Finding:

@@ -1,33 +1,22 @@
-"""`holdfast history`, `ledger tail` and `export ledger`: what happened, for people and for files."""
+"""`holdfast history` and `holdfast ledger tail`: what happened, as the service tells it."""
 
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 import click
-import msgspec
 
-from engine.history import Missing, Order, Question
-from engine.keys import partition_of
-from engine.ledger import OperationKind, decode_operations
+from engine.history import Missing, Order
+from engine.ledger import OperationKind
 from engine.limits import MAX_PAGE
 from holdfast.cli.connection import Service, json_option, merchant_option, service_options
-from holdfast.cli.exit_codes import ExitCode
-from holdfast.cli.moments import parse_moment, time_ms_of
-from holdfast.cli.output import Bar, Output, moment
-from holdfast.cli.site import Place, Site, site_options
+from holdfast.cli.moments import time_options
+from holdfast.cli.output import Output, moment
 from holdfast.client import Client
 from holdfast.ledger_calls import LedgerEntry, LedgerPage, LedgerRow, MissingEntries
 from holdfast.ledger_calls import ledger as ledger_call
-from holdfast.ledger_file import LedgerFormat, LineWriter, lines_of, open_writer
-from reconciler.backlog import read_backlog
-from reconciler.passage import MAX_STEP_ENTRIES, Bound, Forwards, Shelf
-from reconciler.segments import RawEntry
 
 POLL_SECONDS: Final = 1.0
 MAX_PAGES: Final = 1_000_000
@@ -35,6 +24,7 @@ MAX_PAGES: Final = 1_000_000
 
 _COLUMNS: Final = (
     "at",
+    "location",
     "seq",
     "op",
     "actor",
@@ -47,19 +37,7 @@ _COLUMNS: Final = (
 )
 """Changes first, then what the row came to."""
 
-_TIME: Final = "TIME"
-Command = Callable[..., Any]
-
-
-def _time_options(command: Command) -> Command:
-    """Add `--from` and `--to`."""
-    since = click.option(
-        "--from", "from_time", type=parse_moment, metavar=_TIME, help="From this moment on."
-    )
-    until = click.option(
-        "--to", "to_time", type=parse_moment, metavar=_TIME, help="Before this moment."
-    )
-    return since(until(command))
+_KINDS: Final = [kind.value for kind in OperationKind]
 
 
 @click.command(short_help="Show what happened to a SKU.")
@@ -68,8 +46,8 @@ def _time_options(command: Command) -> Command:
 @click.option("--location", "-l", help="Where.  [default: everywhere]")
 @click.option("--actor", help="Only what this actor did.")
 @click.option("--reference", help="Only movements of this reference, or this order.")
-@click.option("--kind", type=click.Choice([*OperationKind]), help="Only operations of this kind.")
-@_time_options
+@click.option("--kind", type=click.Choice(_KINDS), help="Only operations of this kind.")
+@time_options
 @click.option("--oldest-first", is_flag=True, help="Start with the oldest.  [default: newest]")
 @click.option(
     "--limit",
@@ -115,7 +93,7 @@ def history(
         output.note(f"There are more than {limit}; ask for more with --limit.")
     elif not entries:
         output.note("Nothing was found.")
-    _warn_of(missing, output)
+    warn_of(missing, output)
 
 
 @click.group(short_help="Follow the ledger.")
@@ -130,7 +108,7 @@ def ledger() -> None:
 @click.option("--reservation", help="Only on this reservation.")
 @click.option("--actor", help="Only what this actor did.")
 @click.option("--reference", help="Only movements of this reference, or this order.")
-@click.option("--kind", type=click.Choice([*OperationKind]), help="Only operations of this kind.")
+@click.option("--kind", type=click.Choice(_KINDS), help="Only operations of this kind.")
 @click.option(
     "--lines",
     "-n",
@@ -285,6 +263,7 @@ def _kind(entry: LedgerEntry) -> str:
 def _cells(entry: LedgerEntry, row: LedgerRow) -> Sequence[object]:
     return (
         moment(entry.at),
+        entry.location,
         entry.sequence,
         _kind(entry),
         entry.actor,
@@ -293,177 +272,14 @@ def _cells(entry: LedgerEntry, row: LedgerRow) -> Sequence[object]:
         row.on_hand,
         row.reserved,
         row.available,
-        entry.reference,
+        entry.reference or entry.details.get("reason", ""),
     )
 
 
-def _warn_of(missing: Sequence[MissingEntries], output: Output) -> None:
+def warn_of(missing: Sequence[MissingEntries | Missing], output: Output) -> None:
+    """Say what could not be read."""
     for gap in missing:
         output.note(
             f"Partition {gap.partition}: operations {gap.first_sequence} to {gap.last_sequence} "
             "cannot be read; `holdfast archive verify` looks for the cause."
         )
-
-
-class Exported(msgspec.Struct, frozen=True, kw_only=True):
-    """What was exported: operations, and lines of the file; `missing` could not be read."""
-
-    path: str
-    format: LedgerFormat
-    operations: int
-    lines: int
-    missing: tuple[Missing, ...]
-
-
-@click.command("ledger", short_help="Write the ledger to a file.")
-@click.option("--merchant", "-m", envvar="HOLDFAST_MERCHANT", help="Whose.  [default: everybody's]")
-@click.option("--location", "-l", help="Only this location; needs --merchant.")
-@_time_options
-@click.option(
-    "--output",
-    "-o",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write.  [default: standard output]",
-)
-@click.option(
-    "--format",
-    "file_format",
-    type=click.Choice([*LedgerFormat]),
-    help="How to write it; parquet needs --output.  [default: by the file's name, else csv]",
-)
-@site_options
-@json_option
-def export_ledger(
-    site: Site,
-    merchant: str | None,
-    location: str | None,
-    from_time: datetime | None,
-    to_time: datetime | None,
-    path: Path | None,
-    file_format: str | None,
-    output: Output,
-) -> None:
-    """Write one line for each row that an operation changed, partition by partition.
-
-    It reads the store and its archive directly. A file takes its name when it is complete. The
-    exit code is 1 where some of the ledger could not be read.
-    """
-    chosen = (
-        LedgerFormat(file_format) if file_format else LedgerFormat.of(path.name if path else "")
-    )
-    if location is not None and merchant is None:
-        raise click.UsageError("say whose location it is with --merchant")
-    if path is None and (chosen is LedgerFormat.PARQUET or output.as_json):
-        raise click.UsageError("name a file with --output")
-    with output.progress("operations") as bar, _target(path) as stream:
-        with open_writer(stream, chosen) as writer:
-            work = _Export(writer, bar, merchant, location, from_time, to_time)
-            site.run(work.run)
-    document = Exported(
-        path="-" if path is None else str(path),
-        format=chosen,
-        operations=work.operations,
-        lines=work.lines,
-        missing=tuple(work.missing),
-    )
-    output.document(document)
-    output.note(f"{work.lines:,} lines of {work.operations:,} operations written.")
-    if work.missing:
-        lost = [MissingEntries(*msgspec.structs.astuple(gap)) for gap in work.missing]
-        _warn_of(lost, output)
-        raise click.exceptions.Exit(ExitCode.REFUSED)
-
-
-class _Export:
-    """One pass over the ledger of a store."""
-
-    def __init__(
-        self,
-        writer: LineWriter,
-        bar: Bar,
-        merchant: str | None,
-        location: str | None,
-        from_time: datetime | None,
-        to_time: datetime | None,
-    ) -> None:
-        self._writer = writer
-        self._bar = bar
-        self._merchant = merchant
-        self._location = location
-        self._from_ms = 0 if from_time is None else time_ms_of(from_time)
-        self._to_ms = None if to_time is None else time_ms_of(to_time)
-        self._marks: tuple[bytes, ...] = ()
-        if merchant is not None:
-            self._marks = Question(merchant=merchant, location=location).marks()
-        self._seen = 0
-        self._total = 0
-        self.operations = 0
-        self.lines = 0
-        self.missing: list[Missing] = []
-
-    async def run(self, place: Place) -> None:
-        """Write what is asked for, the partitions one after the other."""
-        inventory = place.inventory
-        partitions: Sequence[int] = range(inventory.partitions)
-        if self._merchant is not None and self._location is not None:
-            partitions = [partition_of(self._merchant, self._location, inventory.partitions)]
-        backlog = await read_backlog(inventory.store, inventory.keys)
-        self._total = sum(backlog.partitions[partition].sequence for partition in partitions)
-        shelf = Shelf.of(place.archive)
-        bound = Bound("at", self._from_ms) if self._from_ms else None
-        for partition in partitions:
-            passage = Forwards(inventory.store, inventory.keys[partition], shelf, bound)
-            # What is written while this runs is for the next export.
-            last = backlog.partitions[partition].sequence
-            while (entries := await passage.step(MAX_STEP_ENTRIES)) is not None:
-                if not self._take(partition, entries, last):
-                    break
-            self.missing += passage.missing
-
-    def _take(self, partition: int, entries: Sequence[RawEntry], last: int) -> bool:
-        """Write entries; return whether more of the partition are wanted."""
-        for entry in entries:
-            if entry.sequence > last or (self._to_ms is not None and entry.at_ms >= self._to_ms):
-                return False
-            self._seen += entry.operation_count
-            if entry.at_ms >= self._from_ms and all(m in entry.operations for m in self._marks):
-                self._write(partition, entry)
-        self._bar.show("exporting", self._seen, self._total)
-        return True
-
-    def _write(self, partition: int, entry: RawEntry) -> None:
-        for offset, operation in enumerate(decode_operations(entry.operations)):
-            if self._merchant not in (None, operation.merchant):
-                continue
-            if self._location not in (None, operation.location):
-                continue
-            self.operations += 1
-            for line in lines_of(
-                operation,
-                partition=partition,
-                sequence=entry.sequence + offset,
-                at_ms=entry.at_ms,
-            ):
-                self._writer.write(line)
-                self.lines += 1
-
-
-@contextmanager
-def _target(path: Path | None) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name only once it is complete, or standard output."""
-    if path is None:
-        sys.stdout.flush()
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as stream:
-        draft = Path(stream.name)
-        try:
-            yield stream
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
-    draft.replace(path)

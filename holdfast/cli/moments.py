@@ -1,8 +1,12 @@
 """Times on the command line."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import click
+
+Command = Callable[..., Any]
 
 
 def parse_moment(text: str) -> datetime:
@@ -22,3 +26,14 @@ def parse_moment(text: str) -> datetime:
 def time_ms_of(moment: datetime) -> int:
     """Return ms since 1970."""
     return round(moment.timestamp() * 1_000)
+
+
+def time_options(command: Command) -> Command:
+    """Add `--from` and `--to`; the command gets a `from_time` and a `to_time`."""
+    since = click.option(
+        "--from", "from_time", type=parse_moment, metavar="TIME", help="From this moment on."
+    )
+    until = click.option(
+        "--to", "to_time", type=parse_moment, metavar="TIME", help="Before this moment."
+    )
+    return since(until(command))

@@ -17,20 +17,16 @@ from holdfast.cli.connection import json_option, store_settings
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.moments import parse_moment, time_ms_of
 from holdfast.cli.output import Bar, Output, time_of
-from holdfast.cli.site import Site, site_options
+from holdfast.cli.site import Site, site_options, warnings_only
 from reconciler.archive import note_archive_url, read_archive_url
 from reconciler.counterfactual import Target
 from reconciler.meter import Phase, Progress
 from reconciler.objects import Objects
-from reconciler.rebuild import (
-    RebuildPlan,
-    RebuildRequest,
-    RebuildResult,
-    plan_rebuild,
-    rebuild,
-)
+from reconciler.rebuild import RebuildResult, rebuild
 from reconciler.rebuild import lift_fence as lift_fence_of
+from reconciler.rebuild_plan import RebuildPlan, RebuildRequest, plan_rebuild
 from reconciler.recovery import Until
+from reconciler.snapshots import Snapshots
 from reconciler.undo import Affected, BlastRadius, undo_apply, undo_plan
 
 MAX_SHOWN: Final = 50
@@ -119,8 +115,9 @@ def rebuild_store(
     )
     with output.progress("operations") as bar:
         work = _Rebuilding(site, request, old, bar)
-        planned = asyncio.run(work.plan()) if plan else None
-        result = asyncio.run(work.rebuild()) if planned is None else None
+        with warnings_only():
+            planned = asyncio.run(work.plan()) if plan else None
+            result = asyncio.run(work.rebuild()) if planned is None else None
     if planned is not None:
         _tell_plan(planned, output)
     if result is not None:
@@ -267,14 +264,25 @@ def _undo(
 ) -> None:
     """Take movements back in the live store, or say what that would do."""
     if only_plan:
-        planned = site.run(lambda place: undo_plan(place.inventory, place.archive, target))
+        planned = site.run(
+            lambda place: undo_plan(
+                place.inventory, place.archive, target, snapshots=Snapshots(place.archive).state
+            )
+        )
         output.document(planned)
         _tell_blast(planned.blast, output)
         return
     if not reason:
         raise click.UsageError("say why with --reason, or look first with --plan")
     undone = site.run(
-        lambda place: undo_apply(place.inventory, place.archive, target, actor=actor, reason=reason)
+        lambda place: undo_apply(
+            place.inventory,
+            place.archive,
+            target,
+            actor=actor,
+            reason=reason,
+            snapshots=Snapshots(place.archive).state,
+        )
     )
     output.document(undone)
     output.text(

@@ -249,7 +249,13 @@ def _apply(site: Site, actor: str, reason: str, output: Output) -> None:
 async def _mend(place: Place, actor: str, reason: str) -> Mended:
     if not reason.strip():
         raise InvalidCommand("reason", "say why: a repair needs a reason")
-    return await mend(place.inventory, place.archive, actor=actor, reason=reason)
+    return await mend(
+        place.inventory,
+        place.archive,
+        actor=actor,
+        reason=reason,
+        snapshots=Snapshots(place.archive).state,
+    )
 
 
 def _counts(done: RepairReport) -> str:

@@ -1,13 +1,16 @@
 """The store and its archive, for commands that work on them and not through the service."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import click
+import structlog
 
 from engine.inventory import Inventory
 from engine.store import StoreSettings
@@ -58,7 +61,8 @@ class Site:
             async with self.open() as place:
                 return await work(place)
 
-        return asyncio.run(opened())
+        with warnings_only():
+            return asyncio.run(opened())
 
     def default_archive(self) -> str:
         """Return the folder in the data directory. Raises SetupProblem where there is none."""
@@ -69,6 +73,20 @@ class Site:
                 "name the folder or bucket with --archive or HOLDFAST_ARCHIVE_URL",
             )
         return str(folder)
+
+
+@contextmanager
+def warnings_only() -> Iterator[None]:
+    """Log warnings and errors to standard error, and nothing below: results are the command's."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def store_option(command: Command) -> Command:

@@ -10,13 +10,18 @@ import pytest
 from engine.keys import AUDIT_KEY
 from engine.model import MovementType
 from engine.outcomes import HoldfastError, StoreReadOnly
+from reconciler.archive import open_archive
 from reconciler.audit import AuditSettings, audit
 from reconciler.continuous_audit import ContinuousAudit, FindingsOfPartition, read_findings
 from reconciler.findings import AuditReport, Code, Finding, Invariant, Severity
+from reconciler.objects import Objects
+from reconciler.rebuild import rebuild
+from reconciler.rebuild_plan import RebuildRequest
+from reconciler.repair import mend
 from reconciler.snapshots import Snapshots
 from tests.damage import DamagedShop, archived, codes, damaged_shop, flip, only, trade
-from tests.shop import ACTOR, LOCATION
-from tests.stores import KINDS, MakeStore
+from tests.shop import ACTOR, LOCATION, open_shop
+from tests.stores import KINDS, MakeStore, set_up
 
 GHOST = "rsv_0_" + "0" * 24
 
@@ -411,6 +416,69 @@ async def audit_with(damaged: DamagedShop, snapshots: Snapshots, *, whole: bool)
         settings=AuditSettings(whole=whole),
         snapshots=snapshots.state,
     )
+
+
+async def test_a_ledger_whose_beginning_is_elsewhere_is_not_taken_for_a_loss(
+    damaged: DamagedShop,
+) -> None:
+    """Somebody who forgets to name the archive must not mend a sound store."""
+    await trade(damaged.shop)
+    await damaged.archiver.archive_all(flush=True)
+    await damaged.run("XTRIM", damaged.keys.ledger, "MINID", (await damaged.ledger_ids())[-1])
+    before = await damaged.ledger_ids()
+
+    report = await audit(damaged.inventory, None)
+    mended = await mend(damaged.inventory, None, actor="somebody", reason="hasty")
+
+    finding = only(report, Code.BEGINNING_MISSING)
+    assert (finding.partition, finding.repairable) == (damaged.keys.partition, False)
+    assert mended.rounds == ()
+    assert await damaged.ledger_ids() == before
+    assert (await damaged.audit()).findings == ()
+
+
+async def test_a_rebuilt_store_is_audited_from_the_snapshot_it_began_with(
+    damaged: DamagedShop, make_store: MakeStore
+) -> None:
+    await trade(damaged.shop)
+    await damaged.archiver.archive_all(flush=True)
+    target = make_store()
+    await target.start()
+    await set_up(target.settings, partitions=2)
+    objects = Objects.open(str(damaged.folder))
+    async with open_shop(target.settings, damaged.shop.merchant) as shop:
+        await rebuild(RebuildRequest(actor="test"), objects, target=shop.inventory.store)
+        archive = await open_archive(shop.inventory.store, str(damaged.folder))
+        snapshots = Snapshots(archive).state
+
+        sound = await audit(shop.inventory, archive, snapshots=snapshots)
+        await shop.receive("apple", 1)
+        key = shop.keys().stock(shop.merchant, LOCATION, "apple")
+        await target.run("HINCRBY", key, "on_hand", 5)
+        found = await audit(shop.inventory, archive, snapshots=snapshots)
+        mended = await mend(
+            shop.inventory, archive, actor="test", reason="edited", snapshots=snapshots
+        )
+        blind = await audit(shop.inventory, None)
+
+    assert (sound.findings, sound.rows) == ((), 4)
+    assert codes(found.findings) == {Code.ROW_DIFFERS, Code.BOOKS_DIFFER}
+    assert mended.audit.findings == ()
+    assert codes(blind.findings) == {Code.BEGINNING_MISSING}
+
+
+async def test_a_snapshot_stands_in_for_history_that_is_lost(damaged: DamagedShop) -> None:
+    paths = await archived(damaged)
+    for partition in range(damaged.inventory.partitions):
+        await Snapshots(damaged.archive).make(partition)
+    await damaged.run("XDEL", damaged.keys.ledger, *(await damaged.ledger_ids())[5:10])
+    flip(paths[1])
+
+    report = await audit(
+        damaged.inventory, damaged.archive, snapshots=Snapshots(damaged.archive).state
+    )
+
+    assert codes(report.findings) == {Code.SEGMENT_DAMAGED}
 
 
 async def test_a_partition_that_is_being_rebuilt_is_not_audited(damaged: DamagedShop) -> None:

@@ -446,3 +446,30 @@ async def test_a_rebuilt_store_tells_what_happened_before_it(
             at_ms=change.at_ms,
         )
         assert told.sequence == change.sequence
+
+
+async def test_a_reservation_is_found_by_its_old_id_after_a_change_of_partitions(
+    past: Past, make_store: MakeStore
+) -> None:
+    held = await past.shop.receive("tea", 5)
+    reservation = (await past.shop.reserve([("tea", 1)])).reservation.id
+    await past.archive_all()
+    target = make_store()
+    await target.start()
+    await set_up(target.settings, partitions=PARTITIONS + 3)
+    async with open_shop(target.settings, past.shop.merchant) as shop:
+        await rebuild(
+            RebuildRequest(actor=ACTOR, source=past.archive.store_id),
+            past.archive.objects,
+            target=shop.inventory.store,
+        )
+    # Whether reservations were ever moved is known from when the store is opened.
+    async with open_shop(target.settings, past.shop.merchant) as shop:
+        await shop.release(reservation)
+        archive = Archive(past.archive.objects, await read_store_id(shop.inventory.store))
+        history = LedgerHistory(shop.inventory, Shelf.of(archive).archive)
+        question = Question(merchant=shop.merchant, reservation=reservation)
+        assert [found.operation.kind for found in await ask(history, question)] == [
+            OperationKind.RELEASE
+        ]
+        assert (await shop.row("tea")).version == held.row.version + 2

@@ -27,6 +27,7 @@ _VARYING = (
     (re.compile(r'"request_id": ?"[0-9a-f]{32}"'), '"request_id":"(id)"'),
     (re.compile(r'"id": ?"[0-9a-f]{24}"'), '"id":"(id)"'),
     (_RESERVATION, "(reservation)"),
+    (re.compile(r'"key:[0-9A-Za-z]{8}"'), '"(actor)"'),
     (re.compile(r'"store": ?"[a-z]+ [0-9.]+"'), '"store":"(server)"'),
 )
 

@@ -405,6 +405,8 @@ async def test_it_can_be_stopped_at_every_step_and_run_again(
                 stopped = False
             except Stopped:
                 if stop.phases[-1] is not Phase.FINISH:
+                    with pytest.raises(RebuildRefused, match="not the old one"):
+                        await lift_fence(store, partitions)
                     inventory = await Inventory.open(real.settings)
                     with pytest.raises(StoreReadOnly):
                         await receive(inventory, old.trade.merchant)

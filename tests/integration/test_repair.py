@@ -8,7 +8,8 @@ import pytest
 from engine.limits import RETENTION_MS
 from engine.model import MovementType, ReservationState
 from engine.outcomes import InvalidCommand, ReservationNotFound, StoreReadOnly
-from reconciler.findings import Code
+from reconciler.audit import audit
+from reconciler.findings import Code, Finding
 from reconciler.repair import Verdict, accept, apply, plan
 from reconciler.steps import HoldStep, KnownStep, RepairStep, RowStep, SegmentStep
 from tests.damage import (
@@ -22,8 +23,8 @@ from tests.damage import (
     only,
     trade,
 )
-from tests.shop import ACTOR, LOCATION
-from tests.stores import KINDS, MakeStore
+from tests.shop import ACTOR, LOCATION, open_shop
+from tests.stores import KINDS, MakeStore, RealCluster
 
 GHOST = "rsv_0_" + "0" * 24
 
@@ -453,3 +454,25 @@ async def test_a_merchant_may_go_on_trading_after_every_repair(damaged: DamagedS
     await damaged.shop.commit(ids[1])
 
     assert (await damaged.audit()).findings == ()
+
+
+@pytest.mark.cluster
+async def test_a_cluster_is_audited_and_repaired_like_one_server(cluster: RealCluster) -> None:
+    async with open_shop(cluster.settings) as shop:
+        await trade(shop)
+        keys = shop.keys()
+        row = keys.stock(shop.merchant, LOCATION, "apple")
+        ghost = keys.stock(shop.merchant, LOCATION, "planted")
+        await shop.client.execute_command("HINCRBY", row, "on_hand", 5)
+        await shop.client.execute_command(
+            "HSET", ghost, "on_hand", 9, "reserved", 0, "safety_stock", 0, "version", 1
+        )
+
+        async def of_this_shop() -> list[Finding]:
+            report = await audit(shop.inventory, None)
+            return [finding for finding in report.findings if finding.merchant == shop.merchant]
+
+        found = await of_this_shop()
+        assert codes(found) == {Code.ROW_DIFFERS, Code.BOOKS_DIFFER, Code.ROW_UNKNOWN}
+        await apply(shop.inventory, plan(found), actor=MENDER, reason=REASON)
+        assert await of_this_shop() == []

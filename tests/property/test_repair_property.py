@@ -27,7 +27,8 @@ from tests.stores import VALKEY, RealStore, set_up
 
 LOCATION: Final = "high street"
 PARTITIONS: Final = 1
-SKUS: Final = ("tea", "milk", "jam")
+SKUS: Final = ("tea", "milk")
+"""Few, so that what is done to one row meets what was done to it before."""
 GHOST: Final = "rsv_0_" + "0" * 24
 FIELDS: Final = ("on_hand", "reserved", "safety_stock", "version", "deficit")
 COLUMNS: Final = ("on_hand", "reserved", "safety_stock", "deficit")
@@ -36,7 +37,7 @@ Step = tuple[Any, ...]
 
 skus = st.sampled_from(SKUS)
 units = st.integers(1, 9)
-places = st.integers(0, 7)
+places = st.integers(0, 3)
 
 trades: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("receive"), skus, units),
@@ -44,6 +45,7 @@ trades: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("count"), skus, st.integers(0, 20)),
     st.tuples(st.just("configure"), skus, st.integers(0, 3)),
     st.tuples(st.just("reserve"), st.lists(st.tuples(skus, units), min_size=1, max_size=3)),
+    st.tuples(st.just("reserve"), st.lists(st.tuples(skus, units), min_size=1, max_size=1)),
     st.tuples(st.just("confirm"), places),
     st.tuples(st.just("extend"), places),
     st.tuples(st.just("commit"), places, st.booleans()),
@@ -51,6 +53,7 @@ trades: st.SearchStrategy[Step] = st.one_of(
 )
 edits: st.SearchStrategy[Step] = st.one_of(
     st.tuples(st.just("edit"), skus, st.sampled_from(COLUMNS), st.integers(0, 30)),
+    st.tuples(st.just("edit"), skus, st.just("on_hand"), st.integers(0, 30)),
     st.tuples(st.just("hide hold"), places),
     st.tuples(st.just("unlist"), places),
     st.tuples(st.just("ghost")),
@@ -85,7 +88,7 @@ class Workshop:
         try:
             shop = Shop(inventory, client, f"m-{uuid4().hex[:12]}")
             harmed = Harmed(shop, client)
-            for step in steps:
+            for step in (*(("receive", sku, 20) for sku in SKUS), *steps):
                 await harmed.do(step)
             mended = await self._mend(inventory)
             assert mended.audit.findings == (), mended.audit.findings
@@ -122,14 +125,14 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     asyncio.run(store.stop())
 
 
-@given(st.lists(st.one_of(trades, trades, edits, losses), min_size=5, max_size=40))
+@given(st.lists(st.one_of(trades, trades, edits, losses), min_size=10, max_size=40))
 def test_after_any_damage_the_audit_is_clean_and_every_hold_is_counted_once(
     workshop: Workshop, steps: list[Step]
 ) -> None:
     asyncio.run(workshop.work(steps, exactly=False))
 
 
-@given(st.lists(st.one_of(trades, trades, edits), min_size=5, max_size=40))
+@given(st.lists(st.one_of(trades, trades, edits), min_size=10, max_size=40))
 def test_edits_by_hand_leave_no_trace_in_the_books(workshop: Workshop, steps: list[Step]) -> None:
     asyncio.run(workshop.work(steps, exactly=True))
 
@@ -145,12 +148,12 @@ class Harmed:
         self._ids: list[str] = []
 
     async def do(self, step: Step) -> None:
-        """Do one step; what the engine refuses is not done."""
+        """Do one step; what the engine refuses, or cannot read any more, is not done."""
         name, *arguments = step
         method = getattr(self, "_" + name.replace(" ", "_"))
         try:
             await method(*arguments)
-        except HoldfastError:
+        except (HoldfastError, ValueError):
             return
 
     def _id(self, place: int) -> str:
@@ -177,14 +180,16 @@ class Harmed:
         await self._shop.move(MovementType.COUNT, sku, quantity)
 
     async def _configure(self, sku: str, safety_stock: int) -> None:
-        row = await self._shop.row(sku)
+        if await self._run("TYPE", self._row_key(sku)) not in (b"hash", b"none"):
+            return
+        version = await self._client.hget(self._row_key(sku), "version") or b"0"
         await self._shop.inventory.configure(
             self._shop.merchant,
             LOCATION,
             sku,
             key=uuid4().hex,
             safety_stock=safety_stock,
-            expected_version=row.version,
+            expected_version=int(version) if version.isdigit() else 0,
             actor=ACTOR,
         )
 

@@ -56,6 +56,7 @@ Call = tuple[str, dict[str, Any]]
 """A verb and what it is called with. `name` stands for a reservation: "<location>/<key>"."""
 
 MOSTLY_LIVE: Final = 6
+MAX_NAMES: Final = 1_000
 
 OTHER_BODY: Final = {
     "move": "quantity",
@@ -84,8 +85,7 @@ class ShopMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         """Open a new merchant's shop on the bench."""
         super().__init__()
-        self.merchant = f"m-{uuid4().hex[:12]}"
-        self.shop = Shop(self.bench.inventory, self.bench.client, self.merchant)
+        self.merchant = ""
         self.model = model.Shop(partition_of=self.partition, now_ms=0)
         self.names = ["high street/never used"]
         self.keys_made = 0
@@ -94,9 +94,19 @@ class ShopMachine(RuleBasedStateMachine):
         """Return the partition of one of the merchant's locations."""
         return partition_of(self.merchant, location, PARTITIONS)
 
-    @initialize(stock=st.lists(st.integers(0, 30), min_size=6, max_size=6))
-    def open_the_shop(self, stock: list[int]) -> None:
+    @initialize(
+        stock=st.lists(st.integers(0, 30), min_size=6, max_size=6),
+        partitions=st.sampled_from(((0, 0), (0, 1), (1, 0))),
+    )
+    def open_the_shop(self, stock: list[int], partitions: tuple[int, int]) -> None:
         """Put the clock of every partition to one time ahead of the real one; fill the shelves."""
+        # The merchant is new, but where its locations live is drawn, so that an example repeats.
+        for _ in range(MAX_NAMES):
+            self.merchant = f"m-{uuid4().hex[:12]}"
+            if tuple(map(self.partition, LOCATIONS)) == partitions:
+                break
+        assert tuple(map(self.partition, LOCATIONS)) == partitions
+        self.shop = Shop(self.bench.inventory, self.bench.client, self.merchant)
         marks = [
             self.bench.run(self.shop.client.execute_command("HGET", keys.meta, "clock_ms"))
             for keys in self.bench.inventory.keys
@@ -142,9 +152,16 @@ class ShopMachine(RuleBasedStateMachine):
 
     def _name(self, recent: int) -> str:
         """Return a live reservation, now and then another one, or one that was refused."""
-        live = [name for name, promise in self.model.promises.items() if promise.is_live]
-        names = live if live and recent < MOSTLY_LIVE else self.names
+        live = self.live()
+        return self._one_of(live if live and recent < MOSTLY_LIVE else self.names, recent)
+
+    @staticmethod
+    def _one_of(names: list[str], recent: int) -> str:
         return names[-1 - recent % len(names)]
+
+    def live(self) -> list[str]:
+        """Return the names of what holds units."""
+        return [name for name, promise in self.model.promises.items() if promise.is_live]
 
     @rule(target=calls, location=locations, sku=skus, quantity=st.integers(5, 40))
     def receive(self, location: str, sku: str, quantity: int) -> Call:
@@ -252,8 +269,8 @@ class ShopMachine(RuleBasedStateMachine):
     @rule(recent=recents, order_ref=order_refs)
     def confirm_again(self, recent: int, order_ref: str) -> None:
         """Confirm what is confirmed, for the same order or another."""
-        names = self.confirmed()
-        self.step(("confirm", {"name": names[recent % len(names)], "order_ref": order_ref}))
+        name = self._one_of(self.confirmed(), recent)
+        self.step(("confirm", {"name": name, "order_ref": order_ref}))
 
     def confirmed(self) -> list[str]:
         """Return the names of what is confirmed."""
@@ -288,6 +305,47 @@ class ShopMachine(RuleBasedStateMachine):
     def wait(self, step_ms: int) -> None:
         """Let time pass."""
         self._set_clocks(self.model.now_ms + step_ms)
+
+    @precondition(lambda self: self.live())
+    @rule(recent=recents, early_ms=st.integers(0, 1))
+    def wait_for_the_end(self, recent: int, early_ms: int) -> None:
+        """Let time pass up to the very end of a hold, or to a millisecond before it, and sweep."""
+        promise = self.model.promises[self._one_of(self.live(), recent)]
+        self._set_clocks(max(self.model.now_ms, promise.expires_at - early_ms))
+        self.step(("expire_due", {"partition": self.partition(promise.location)}))
+
+    @precondition(lambda self: self.live())
+    @rule(target=calls, recent=recents, over=st.integers(0, 1), partial=st.booleans())
+    def reserve_what_is_due(self, recent: int, over: int, partial: bool) -> Call:
+        """Hold all that there will be once a hold that is due now has been taken back."""
+        promise = self.model.promises[self._one_of(self.live(), recent)]
+        self._set_clocks(max(self.model.now_ms, promise.expires_at))
+        sku, quantity = next(iter(promise.lines.items()))
+        wanted = self.model.shelf(promise.location, sku).available + quantity + over
+        call = self._cart(promise.location, [(sku, wanted)], TTLS_MS[0], partial=partial)
+        self.step(call)
+        return call
+
+    @precondition(lambda self: self.live())
+    @rule(recent=recents, off=st.lists(st.integers(-2, 1), min_size=1, max_size=3))
+    def pick_about_what_is_held(self, recent: int, off: list[int]) -> None:
+        """Commit a pick of some of the lines: short, whole, or of more than is held."""
+        name = self._one_of(self.live(), recent)
+        lines = self.model.promises[name].lines
+        picks = tuple(
+            (sku, max(0, quantity + by))
+            for (sku, quantity), by in zip(lines.items(), off, strict=False)
+        )
+        self.step(("commit", {"name": name, "picks": picks}))
+
+    @precondition(lambda self: self.live())
+    @rule(recent=recents, left=st.integers(0, 2))
+    def commit_past_the_shelf(self, recent: int, left: int) -> None:
+        """Commit after a count that found fewer than are held."""
+        name = self._one_of(self.live(), recent)
+        promise = self.model.promises[name]
+        self._move(promise.location, next(iter(promise.lines)), "count", left)
+        self.step(("commit", {"name": name}))
 
     @rule(partition=st.integers(0, PARTITIONS - 1))
     def expire_due(self, partition: int) -> None:

@@ -9,8 +9,10 @@ from engine.keys import (
     digest,
     encode,
     location_member,
+    moved_reservation_id,
     partition_of,
     partition_of_reservation,
+    reservation_hash,
     reservation_id,
 )
 
@@ -76,3 +78,12 @@ def test_what_is_no_reservation_id_has_no_partition(text: str) -> None:
 
 def test_a_location_member_keeps_its_parts_apart() -> None:
     assert location_member("a:b", "c") != location_member("a", "b:c")
+
+
+def test_a_moved_reservation_keeps_its_hash_and_carries_its_new_partition() -> None:
+    the_id = reservation_id(11, "acme", "berlin", "order-1")
+    moved = moved_reservation_id(the_id, 3)
+    assert partition_of_reservation(moved, 16) == 3
+    assert reservation_hash(moved) == reservation_hash(the_id)
+    # A retry in the new place derives just this id, so it finds its first answer.
+    assert moved == reservation_id(3, "acme", "berlin", "order-1")
