@@ -36,8 +36,8 @@ HOLDS: Final = 200_000
 HOLDS_WHEN_QUICK: Final = 20_000
 
 LAST_HOUR: Final = 180_000
-"""Orders since the last snapshot before a rebuild: 50 a second, for an hour. Each is two operations,
-a hold and its commit."""
+"""Orders since the last snapshot before a rebuild: 50 a second for an hour. Each is a hold and its
+commit, so two operations."""
 
 LAST_HOUR_WHEN_QUICK: Final = 5_000
 COMMITS_AT_ONCE: Final = 256

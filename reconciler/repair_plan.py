@@ -105,7 +105,7 @@ class _PartitionPlan:
         steps: list[RepairStep] = []
         freed: dict[RowKey, int] = defaultdict(int)
         for the_id, subject in self._holds.items():
-            right = self._right_hold(subject.hold)
+            right = _consistent(self._right_hold(subject.hold))
             for key, units in _units_changed(subject.hold.ledger, right).items():
                 freed[key] += units
             steps += self._hold_steps(the_id, subject, right)
@@ -344,6 +344,17 @@ class _PartitionPlan:
                 )
             ]
         return []
+
+
+def _consistent(right: FoldedReservation | None) -> FoldedReservation | None:
+    """Take off what a reservation cannot have in its state, as a second ending leaves behind."""
+    if right is None:
+        return None
+    return msgspec.structs.replace(
+        right,
+        ended_at_ms=0 if right.is_open else right.ended_at_ms,
+        picked=right.picked if right.state is ReservationState.COMMITTED else (),
+    )
 
 
 def _own_place(hold: HoldEvidence) -> Place:

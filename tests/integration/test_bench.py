@@ -131,6 +131,7 @@ async def test_a_ledger_whose_beginning_is_gone_is_folded_on(
 def test_a_quick_run_measures_checks_and_reports(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     only = ["limit.post", "limit.script", "engine.reserve.hot_row", "http.reserve", "http.read.at"]
+    only += ["reconciler.archive"]
     argv = [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--out", str(out)]
     for name in only:
         argv += ["--only", name]

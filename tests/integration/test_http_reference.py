@@ -4,18 +4,22 @@ import asyncio
 import json
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from engine.access import Role, create_key
+from engine.inventory import Inventory
 from engine.outcomes import HoldfastError
-from engine.store import close_quietly, connect
+from engine.store import StoreSettings, close_quietly, connect
+from engine.sweeper import Sweeper, sweep_warnings
 from gateway.problems import KINDS
 from gateway.routes import OPERATIONS
 from tests.gateways import GatewayProcess
-from tests.stores import MakeStore, set_up
+from tests.stores import MakeStore, eventually, set_up
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 COMMAND_SECONDS: Final = 20.0
@@ -48,6 +52,23 @@ async def run(command: str, environ: dict[str, str]) -> str:
     return said.decode()
 
 
+@asynccontextmanager
+async def swept(settings: StoreSettings) -> AsyncIterator[None]:
+    """Sweep a store as the background process of a whole service does."""
+    inventory = await Inventory.open(settings)
+    stop = asyncio.Event()
+    sweeper = asyncio.create_task(Sweeper(inventory).run(stop))
+
+    async def tells() -> bool:
+        return not await sweep_warnings(inventory.store)
+
+    await eventually(tells, within_seconds=COMMAND_SECONDS)
+    yield
+    stop.set()
+    await sweeper
+    await inventory.close()
+
+
 async def test_the_commands_of_the_page_answer_as_it_says(make_store: MakeStore) -> None:
     store = make_store()
     await store.start()
@@ -57,7 +78,7 @@ async def test_the_commands_of_the_page_answer_as_it_says(make_store: MakeStore)
     await close_quietly(client)
     blocks = _BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     assert len(blocks) >= len(OPERATIONS)
-    async with GatewayProcess(store.settings) as gateway:
+    async with swept(store.settings), GatewayProcess(store.settings) as gateway:
         await gateway.wait_until_ready()
         environ = {
             "PATH": os.environ["PATH"],
