@@ -259,9 +259,9 @@ class Contradictions:
                 if notes is not None:
                     notes.versions_skipped = True
                 return
-        jump = _difference(change.levels, _sum(before.levels, change.deltas))
-        if jump == _NOTHING:
+        if _follows(before.levels, change):
             return
+        jump = _difference(change.levels, _sum(before.levels, change.deltas))
         detail = (
             f"between versions {before.version} and {change.version} something else changed "
             f"on hand by {jump.on_hand:+d}, reserved by {jump.reserved:+d}, safety stock by "
@@ -361,13 +361,13 @@ def _said(
     None where it cannot be told: an ending of a reservation that is not known.
     """
     kind, detail = operation.kind, operation.detail
-    before = _difference(change.levels, change.deltas)
+    levels, deltas = change.levels, change.deltas
     if kind is OperationKind.MOVE:
         if _is_count(operation):
-            return int(detail[1]) - _books(before), 0, 0
+            return int(detail[1]) - (_books(levels) - _books(deltas)), 0, 0
         return movement_units(operation), 0, 0
     if kind is OperationKind.CONFIGURE:
-        return 0, 0, int(detail[0]) - before.safety_stock
+        return 0, 0, int(detail[0]) - (levels.safety_stock - deltas.safety_stock)
     if kind is OperationKind.RESERVE:
         return 0, max(1, change.deltas.reserved), 0
     if reservation is None:
@@ -384,6 +384,17 @@ def _before(state: PartitionState, key: RowKey) -> _Before:
     if row is None:
         return _Before(_NOTHING, 0, 0)
     return _Before(Levels(*row.levels()), row.version, row.sequence)
+
+
+def _follows(before: Levels, change: RowChange) -> bool:
+    """Tell whether a row's levels are those before it plus the deltas."""
+    levels, deltas = change.levels, change.deltas
+    return (
+        before.on_hand + deltas.on_hand == levels.on_hand
+        and before.reserved + deltas.reserved == levels.reserved
+        and before.safety_stock + deltas.safety_stock == levels.safety_stock
+        and before.deficit + deltas.deficit == levels.deficit
+    )
 
 
 def _books(levels: Levels) -> int:

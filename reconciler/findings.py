@@ -87,7 +87,6 @@ class Code(StrEnum):
     # The archive.
     SEGMENT_DAMAGED = "segment_damaged"
     SEGMENT_MISSING = "segment_missing"
-    ARCHIVE_BEHIND = "archive_behind"
     # What a store of ours does not hold, or cannot be audited.
     KEY_UNKNOWN = "key_unknown"
     PARTITION_UNREADABLE = "partition_unreadable"
