@@ -8,7 +8,7 @@ import msgspec
 
 from engine.keys import PartitionKeys
 from engine.model import Line, Reservation, ReservationState
-from engine.outcomes import InvalidCommand, Outcome
+from engine.outcomes import InvalidCommand, Outcome, StoreFault
 
 FIELDS: Final = (
     "state",
@@ -154,20 +154,26 @@ def from_reply(reservation: str, reply: Sequence[Any]) -> Reservation:
 
 
 def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation | None:
-    """Make a reservation of its hash's FIELDS; None where there is no such hash."""
+    """Make a reservation of its hash's FIELDS; None where there is no such hash.
+
+    Raises StoreFault where a field is not what the scripts write: someone edited it.
+    """
     state, expires_at_ms, body, confirmed_at_ms, ended_at_ms, order_ref, picked = fields
     if state is None or body is None:
         return None
-    return _reservation(
-        reservation,
-        _decode_body(body),
-        state=ReservationState(state.decode()),
-        expires_at_ms=int(expires_at_ms or 0),
-        confirmed_at_ms=int(confirmed_at_ms or 0),
-        ended_at_ms=int(ended_at_ms or 0),
-        order_ref=(order_ref or b"").decode(),
-        picked=_decode_lines(picked) if picked else (),
-    )
+    try:
+        return _reservation(
+            reservation,
+            _decode_body(body),
+            state=ReservationState(state.decode()),
+            expires_at_ms=int(expires_at_ms or 0),
+            confirmed_at_ms=int(confirmed_at_ms or 0),
+            ended_at_ms=int(ended_at_ms or 0),
+            order_ref=(order_ref or b"").decode(),
+            picked=_decode_lines(picked) if picked else (),
+        )
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise StoreFault("HMGET", f"reservation {reservation} is damaged: {error}") from error
 
 
 def _reservation(

@@ -6,9 +6,9 @@
 -- ARGV     for each of those keys how to read it, as words: 'hash', 'string', 'size' (of a sorted
 --          set) or 'score <member>'
 -- Returns  msgpack of {sequence, clock_ms, now_ms, id of the last ledger entry, rebuild id,
---          {value, ...}}. The first two and the last two ids are texts as they are kept, false
---          where missing; now_ms is the server's own clock. A hash is an array of field, value, ...;
---          a missing key, field or member is false; a key of another type than asked for is {type}.
+--          {value, ...}}. All but now_ms, the server's own clock, are texts as they are kept, false
+--          where missing. A hash is an array of field, value, ...; a missing key or member is
+--          false; a key of another type than asked for is {type}.
 
 local TYPES = {hash = 'hash', string = 'string', size = 'zset', score = 'zset'}
 

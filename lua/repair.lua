@@ -4,7 +4,7 @@
 -- Command {keys, id, merchant, location, actor, what, reason, finding, ...what's own arguments}
 --   'row'          sku, location member, token, version, levels, deltas, found
 --                  Keys: row, SKU index, location index. The row gets these levels and version;
---                  deltas are what changes for who knows the ledger alone; found goes to the ledger.
+--                  deltas are its change by the ledger; found is kept in the ledger.
 --   'reservation'  reservation id, token, hold, ms to keep an ended one
 --                  Keys: reservation, open index. The hash gets what hold says, the indexes follow;
 --                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body}.
