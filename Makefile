@@ -35,7 +35,7 @@ run: $(SERVICE) ## Serve on the embedded store under ./data, with a sample shop 
 	$(BIN)/holdfast serve --with-demo
 
 test: check ## Run the checks, then every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m ''
 
 check: $(INSTALLED) ## Lint, format, types and import rules
 	$(BIN)/ruff check .

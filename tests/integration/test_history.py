@@ -237,6 +237,7 @@ async def test_every_question_gets_all_of_its_operations_in_order(past: Past) ->
                 assert await ask(past.history, question) == expected(past, question), question
 
 
+@pytest.mark.slow
 async def test_a_call_that_used_up_its_work_says_so_and_goes_on(
     past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:

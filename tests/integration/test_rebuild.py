@@ -383,6 +383,7 @@ async def test_one_of_several_stores_must_be_named(old: Old, new: New) -> None:
     assert plan.problems == ()
 
 
+@pytest.mark.slow
 async def test_it_can_be_stopped_at_every_step_and_run_again(
     old: Old, new: New, make_store: MakeStore
 ) -> None:

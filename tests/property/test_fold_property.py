@@ -53,6 +53,7 @@ def runner() -> Iterator[asyncio.Runner]:
         yield made
 
 
+@pytest.mark.slow
 @settings(max_examples=MAX_EXAMPLES)
 @given(
     seed=st.integers(0, 2**32),
