@@ -5,6 +5,7 @@ between them. It says which sequences it could not read rather than stop at them
 happened is better served by the rest than by nothing.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
@@ -28,7 +29,7 @@ class Bound(NamedTuple):
     value: int
 
 
-class Passage:
+class Passage(ABC):
     """What both directions have in common; `missing` is what could not be read so far."""
 
     def __init__(
@@ -45,12 +46,12 @@ class Passage:
         self._live_from: str | None = None
         """The stream id to go on from, as XRANGE takes it; None where the store has no part."""
 
+    @abstractmethod
     async def step(self, count: int) -> Sequence[RawEntry] | None:
         """Return up to `count` entries in order, possibly none of them; None at the end.
 
         Raises ArchiveUnavailable and StoreUnavailable.
         """
-        raise NotImplementedError
 
     async def _seek(self, bound: Bound) -> tuple[str, str]:
         """Return the ids of the last entry below a bound and of the first past it, '' for none."""
