@@ -51,8 +51,8 @@ RETENTION_MS: Final = 24 * 3_600_000
 its answer. Stripe keeps its keys as long."""
 
 MAX_GROUP_COMMANDS: Final = 128
-"""Commands in one script call: at about 6 to 25 µs of server time each, one call holds the store
-for at most about 3 ms."""
+"""Commands in one script call: at some 20 µs of server time each (`python -m bench --only scripts`
+measures it), one call holds the store for about 3 ms."""
 
 MAX_GROUP_KEYS: Final = 2_000
 """Keys declared in one script call, for the same reason: carts of many lines make small groups."""

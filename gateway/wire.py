@@ -42,7 +42,6 @@ Text = Annotated[
     str, Meta(max_length=MAX_ID_BYTES, description=f"At most {MAX_ID_BYTES} bytes in UTF-8.")
 ]
 Units = Annotated[int, Meta(ge=1, le=MAX_QUANTITY, description="Whole units.")]
-Count = Annotated[int, Meta(ge=0, le=MAX_TOTAL, description="Whole units.")]
 Version = Annotated[int, Meta(ge=0, le=2**53, description="Rises by 1 at every change of the row.")]
 Time = Annotated[
     str,

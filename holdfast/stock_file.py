@@ -55,7 +55,7 @@ MAX_KEPT_PROBLEMS: Final = 100
 
 _CHUNK_BYTES: Final = 1024 * 1024
 _UNITS = re.compile(r"[0-9]{1,13}")
-_IMPORT_ID = re.compile(r"[!-~]{1,100}")
+_IMPORT_ID = re.compile(rf"[!-~]{{1,{MAX_IMPORT_ID_CHARACTERS}}}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 

@@ -29,6 +29,7 @@ from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Bar, Output
 from holdfast.client import Client, ClientError, RetryPolicy, new_key
 from holdfast.stock_file import (
+    MAX_IMPORT_ID_CHARACTERS,
     BadRow,
     Format,
     ImportReport,
@@ -253,7 +254,8 @@ def import_stock(
     """
     if import_id is not None and not is_import_id(import_id):
         raise click.BadParameter(
-            "takes 1 to 100 printable ASCII characters", param_hint="--import-id"
+            f"takes 1 to {MAX_IMPORT_ID_CHARACTERS} printable ASCII characters",
+            param_hint="--import-id",
         )
     chosen = Format(file_format) if file_format is not None else None
     with ExitStack() as stack:
