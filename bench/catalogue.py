@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
-from bench import engine, http, limits, memory, postgres, reconciler, scripts, shop
+from bench import costs, engine, http, limits, memory, postgres, reconciler, scripts, shop
 from bench.figures import Aim, Conditions, Experiment, Figure, Sample, Samples
 
 RATE: Final = "/s"
 BYTES: Final = "bytes"
 MS: Final = "ms"
+US: Final = "us"
 SECONDS: Final = "s"
 
 LIMIT_GET: Final = "limit.get"
@@ -81,6 +82,7 @@ SCRIPTS: Final = (
         OF_THE_PEER,
     ),
 )
+
 
 ENGINE: Final = (
     _rate(
@@ -206,6 +208,18 @@ def _named(figures: Mapping[str, Figure], samples: Mapping[str, Sample]) -> Samp
     return {figures[kind].name: [sample] for kind, sample in samples.items()}
 
 
+def _costs() -> Experiment:
+    figures = {
+        name: Figure(name=f"cost.{name}", unit=US, meaning=meaning)
+        for name, meaning in costs.MEANINGS.items()
+    }
+
+    async def take(conditions: Conditions) -> Samples:
+        return _named(figures, await costs.measure(conditions))
+
+    return Experiment(figures=tuple(figures.values()), measure=take)
+
+
 def _rows(size: str) -> Experiment:
     figures = _row_figures(size)
 
@@ -303,5 +317,5 @@ RECONCILER: Final = (
     ),
 )
 
-EXPERIMENTS: Final = (*LIMITS, *PEERS, *SCRIPTS, *ENGINE, *HTTP, *MEMORY, *RECONCILER)
+EXPERIMENTS: Final = (*LIMITS, *PEERS, *SCRIPTS, _costs(), *ENGINE, *HTTP, *MEMORY, *RECONCILER)
 """A reference stands near what is compared with it, so that both meet the same moment."""

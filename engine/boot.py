@@ -29,8 +29,8 @@ MIN_VERSION: Final = 7
 DEFAULT_PARTITIONS: Final = 16
 """Of a new store on one server; 256 is advised for a cluster."""
 
-SCHEMA_VERSION: Final = 1
-"""Of the layout of the keys; a store of a later layout is refused."""
+SCHEMA_VERSION: Final = 2
+"""Of the layout of the keys; a store of another layout is refused."""
 
 CHECK_SECONDS: Final = 10.0
 """For all questions together. A store that takes longer is not fit to serve."""
@@ -220,6 +220,8 @@ class _Check:
             self._problems.append(_partitions_differ(made[0], self._asked))
         if made[1] > SCHEMA_VERSION:
             self._problems.append(_schema_newer(made[1]))
+        if made[1] < SCHEMA_VERSION:
+            self._problems.append(_schema_older(made[1]))
         return made
 
     async def _make(self, partitions: int) -> tuple[int, int]:
@@ -410,6 +412,16 @@ def _schema_newer(found: int) -> Problem:
         f"schema version {found}",
         f"{SCHEMA_VERSION} or earlier",
         "run the version of Holdfast that made the store, or a later one",
+    )
+
+
+def _schema_older(found: int) -> Problem:
+    return Problem(
+        "schema_older",
+        f"schema version {found}",
+        str(SCHEMA_VERSION),
+        "no release made such a store: export its stock with the version that did, and import that "
+        "into a new store",
     )
 
 

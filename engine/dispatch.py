@@ -14,15 +14,15 @@ from engine.limits import (
     script_limits,
 )
 from engine.outcomes import HoldfastError, StoreFault
+from engine.packing import packed, packed_list
 from engine.scripts import script
 from engine.store import Store
 
 MAX_GROUP_READS: Final = 512
 """Reads in one round trip: their replies must not keep the next callers waiting."""
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
-_LIMITS: Final = msgspec.Raw(_encode(script_limits()))
+_LIMITS: Final = msgspec.msgpack.encode(script_limits())
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -73,12 +73,12 @@ class Dispatcher:
 
         async def call(commands: list[Command]) -> list[list[Any] | HoldfastError]:
             all_keys = list(fixed)
-            bodies = []
             for command in commands:
-                all_keys.extend(command.keys)
-                bodies.append((len(command.keys), *command.arguments))
+                all_keys += command.keys
+            own_keys = packed_list([len(command.keys) for command in commands])
+            bodies = [packed(*command.arguments) for command in commands]
             try:
-                reply = await self._store.call(the_script, all_keys, _encode((_LIMITS, bodies)))
+                reply = await self._store.call(the_script, all_keys, _LIMITS, own_keys, *bodies)
             except StoreFault as fault:
                 if len(commands) == 1:
                     return [fault]

@@ -20,7 +20,7 @@ carts of 200 lines would be 20 MB."""
 
 _REFERENCES: Final = {
     OperationKind.MOVE: 3,
-    OperationKind.RESERVE: 2,
+    OperationKind.RESERVE: 1,
     OperationKind.CONFIRM: 0,
 }
 """Where the `detail` of a kind has the caller's own reference (an order, an import)."""

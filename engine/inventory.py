@@ -57,6 +57,7 @@ from engine.outcomes import (
     StoreFault,
     StoreUnavailable,
 )
+from engine.packing import packed, packed_list, passed_on
 from engine.refusals import refusal
 from engine.scripts import script
 from engine.store import Store, StoreSettings
@@ -376,27 +377,26 @@ class Inventory:
         check_ttl(ttl_ms)
         check_text("order_ref", order_ref)
         the_id = reservation_id(keys.partition, merchant, location, key)
-        rows = [keys.stock(merchant, location, line.sku) for line in lines]
         fingerprint = digest(
             str(ttl_ms), order_ref, str(partial), *[f"{x.quantity} {x.sku}" for x in lines]
         )
+        lines = reservations.summed(lines)
+        its_keys = (
+            keys.reservation(the_id),
+            keys.open_reservations(merchant, location),
+            *[keys.stock(merchant, location, line.sku) for line in lines],
+        )
+        terms = (
+            passed_on(packed(merchant, location, actor, fingerprint)),
+            passed_on(packed(ttl_ms, order_ref)),
+            passed_on(packed_list(lines)),
+            ttl_ms,
+            partial,
+        )
+        wanted = [element for line in lines for element in (line.sku, line.quantity)]
         for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
             final = reclaimed == MAX_RECLAIM_ROUNDS
-            command = Command(
-                (keys.reservation(the_id), keys.open_reservations(merchant, location), *rows),
-                (
-                    the_id,
-                    merchant,
-                    location,
-                    fingerprint,
-                    ttl_ms,
-                    order_ref,
-                    actor,
-                    partial,
-                    final,
-                    lines,
-                ),
-            )
+            command = Command(its_keys, (the_id, *terms, final, *wanted))
             reply = await self._dispatch.run("reserve", keys.partition, command)
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):

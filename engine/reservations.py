@@ -30,13 +30,13 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     merchant: str
     location: str
-    created_at_ms: int
-    ttl_ms: int
-    order_ref: str
     actor: str
     fingerprint: str
+    ttl_ms: int
+    order_ref: str
     lines: tuple[Line, ...]
     missing: tuple[Line, ...]
+    created_at_ms: int
 
 
 _decode_body = msgspec.msgpack.Decoder(Body).decode
@@ -110,7 +110,7 @@ def from_reserve(
         return _reservation(
             reservation, body, state=ReservationState.HELD, expires_at_ms=expires_at_ms
         )
-    held = _summed(lines)
+    held = summed(lines)
     missing: tuple[Line, ...] = ()
     if len(reply) > 2:
         held, missing = msgspec.convert(reply[2:4], tuple[tuple[Line, ...], tuple[Line, ...]])
@@ -128,8 +128,8 @@ def from_reserve(
     )
 
 
-def _summed(lines: Sequence[Line]) -> tuple[Line, ...]:
-    """Add up the lines of one SKU, in the order of their first appearance, as the script does."""
+def summed(lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Add up the lines of one SKU, in the order of their first appearance."""
     if len(lines) == 1:
         return (lines[0],)
     units: dict[str, int] = {}

@@ -59,7 +59,8 @@ def script(name: str) -> Script:
         if piece in included:
             raise ValueError(f"{name}.lua includes {piece} twice")
         included.add(piece)
-        return _read(f"lib/{piece}.lua")
+        # A piece may include others.
+        return _INCLUDE.sub(include, _read(f"lib/{piece}.lua"))
 
     text = _INCLUDE.sub(include, _read(f"{name}.lua"))
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())

@@ -165,7 +165,7 @@ def _moved(detail: Sequence[Any]) -> Details:
 
 
 def _reserved(detail: Sequence[Any]) -> Details:
-    _, expires_at_ms, order_ref, missing = detail
+    _, order_ref, missing, expires_at_ms = detail
     return Details(
         order_ref=order_ref or UNSET,
         expires_at=time_text(expires_at_ms),

@@ -52,6 +52,16 @@ MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 MAX_LOG_TAIL_BYTES: Final = 4_096
 MAX_LOG_TAIL_LINES: Final = 12
 
+MALLOC_TUNABLES: Final = (
+    "glibc.malloc.mxfast=0:glibc.malloc.tcache_count=2000:"
+    "glibc.malloc.mmap_threshold=67108864:glibc.malloc.trim_threshold=268435456:"
+    "glibc.malloc.top_pad=16777216"
+)
+"""The server that comes with Holdfast uses the allocator of the C library. A script makes and frees
+thousands of small objects a call and some large buffers; as it comes, the allocator gathers its
+fast bins at every large free and gives memory back only to ask for it again, which took a quarter
+of a reserve's time. Other allocators and other systems ignore the setting."""
+
 ACL_RULES: Final = (
     # Whole types of data, without the few of their commands that can hold the server up.
     "-@all +@hash +@sortedset +@stream +@string -@dangerous "
@@ -193,6 +203,11 @@ class _Record(msgspec.Struct, frozen=True):
     config: str
 
 
+def _environment() -> dict[str, str]:
+    """Return the server's environment: ours, and how its memory allocator is to behave."""
+    return {"GLIBC_TUNABLES": MALLOC_TUNABLES, **os.environ}
+
+
 class EmbeddedStore:
     """One server process over one data directory, whose lock the caller holds.
 
@@ -271,7 +286,9 @@ class EmbeddedStore:
             self._log_start = log.seek(0, os.SEEK_END)
             try:
                 self._process = processes.spawn(
-                    [str(self.binary.path), str(self._dir.store_config)], output=log
+                    [str(self.binary.path), str(self._dir.store_config)],
+                    environment=_environment(),
+                    output=log,
                 )
             except OSError as error:
                 raise StoreFailed(

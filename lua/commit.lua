@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- commit: the units left the shelf. Fewer than were held may be picked; the rest goes back.
 --
--- Command {keys, id, merchant, actor, picks, skus}
+-- Command {id, merchant, actor, picks, skus}
 --   picks    {{sku, quantity}, ...} for a short pick; {} takes every line whole
 --   skus     of the reservation's lines, as the caller knows them
 -- Keys     reservation, open index of its location, then the row of each of `skus`
@@ -48,8 +48,7 @@ local function missing_on_hand(units, row_keys, ordered)
   return short
 end
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, actor, picks, skus = unpack(command, 1, 6)
+local replies = each_command(function(first, _, id, merchant, actor, picks, skus)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   local units, ordered = picked_units(reservation.body, picks)
@@ -79,4 +78,4 @@ end)
 write_rows()
 write_reservations()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

@@ -1,7 +1,7 @@
 #!lua
 -- configure: change a row's settings, if it is still at the version that the caller saw.
 --
--- Command {keys, id, merchant, location, actor, fingerprint, sku, expected version, safety_stock,
+-- Command {id, merchant, location, actor, fingerprint, sku, expected version, safety_stock,
 --          location member}
 --   expected version  0 where the row is to be made
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record
@@ -14,9 +14,8 @@
 -- @include seen
 -- @include listing
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, location, actor, fingerprint, sku, expected, safety_stock, member =
-    unpack(command, 1, 10)
+local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, sku,
+    expected, safety_stock, member)
   local earlier = seen_reply(KEYS[first + 3], fingerprint)
   if earlier then return earlier end
   if not is_integer(safety_stock, 0, MAX_QUANTITY) then return {'invalid', 'safety_stock'} end
@@ -38,4 +37,4 @@ write_rows()
 write_listing()
 write_seen()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- confirm: the order is placed, so the hold stays until it is committed or released.
 --
--- Command {keys, id, merchant, actor, order_ref}; order_ref '' keeps the one given at reserve
+-- Command {id, merchant, actor, order_ref}; order_ref '' keeps the one given at reserve
 -- Keys     reservation
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}
@@ -13,8 +13,7 @@
 -- @include ledger
 -- @include reservations
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, actor, order_ref = unpack(command, 1, 5)
+local replies = each_command(function(first, _, id, merchant, actor, order_ref)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   if reservation.state == 'confirmed' then
@@ -42,4 +41,4 @@ end)
 -- After this point nothing may fail.
 write_reservations()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

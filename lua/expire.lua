@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- expire: take back the units of a hold whose time is up.
 --
--- Command {keys, id, merchant, actor, skus}; skus of the lines, as the caller read them
+-- Command {id, merchant, actor, skus}; skus of the lines, as the caller read them
 -- Keys     reservation, open index of its location, then the row of each of `skus`
 -- Returns  {'ok', ...reservation}   expired now; see describe()
 --          {'not_due', ...}         extended or confirmed since the caller looked
@@ -15,8 +15,7 @@
 
 local NOTHING_PICKED = {}
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, actor, skus = unpack(command, 1, 5)
+local replies = each_command(function(first, _, id, merchant, actor, skus)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   if not is_live(reservation) then return describe('ended', reservation) end
@@ -38,4 +37,4 @@ end)
 write_rows()
 write_reservations()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

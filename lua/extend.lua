@@ -1,7 +1,7 @@
 #!lua
 -- extend: let a hold run on for ttl_ms from now; it never makes a hold end sooner.
 --
--- Command {keys, id, merchant, actor, fingerprint, ttl_ms, operation id}
+-- Command {id, merchant, actor, fingerprint, ttl_ms, operation id}
 -- Keys     reservation, idempotency record
 -- Returns  {'ok' | 'replayed', ...reservation}  as it was just after; see describe()
 --          {'not_found'}, {'key_reused'}
@@ -18,11 +18,12 @@
 
 -- A replay tells of the hold as the first answer did, whatever became of it since.
 local function describe_extended(code, reservation, expires_at)
-  return {code, 'held', expires_at, 0, 0, '', {}, reservation.body}
+  return array_of(8) .. cmsgpack.pack(code, 'held', expires_at, 0, 0, '')
+    .. array_of(0) .. reservation.packed_body
 end
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, actor, fingerprint, ttl_ms, operation = unpack(command, 1, 7)
+local replies = each_command(function(first, _, id, merchant, actor, fingerprint, ttl_ms,
+    operation)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   local earlier = seen_reply(KEYS[first + 1], fingerprint)
@@ -53,4 +54,4 @@ end)
 write_reservations()
 write_seen()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

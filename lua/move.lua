@@ -1,7 +1,7 @@
 #!lua
 -- move: units came to the shelf or left it, outside of any reservation.
 --
--- Command {keys, id, merchant, location, actor, fingerprint, kind, sku, quantity, expected version,
+-- Command {id, merchant, location, actor, fingerprint, kind, sku, quantity, expected version,
 --          may overdraw, location member, detail}
 --   kind     receive, return, transfer_in (+), sale, transfer_out (-), adjust (signed), count
 --            (absolute: what is on the shelf now)
@@ -51,9 +51,8 @@ local function deltas(row, kind, sku, quantity, may_overdraw)
   return on_hand, deficit
 end
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, location, actor, fingerprint, kind, sku, quantity, expected,
-    may_overdraw, member, detail = unpack(command, 1, 13)
+local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, kind,
+    sku, quantity, expected, may_overdraw, member, detail)
   local earlier = seen_reply(KEYS[first + 3], fingerprint)
   if earlier then return earlier end
   local row = row_at(KEYS[first])
@@ -78,4 +77,4 @@ write_rows()
 write_listing()
 write_seen()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

@@ -20,10 +20,7 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 now = math.max(now, tonumber(ARGV[3]))
 
-local function integer(n)
-  return string.format('%.0f', n)
-end
-
+-- @include encoding
 -- @include ledger
 record('rebuild', id, '', '', actor, '', {}, cmsgpack.unpack(ARGV[5]))
 

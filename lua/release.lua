@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- release: the shopper or the merchant gives the units back.
 --
--- Command {keys, id, merchant, actor, reason, skus}; skus of the lines, as the caller knows them
+-- Command {id, merchant, actor, reason, skus}; skus of the lines, as the caller knows them
 -- Keys     reservation, open index of its location, then the row of each of `skus`
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
@@ -14,8 +14,7 @@
 
 local NOTHING_PICKED = {}
 
-local replies = each_command(function(command, first)
-  local _, id, merchant, actor, reason, skus = unpack(command, 1, 6)
+local replies = each_command(function(first, _, id, merchant, actor, reason, skus)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   if reservation.state == 'released' then return describe('replayed', reservation) end
@@ -35,4 +34,4 @@ end)
 write_rows()
 write_reservations()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

@@ -1,7 +1,7 @@
 #!lua
 -- repair: put right what the audit found, through the ledger. Nothing is ever edited silently.
 --
--- Command {keys, id, merchant, location, actor, what, reason, finding, ...what's own arguments}
+-- Command {id, merchant, location, actor, what, reason, finding, ...what's own arguments}
 --   'row'          sku, location member, token, version, levels, deltas, found
 --                  Keys: row, SKU index, location index. The row gets these levels and version;
 --                  deltas are its change by the ledger; found is kept in the ledger.
@@ -35,6 +35,8 @@ local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit'}
 local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version'}
 local RESERVATION_FIELDS = {'state', 'expires_at', 'body', 'confirmed_at', 'ended_at', 'order_ref',
   'picked'}
+-- Where a reservation's body has it, as in lib/reservations.lua.
+local BODY_CREATED_AT = 9
 local MAX_VERSION = 9007199254740992
 
 local writes, changed = {}, {}
@@ -84,8 +86,8 @@ local function is_right_already(key, version, levels)
 end
 
 local function repair_row(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, sku, member, token, version,
-    levels, deltas, found = unpack(command, 1, 15)
+  local id, merchant, location, actor, what, reason, finding, sku, member, token, version,
+    levels, deltas, found = unpack(command, 1, 14)
   local key = KEYS[first]
   for i = 1, #LEVELS do
     if not is_integer(levels[i], 0, MAX_TOTAL) then return {'invalid', LEVELS[i]} end
@@ -102,11 +104,12 @@ local function repair_row(command, first)
   write('DEL', key)
   touched_rows[#touched_rows + 1] = {
     key = key, exists = true, on_hand = levels[1], reserved = levels[2], safety_stock = levels[3],
-    deficit = levels[4], version = version, touched = true, has_deficit = false,
+    deficit = levels[4], version = version, touched = true, shelf_touched = true,
+    has_deficit = false,
   }
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
   return {'ok', record('repair', id, merchant, location, actor, '',
-    {{sku, version, levels, deltas}}, {what, reason, finding, found})}
+    {cmsgpack.pack({sku, version, levels, deltas})}, {what, reason, finding, found})}
 end
 
 -- Makes the hold index and the open indexes KEYS first to last say what a reservation's state is.
@@ -141,10 +144,10 @@ local function hash_writes(key, hold, keep_ms)
   end
 end
 
-local function repair_reservation(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, reservation, token, hold,
-    keep_ms = unpack(command, 1, 12)
-  local key, last = KEYS[first], first + command[1] - 1
+local function repair_reservation(command, first, last)
+  local id, merchant, location, actor, what, reason, finding, reservation, token, hold,
+    keep_ms = unpack(command, 1, 11)
+  local key = KEYS[first]
   if not are_indexes(first + 1, last) then return {'invalid', 'index'} end
   if type(hold) ~= 'table' or #hold ~= 7 then return {'invalid', 'hold'} end
   for i = 2, 4 do
@@ -154,21 +157,20 @@ local function repair_reservation(command, first)
   if changed_since(key, token, RESERVATION_FIELDS) then return {'version_conflict', 0} end
   changed[key] = true
   hash_writes(key, hold, keep_ms)
-  index_writes(reservation, hold[1], hold[2], hold[7][3], first + 1, first + 1, last)
+  index_writes(reservation, hold[1], hold[2], hold[7][BODY_CREATED_AT], first + 1, first + 1, last)
   return {'ok', record('repair', id, merchant, location, actor, '', {},
     {what, reason, finding, reservation, hold})}
 end
 
-local function repair_index(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, reservation, own =
-    unpack(command, 1, 10)
+local function repair_index(command, first, last)
+  local id, merchant, location, actor, what, reason, finding, reservation, own =
+    unpack(command, 1, 9)
   local state, expires_at, created_at
-  local last = first + command[1] - 1
   if not are_indexes(first + 1, last) then return {'invalid', 'index'} end
   if redis.call('TYPE', KEYS[first])['ok'] == 'hash' then
     local fields = redis.call('HMGET', KEYS[first], 'state', 'expires_at', 'body')
     state, expires_at = fields[1], tonumber(fields[2] or '')
-    created_at = fields[3] and cmsgpack.unpack(fields[3])[3]
+    created_at = fields[3] and cmsgpack.unpack(fields[3])[BODY_CREATED_AT]
     if not is_integer(expires_at, 0, MAX_VERSION) or not is_integer(created_at, 0, MAX_VERSION) then
       return {'invalid', 'reservation'}
     end
@@ -179,8 +181,8 @@ local function repair_index(command, first)
 end
 
 local function repair_listing(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, sku, member =
-    unpack(command, 1, 10)
+  local id, merchant, location, actor, what, reason, finding, sku, member =
+    unpack(command, 1, 9)
   local row_key, skus_key, locations_key = KEYS[first], KEYS[first + 1], KEYS[first + 2]
   if not are_indexes(first + 1, first + 2) then return {'invalid', 'index'} end
   if sku ~= '' and redis.call('EXISTS', row_key) == 1 then
@@ -201,8 +203,8 @@ local function repair_listing(command, first)
 end
 
 local function repair_seen(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, operation, token, fingerprint,
-    reply = unpack(command, 1, 12)
+  local id, merchant, location, actor, what, reason, finding, operation, token, fingerprint,
+    reply = unpack(command, 1, 11)
   local key = KEYS[first]
   if type(reply) ~= 'table' then return {'invalid', 'reply'} end
   if changed_since(key, token) then return {'version_conflict', 0} end
@@ -213,9 +215,9 @@ local function repair_seen(command, first)
     {what, reason, finding, operation, fingerprint, reply})}
 end
 
-local function repair_remove(command, first)
-  local _, id, merchant, location, actor, what, reason, finding, name, token, reservation =
-    unpack(command, 1, 11)
+local function repair_remove(command, first, last)
+  local id, merchant, location, actor, what, reason, finding, name, token, reservation =
+    unpack(command, 1, 10)
   local key = KEYS[first]
   local kind = redis.call('TYPE', key)['ok']
   if token == 'type:' .. kind then
@@ -226,7 +228,6 @@ local function repair_remove(command, first)
     if kind == 'hash' then fields = reservation ~= '' and RESERVATION_FIELDS or ROW_FIELDS end
     if changed_since(key, token, fields) then return {'version_conflict', 0} end
   end
-  local last = first + command[1] - 1
   if reservation ~= '' and not are_indexes(first + 1, last) then return {'invalid', 'index'} end
   changed[key] = true
   write('DEL', key)
@@ -236,7 +237,7 @@ local function repair_remove(command, first)
 end
 
 local function repair_range(command)
-  local _, id, merchant, location, actor, what, reason, finding, from, to = unpack(command, 1, 10)
+  local id, merchant, location, actor, what, reason, finding, from, to = unpack(command, 1, 9)
   if not is_integer(from, 0, MAX_VERSION) or not is_integer(to, from, MAX_VERSION) then
     return {'invalid', 'range'}
   end
@@ -246,7 +247,7 @@ end
 
 -- Sent alone in its group: it moves where the operations of the group are counted from.
 local function repair_sequence(command)
-  local _, id, merchant, location, actor, what, reason, finding, least = unpack(command, 1, 9)
+  local id, merchant, location, actor, what, reason, finding, least = unpack(command, 1, 8)
   if not is_integer(least, 0, MAX_VERSION) then return {'invalid', 'least'} end
   if sequence >= least then return {'replayed', 0} end
   local before = sequence
@@ -261,10 +262,11 @@ local REPAIRS = {
   known = repair_range, sequence = repair_sequence,
 }
 
-local replies = each_command(function(command, first)
-  local handle = REPAIRS[command[6]]
+local replies = each_command(function(first, last, ...)
+  local command = {...}
+  local handle = REPAIRS[command[5]]
   if not handle then return {'invalid', 'what'} end
-  return handle(command, first)
+  return handle(command, first, last)
 end)
 
 -- After this point nothing may fail.
@@ -272,4 +274,4 @@ for i = 1, #writes do redis.call(unpack(writes[i])) end
 write_rows()
 write_listing()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

@@ -1,9 +1,10 @@
 #!lua
 -- reserve: promise units of one location to a shopper, for a while.
 --
--- Command {keys, id, merchant, location, fingerprint, ttl_ms, order_ref, actor, partial, reclaimed,
---          lines}
---   lines      {{sku, quantity}, ...}; lines of one SKU are summed before they are checked
+-- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, sku, quantity, sku, quantity, ...}
+--   who        msgpack of merchant, location, actor, fingerprint, one after the other
+--   terms      msgpack of ttl_ms, order_ref, one after the other
+--   lines      msgpack of {{sku, quantity}, ...}, the same as follow: each SKU once
 --   partial    true: hold what there is of each line, as long as that is not nothing at all
 --   reclaimed  true: due holds were taken back just now, so do not refuse in hope of more
 -- Keys     reservation, open index of the location, then the row of each line
@@ -14,11 +15,16 @@
 --          {'insufficient_stock', due, {{sku, requested, available, known}, ...}}
 --            every line that does not fit; due is true where a reclaim may help
 --          {'invalid', field}
--- Ledger   reserve, detail {ttl_ms, expires_at, order_ref, missing}
+-- Ledger   reserve, detail {ttl_ms, order_ref, missing, expires_at}
 -- @include group
 -- @include rows
 -- @include ledger
 -- @include reservations
+
+local OPERATION, DETAIL = array_of(8) .. cmsgpack.pack('reserve'), array_of(4)
+local BODY, CREATED_AT = array_of(9), cmsgpack.pack(now)
+local NOTHING_MISSING = array_of(0)
+local HELD_WHOLE = cmsgpack.pack({'ok', now})
 
 local due_holds
 local function holds_are_due(reclaimed)
@@ -30,16 +36,17 @@ local function holds_are_due(reclaimed)
 end
 
 -- The body of the reservation at `key`, made in this group or before it; nil where there is none.
+local all_are_new = first_keys_are_new()
 local bodies = {}
 local function body_at(key)
   local body = bodies[key]
-  if body then return body end
-  local text = redis.call('HGET', key, 'body')
-  if text then return cmsgpack.unpack(text) end
-  return nil
+  if body or all_are_new then return body end
+  return redis.call('HGET', key, 'body') or nil
 end
 
-local function earlier_answer(body, merchant, location, fingerprint)
+local function earlier_answer(packed_body, who)
+  local body = cmsgpack.unpack(packed_body)
+  local merchant, location, _, fingerprint = cmsgpack.unpack(who)
   if body[BODY_MERCHANT] ~= merchant or body[BODY_LOCATION] ~= location
     or body[BODY_FINGERPRINT] ~= fingerprint then
     return {'key_reused'}
@@ -47,94 +54,86 @@ local function earlier_answer(body, merchant, location, fingerprint)
   return {'replayed', body}
 end
 
--- Sums the lines by row, in the order of their first appearance; nil and the field if one is off.
-local function wanted_rows(lines, first)
-  if type(lines) ~= 'table' or #lines == 0 then return nil, 'lines' end
-  local wanted, by_key = {}, {}
-  for i = 1, #lines do
-    local sku, quantity, key = lines[i][1], lines[i][2], KEYS[first + i - 1]
+-- Reads the rows of the lines. Returns them and the lines that do not fit, or nil and the field
+-- that is off. A row that stands in two lines would be checked twice and taken twice.
+local function wanted_rows(first, lines)
+  if #lines == 0 or #lines % 2 == 1 then return nil, 'lines' end
+  local wanted, short = {}, {}
+  for i = 1, #lines, 2 do
+    local sku, quantity, line = lines[i], lines[i + 1], (i + 1) / 2
     if not is_text(sku) then return nil, 'sku' end
     if not is_integer(quantity, 1, MAX_QUANTITY) then return nil, 'quantity' end
-    local want = by_key[key]
-    if want then
-      want.quantity = want.quantity + quantity
-    else
-      want = {sku = sku, quantity = quantity, row = row_at(key)}
-      by_key[key] = want
-      wanted[#wanted + 1] = want
-    end
+    local row = row_at(KEYS[first + 1 + line])
+    if row.wanted_by == first then return nil, 'sku' end
+    row.wanted_by = first
+    wanted[line] = row
+    local units = available(row)
+    if quantity > units then short[#short + 1] = {sku, quantity, units, row.exists} end
   end
-  return wanted
+  return wanted, short
 end
 
-local function short_lines(wanted)
-  local short = {}
+-- Takes what is wanted whole. Returns the ledger's lines.
+local function take(wanted, lines)
+  local changes = {}
   for i = 1, #wanted do
-    local want = wanted[i]
-    local units = available(want.row)
-    if want.quantity > units then
-      short[#short + 1] = {want.sku, want.quantity, units, want.row.exists}
-    end
+    changes[i] = change_row(wanted[i], lines[2 * i - 1], 0, lines[2 * i], 0, 0)
   end
-  return short
+  return changes
 end
 
--- Takes what is wanted, or with `partial` what there is of it.
-local function take(wanted)
+-- Takes what there is of each line. Returns what is held, what is missing, the ledger's lines.
+local function take_what_there_is(wanted, lines)
   local held, missing, changes = {}, {}, {}
   for i = 1, #wanted do
-    local want = wanted[i]
-    local quantity = math.min(want.quantity, available(want.row))
-    if quantity < want.quantity then
-      missing[#missing + 1] = {want.sku, want.quantity - quantity}
-    end
+    local sku, wish = lines[2 * i - 1], lines[2 * i]
+    local quantity = math.min(wish, available(wanted[i]))
+    if quantity < wish then missing[#missing + 1] = {sku, wish - quantity} end
     if quantity > 0 then
-      held[#held + 1] = {want.sku, quantity}
-      changes[#changes + 1] = change_row(want.row, want.sku, 0, quantity, 0, 0)
+      held[#held + 1] = {sku, quantity}
+      changes[#changes + 1] = change_row(wanted[i], sku, 0, quantity, 0, 0)
     end
   end
   return held, missing, changes
 end
 
-local function nothing_left(wanted)
-  for i = 1, #wanted do
-    if available(wanted[i].row) > 0 then return false end
-  end
-  return true
-end
-
-local replies = each_command(function(command, first)
-  local _, id, merchant, location, fingerprint, ttl_ms, order_ref, actor, partial, reclaimed,
-    lines = unpack(command, 1, 11)
+local replies = each_command(function(first, _, id, who, terms, packed_lines, ttl_ms, partial,
+    reclaimed, ...)
   local key = KEYS[first]
   local earlier = body_at(key)
-  if earlier then return earlier_answer(earlier, merchant, location, fingerprint) end
+  if earlier then return earlier_answer(earlier, who) end
   if not is_integer(ttl_ms, limits.min_ttl_ms, limits.max_ttl_ms) then
     return {'invalid', 'ttl_seconds'}
   end
-  local wanted, bad_field = wanted_rows(lines, first + 2)
-  if not wanted then return {'invalid', bad_field} end
-  local short = short_lines(wanted)
-  if #short > 0 then
+  local lines = {...}
+  local wanted, short = wanted_rows(first, lines)
+  if not wanted then return {'invalid', short} end
+
+  local changes
+  local reply, packed_missing = HELD_WHOLE, NOTHING_MISSING
+  if #short == 0 then
+    changes = take(wanted, lines)
+  else
     local due = holds_are_due(reclaimed)
-    if due or not partial or nothing_left(wanted) then
-      return {'insufficient_stock', due, short}
-    end
+    if due or not partial then return {'insufficient_stock', due, short} end
+    local held, missing
+    held, missing, changes = take_what_there_is(wanted, lines)
+    if #held == 0 then return {'insufficient_stock', due, short} end
+    packed_lines, packed_missing = cmsgpack.pack(held), cmsgpack.pack(missing)
+    reply = {'ok', now, held, missing}
   end
 
-  local held, missing, changes = take(wanted)
   local expires_at = now + ttl_ms
-  local body = {merchant, location, now, ttl_ms, order_ref, actor, fingerprint, held, missing}
+  local body = BODY .. who .. terms .. packed_lines .. packed_missing .. CREATED_AT
   bodies[key] = body
   add_reservation(key, KEYS[first + 1], id, expires_at, body)
-  record('reserve', id, merchant, location, actor, fingerprint, changes,
-    {ttl_ms, expires_at, order_ref, missing})
-  if #missing > 0 then return {'ok', now, held, missing} end
-  return {'ok', now}
+  record_packed(OPERATION .. cmsgpack.pack(id) .. who .. array_of(#changes) .. table.concat(changes)
+    .. DETAIL .. terms .. packed_missing .. cmsgpack.pack(expires_at))
+  return reply
 end)
 
 -- After this point nothing may fail.
 write_rows()
 write_new_reservations()
 write_ledger()
-return cmsgpack.pack(replies)
+return table.concat(replies)

@@ -25,9 +25,7 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local first = 4
 
-local function integer(n)
-  return string.format('%.0f', n)
-end
+-- @include encoding
 
 local function restore_rows(item)
   local member, rows = item[2], item[3]

@@ -205,7 +205,7 @@ class Fold:
         row.sequence = sequence
 
     def _reserve(self, operation: Operation, at_ms: int) -> None:
-        ttl_ms, expires_at_ms, order_ref, missing = operation.detail
+        ttl_ms, order_ref, missing, expires_at_ms = operation.detail
         self.state.reservations[operation.id] = FoldedReservation(
             ReservationState.HELD,
             expires_at_ms,
@@ -216,13 +216,13 @@ class Fold:
             Body(
                 operation.merchant,
                 operation.location,
-                at_ms,
-                ttl_ms,
-                order_ref,
                 operation.actor,
                 operation.fingerprint,
+                ttl_ms,
+                order_ref,
                 tuple([Line(change.sku, change.deltas.reserved) for change in operation.rows]),
                 tuple([Line(sku, quantity) for sku, quantity in missing]),
+                at_ms,
             ),
         )
 

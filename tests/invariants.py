@@ -235,9 +235,9 @@ class Audit:
         kind, the_id, merchant, location, _, _, lines, detail = operation
         if kind == "reserve":
             held = {sku: deltas[1] for sku, _, _, deltas in lines}
-            if detail[1] != at + detail[0]:
-                self._violated("Fold", f"{where}: expires at {detail[1]}, not {at} + {detail[0]}")
-            partition.promises[the_id] = _Promise(merchant, location, held, at, detail[1])
+            if detail[3] != at + detail[0]:
+                self._violated("Fold", f"{where}: expires at {detail[3]}, not {at} + {detail[0]}")
+            partition.promises[the_id] = _Promise(merchant, location, held, at, detail[3])
             return
         if kind not in ("confirm", "extend", "commit", "release", "expire"):
             return
@@ -307,7 +307,7 @@ class Audit:
                 if fields[b"state"].decode() != promise.state:
                     self._violated("OneEnding", f"{the_id}: {fields}, ledger: {promise.state}")
                 body = msgpack.unpackb(fields[b"body"], raw=False)
-                said = (body[0], body[1], body[2], dict(body[7]))
+                said = (body[0], body[1], body[8], dict(body[6]))
                 if said != (promise.merchant, promise.location, promise.created_at, promise.lines):
                     self._violated("Fold", f"{the_id}: {body} is not what was promised: {promise}")
                 if promise.state == "held" and int(fields[b"expires_at"]) != promise.expires_at:
@@ -324,7 +324,7 @@ class Audit:
         for fields in live_promises.values():
             if fields[b"state"].decode() in LIVE:
                 body = msgpack.unpackb(fields[b"body"], raw=False)
-                for sku, quantity in body[7]:
+                for sku, quantity in body[6]:
                     held[body[0], body[1], sku] += quantity
         for name, row in live_rows.items():
             reserved = int(row[b"reserved"])
@@ -357,7 +357,7 @@ class Audit:
         for key in self._found["open"]:
             indexed.update(await self._sorted_set(key))
         wanted = {
-            the_id: int(msgpack.unpackb(fields[b"body"], raw=False)[2])
+            the_id: int(msgpack.unpackb(fields[b"body"], raw=False)[8])
             for the_id, fields in live.items()
             if fields[b"state"].decode() in LIVE
         }

@@ -64,7 +64,7 @@ class Book:
         the_id = the_id or f"rsv_{self.partition}_{self.sequence + 1:024x}"
         changes = tuple(self._change(sku, (0, quantity, 0, 0)) for sku, quantity in lines)
         self._lines[the_id] = list(lines)
-        detail = (TTL_MS, self.at_ms + TTL_MS, "order", ())
+        detail = (TTL_MS, "order", (), self.at_ms + TTL_MS)
         self.write(OperationKind.RESERVE, the_id, changes, detail, fingerprint="print")
         return the_id
 

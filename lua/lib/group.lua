@@ -2,20 +2,27 @@
 --
 -- KEYS  1 meta (hash), 2 ledger (stream), 3 holds (sorted set), then each command's own keys,
 --       one command after the other.
--- ARGV  1 msgpack of {limits, commands}; a command is an array whose first element says how
---       many of KEYS are its own.
+-- ARGV  1 msgpack of the limits, 2 msgpack of how many of KEYS are each command's own, then a
+--       command each: msgpack of its elements, one after the other and no array around them.
 -- Returns msgpack of one reply a command, in their order: {code, ...}.
 --
 -- Each command stands or falls alone: it is checked and applied to copies of the rows and
 -- reservations that it names (see rows.lua, reservations.lua), so that the next command of the
 -- group sees its effect. The copies are written once, when every command has its verdict: a
 -- script that fails does not roll back, so nothing may fail after the first write.
+--
+-- What is written on the hot path is put together of pieces of msgpack: those that the caller
+-- knows come ready-made and are passed on unread, since making and reading tables is what a
+-- script spends most of its time on (docs/decisions/0008 has the figures).
+
+-- @include encoding
 
 local META, LEDGER, HOLDS = KEYS[1], KEYS[2], KEYS[3]
 local FIXED_KEYS = 3
+local FIXED_ARGUMENTS = 2
 
-local group = cmsgpack.unpack(ARGV[1])
-local limits, commands = group[1], group[2]
+local limits = cmsgpack.unpack(ARGV[1])
+local own_keys = cmsgpack.unpack(ARGV[2])
 
 local MAX_QUANTITY = 1000000000
 local MAX_TOTAL = 1000000000000
@@ -27,11 +34,6 @@ local meta = redis.call('HMGET', META, 'sequence', 'clock_ms', 'rebuilding')
 local sequence = tonumber(meta[1]) or 0
 local high_water = tonumber(meta[2]) or 0
 if high_water > now then now = high_water end
-
--- Exact decimal text of an integer; Lua's own concatenation keeps 14 digits only.
-local function integer(n)
-  return string.format('%.0f', n)
-end
 
 -- NaN passes naive range checks and msgpack can carry fractions, so both are named here.
 local function is_integer(n, least, most)
@@ -52,19 +54,51 @@ local function need_sorted_set(key)
   end
 end
 
--- Runs `handle(command, first)` for each command; `first` is the index of its first own key. While
--- the partition is being rebuilt nothing is taken: what came in now would be lost or doubled.
-local function each_command(handle)
-  local replies = {}
-  if meta[3] then
-    for i = 1, #commands do replies[i] = {'read_only'} end
-    return replies
+-- Collects the members that an index gets or loses, so that each index is written in one call.
+local function collector()
+  local by_key = {}
+  return by_key, function(key, ...)
+    local members = by_key[key]
+    if not members then
+      members = {}
+      by_key[key] = members
+    end
+    for i = 1, select('#', ...) do
+      members[#members + 1] = (select(i, ...))
+    end
   end
+end
+
+-- Where each command's own keys begin in KEYS.
+local first_keys = {}
+do
   local first = FIXED_KEYS + 1
-  for i = 1, #commands do
-    local command = commands[i]
-    replies[i] = handle(command, first)
-    first = first + command[1]
+  for i = 1, #own_keys do
+    first_keys[i] = first
+    first = first + own_keys[i]
+  end
+end
+
+-- True where not one of the commands' first keys is there: one question for the whole group.
+local function first_keys_are_new()
+  local names = {}
+  for i = 1, #first_keys do names[i] = KEYS[first_keys[i]] end
+  return redis.call('EXISTS', unpack(names)) == 0
+end
+
+-- Runs `handle(first, last, ...)` for each command: its own keys are KEYS first to last, what
+-- follows are its elements. It returns a reply, as an array or as the msgpack of one. While the
+-- partition is being rebuilt nothing is taken: what came in now would be lost or doubled.
+local function each_command(handle)
+  local replies = {array_of(#own_keys)}
+  for i = 1, #own_keys do
+    local reply = {'read_only'}
+    if not meta[3] then
+      local first = first_keys[i]
+      reply = handle(first, first + own_keys[i] - 1, cmsgpack.unpack(ARGV[FIXED_ARGUMENTS + i]))
+    end
+    if type(reply) == 'table' then reply = cmsgpack.pack(reply) end
+    replies[i + 1] = reply
   end
   return replies
 end

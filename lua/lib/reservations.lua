@@ -2,11 +2,11 @@
 --
 -- Hash: state, expires_at (ms, while held), body (msgpack, never changes), and once they apply
 -- confirmed_at, ended_at, order_ref (when confirm gave one), picked (msgpack, when committed).
--- body: {merchant, location, created_at, ttl_ms, order_ref, actor, fingerprint,
---        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}}
+-- body: {merchant, location, actor, fingerprint, ttl_ms, order_ref,
+--        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}, created_at}
 
-local BODY_MERCHANT, BODY_LOCATION, BODY_CREATED_AT, BODY_TTL_MS = 1, 2, 3, 4
-local BODY_ORDER_REF, BODY_FINGERPRINT, BODY_LINES, BODY_MISSING = 5, 7, 8, 9
+local BODY_MERCHANT, BODY_LOCATION, BODY_FINGERPRINT, BODY_ORDER_REF = 1, 2, 4, 6
+local BODY_LINES, BODY_CREATED_AT = 7, 9
 
 local reservations, touched_reservations = {}, {}
 
@@ -29,6 +29,7 @@ local function reservation_at(key)
     key = key,
     state = f[1],
     expires_at = tonumber(f[2]) or 0,
+    packed_body = f[3],
     body = cmsgpack.unpack(f[3]),
     confirmed_at = tonumber(f[4]) or 0,
     ended_at = tonumber(f[5]) or 0,
@@ -50,12 +51,13 @@ local function is_live(reservation)
   return reservation.state == 'held' or reservation.state == 'confirmed'
 end
 
--- What every verb on a reservation tells of it; `engine.inventory` decodes this.
+-- What every verb on a reservation tells of it, as msgpack; `engine.reservations` decodes this.
 local function describe(code, reservation)
-  local picked = {}
-  if reservation.picked ~= '' then picked = cmsgpack.unpack(reservation.picked) end
-  return {code, reservation.state, reservation.expires_at, reservation.confirmed_at,
-    reservation.ended_at, reservation.order_ref, picked, reservation.body}
+  local picked = reservation.picked
+  if picked == '' then picked = array_of(0) end
+  return array_of(8) .. cmsgpack.pack(code, reservation.state, reservation.expires_at,
+    reservation.confirmed_at, reservation.ended_at, reservation.order_ref)
+    .. picked .. reservation.packed_body
 end
 
 -- Ends the promise of a live reservation's lines: `picked` maps a SKU to the units that left the
@@ -91,30 +93,25 @@ local function end_reservation(reservation, id, state, open_key)
   touch_reservation(reservation)
 end
 
--- Reservations that this script makes. The members of an index are written in one call each.
-local new_reservations, new_holds, new_open = {}, {}, {}
+-- Reservations that this script makes.
+local new_reservations, new_holds = {}, {}
+local new_open, open_reservation = collector()
 
 local function add_reservation(key, open_key, id, expires_at, body)
   need_sorted_set(HOLDS)
   need_sorted_set(open_key)
-  new_reservations[#new_reservations + 1] = {key, integer(expires_at), body}
-  new_holds[#new_holds + 1] = integer(expires_at)
+  local expires = integer(expires_at)
+  new_reservations[#new_reservations + 1] = {key, expires, body}
+  new_holds[#new_holds + 1] = expires
   new_holds[#new_holds + 1] = id
-  local members = new_open[open_key]
-  if not members then
-    members = {}
-    new_open[open_key] = members
-  end
-  members[#members + 1] = integer(now)
-  members[#members + 1] = id
+  open_reservation(open_key, integer(now), id)
 end
 
 local function write_new_reservations()
   if #new_reservations == 0 then return end
   for i = 1, #new_reservations do
     local new = new_reservations[i]
-    redis.call('HSET', new[1], 'state', 'held', 'expires_at', new[2], 'body',
-      cmsgpack.pack(new[3]))
+    redis.call('HSET', new[1], 'state', 'held', 'expires_at', new[2], 'body', new[3])
   end
   redis.call('ZADD', HOLDS, unpack(new_holds))
   for open_key, members in pairs(new_open) do
@@ -122,26 +119,39 @@ local function write_new_reservations()
   end
 end
 
+-- Writes the fields that may have changed in the state that a reservation is in now.
+local function write_fields(reservation)
+  local key, state = reservation.key, reservation.state
+  if state == 'held' then
+    redis.call('HSET', key, 'expires_at', integer(reservation.expires_at))
+  elseif state == 'confirmed' then
+    redis.call('HSET', key, 'state', state, 'expires_at', '0',
+      'confirmed_at', integer(reservation.confirmed_at), 'order_ref', reservation.order_ref)
+  else
+    redis.call('HSET', key, 'state', state, 'ended_at', integer(reservation.ended_at),
+      'picked', reservation.picked)
+    redis.call('PEXPIRE', key, integer(limits.retention_ms))
+  end
+end
+
 -- `id` is the member of both indexes. Ended reservations stay readable for limits.retention_ms, so
 -- that a retry still finds its answer.
 local function write_reservations()
+  local extended, ended = {}, {}
+  local closed, close_reservation = collector()
   for _, reservation in ipairs(touched_reservations) do
-    local key, id = reservation.key, reservation.id
-    if is_live(reservation) then
-      redis.call('HSET', key, 'state', reservation.state,
-        'expires_at', integer(reservation.expires_at),
-        'confirmed_at', integer(reservation.confirmed_at), 'order_ref', reservation.order_ref)
-      if reservation.state == 'held' then
-        redis.call('ZADD', HOLDS, integer(reservation.expires_at), id)
-      else
-        redis.call('ZREM', HOLDS, id)
-      end
+    write_fields(reservation)
+    if reservation.state == 'held' then
+      extended[#extended + 1] = integer(reservation.expires_at)
+      extended[#extended + 1] = reservation.id
     else
-      redis.call('ZREM', HOLDS, id)
-      redis.call('ZREM', reservation.open_key, id)
-      redis.call('HSET', key, 'state', reservation.state,
-        'ended_at', integer(reservation.ended_at), 'picked', reservation.picked)
-      redis.call('PEXPIRE', key, integer(limits.retention_ms))
+      ended[#ended + 1] = reservation.id
+      if reservation.open_key then close_reservation(reservation.open_key, reservation.id) end
     end
+  end
+  if #extended > 0 then redis.call('ZADD', HOLDS, unpack(extended)) end
+  if #ended > 0 then redis.call('ZREM', HOLDS, unpack(ended)) end
+  for open_key, ids in pairs(closed) do
+    redis.call('ZREM', open_key, unpack(ids))
   end
 end

@@ -15,9 +15,11 @@ local function row_at(key)
     deficit = tonumber(f[4]) or 0,
     version = tonumber(f[5]) or 0,
     touched = false,
+    -- What only a reserve touches is all that most calls write.
+    shelf_touched = f[5] == false,
+    -- A row that never had a deficit does not pay for the column.
+    has_deficit = f[4] ~= false,
   }
-  -- A row that never had a deficit does not pay for the column.
-  row.has_deficit = f[4] ~= false
   rows[key] = row
   return row
 end
@@ -28,7 +30,9 @@ local function available(row)
   return units
 end
 
--- Applies the deltas to the copy and returns the ledger's line for it:
+local LINE, LEVELS_OF = array_of(4), array_of(4)
+
+-- Applies the deltas to the copy and returns the ledger's line for it, as msgpack:
 -- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}.
 local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
   row.on_hand = row.on_hand + on_hand
@@ -37,16 +41,14 @@ local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
   row.deficit = row.deficit + deficit
   row.version = row.version + 1
   row.exists = true
+  if on_hand ~= 0 or safety_stock ~= 0 or deficit ~= 0 then row.shelf_touched = true end
   if not row.touched then
     row.touched = true
     touched_rows[#touched_rows + 1] = row
   end
-  return {
-    sku,
-    row.version,
-    {row.on_hand, row.reserved, row.safety_stock, row.deficit},
-    {on_hand, reserved, safety_stock, deficit},
-  }
+  return LINE .. cmsgpack.pack(sku, row.version)
+    .. LEVELS_OF .. cmsgpack.pack(row.on_hand, row.reserved, row.safety_stock, row.deficit)
+    .. LEVELS_OF .. cmsgpack.pack(on_hand, reserved, safety_stock, deficit)
 end
 
 -- Units on the shelf after `quantity` more (or fewer) of them. Units that left the shelf although
@@ -63,7 +65,10 @@ end
 local function write_rows()
   for i = 1, #touched_rows do
     local row = touched_rows[i]
-    if row.has_deficit or row.deficit > 0 then
+    if not row.shelf_touched then
+      redis.call('HSET', row.key, 'reserved', integer(row.reserved),
+        'version', integer(row.version))
+    elseif row.has_deficit or row.deficit > 0 then
       redis.call('HSET', row.key, 'on_hand', integer(row.on_hand),
         'reserved', integer(row.reserved), 'safety_stock', integer(row.safety_stock),
         'version', integer(row.version), 'deficit', integer(row.deficit))

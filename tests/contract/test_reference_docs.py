@@ -216,7 +216,7 @@ def test_the_page_has_the_elements_of_an_operation_and_of_a_row() -> None:
 
 def test_the_page_has_the_fields_of_a_stream_entry() -> None:
     text = files("lua").joinpath("lib", "ledger.lua").read_text(encoding="utf-8")
-    written = text.split("redis.call('XADD', LEDGER, '*', ")[1].split("cmsgpack")[0]
+    written = text.split("redis.call('XADD', LEDGER, '*', ")[1].split("array_of")[0]
     assert named_in(sections(LEDGER_PAGE)["An entry"], 0) == re.findall(r"'(\w+)'", written)
 
 

@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 import pytest
 
-from engine.boot import DEFAULT_PARTITIONS, Problem, StoreRefused, check_store
+from engine.boot import DEFAULT_PARTITIONS, SCHEMA_VERSION, Problem, StoreRefused, check_store
 from engine.keys import STORE_KEY
 from engine.outcomes import StoreUnavailable
 from engine.store import StoreSettings, close_quietly, connect
@@ -40,7 +40,7 @@ async def test_a_sound_store_passes_and_tells_what_it_is(store: RealStore) -> No
     assert node.kind == store.kind.removesuffix("7")
     assert (node.role, node.append_only, node.append_fsync) == ("master", True, "always")
     assert node.maxmemory_policy == "noeviction"
-    assert (facts.partitions, facts.schema_version) == (DEFAULT_PARTITIONS, 1)
+    assert (facts.partitions, facts.schema_version) == (DEFAULT_PARTITIONS, SCHEMA_VERSION)
     assert facts.warnings == ()
     assert not facts.cluster
 
@@ -118,6 +118,13 @@ async def test_a_store_of_a_later_schema_is_refused(make_store: MakeStore) -> No
     await later.start()
     await later.run("HSET", STORE_KEY, "partitions", "16", "schema_version", "99")
     assert codes(await check(later.settings)) == ["schema_newer"]
+
+
+async def test_a_store_of_an_earlier_schema_is_refused(make_store: MakeStore) -> None:
+    earlier = make_store()
+    await earlier.start()
+    await earlier.run("HSET", STORE_KEY, "partitions", "16", "schema_version", "1")
+    assert codes(await check(earlier.settings)) == ["schema_older"]
 
 
 async def test_a_damaged_store_key_is_refused_and_kept(make_store: MakeStore) -> None:

@@ -288,7 +288,7 @@ class Harmed:
         for the_id in {*self._ids, GHOST}:
             fields = await self._client.hgetall(self._keys.reservation(the_id))
             if fields and fields[b"state"] in (b"held", b"confirmed"):
-                for sku, quantity in msgpack.unpackb(fields[b"body"], raw=False)[7]:
+                for sku, quantity in msgpack.unpackb(fields[b"body"], raw=False)[6]:
                     held[sku] += quantity
         for sku in (*SKUS, "planted"):
             fields = await self._client.hgetall(self._row_key(sku))

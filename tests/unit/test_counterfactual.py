@@ -67,7 +67,7 @@ class Ledger:
         details: dict[OperationKind, tuple[Any, ...]] = {
             OperationKind.MOVE: (what, units, "", reference, "", 0),
             OperationKind.CONFIGURE: (units,),
-            OperationKind.RESERVE: (60_000, 99_999, "order 1", ()),
+            OperationKind.RESERVE: (60_000, "order 1", (), 99_999),
             OperationKind.COMMIT: ("held", 0, ((SKU, units),)),
             OperationKind.RELEASE: ("held", 0, ""),
         }

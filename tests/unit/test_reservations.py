@@ -8,7 +8,7 @@ from engine.outcomes import StoreFault
 from engine.reservations import Body, from_hash
 
 BODY = msgspec.msgpack.encode(
-    Body("acme", "berlin", 1_000, 900_000, "o-1", "key:a", "f", (Line("milk", 2),), ())
+    Body("acme", "berlin", "key:a", "f", 900_000, "o-1", (Line("milk", 2),), (), 1_000)
 )
 HELD = (b"held", b"901000", BODY, None, None, None, None)
 
