@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Protocol, Self, cast
 from urllib.parse import parse_qs, urlencode
 
 import msgspec
@@ -32,14 +32,15 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from engine.multiplexed import Multiplexed
 from engine.outcomes import OutcomeUnknown, StoreFault, StoreUnavailable
 from engine.scripts import Script
 
 Client = Redis | RedisCluster
 
-MAX_CONNECTIONS: Final = 32
+MAX_CALLS: Final = 64
 """Calls in flight at once from one process; more wait their turn in order. Lanes coalesce what
-waits, so more connections only make the groups smaller."""
+waits, so more calls only make the groups smaller."""
 
 MAX_ATTEMPTS: Final = 6
 FIRST_BACKOFF_MS: Final = 20
@@ -57,6 +58,22 @@ _NOT_APPLIED = (
 )
 _MAYBE_APPLIED = (RedisConnectionError, RedisTimeoutError, OSError)
 _RESPONSES_NEVER_SENT = (ConnectionRefusedError, FileNotFoundError)
+
+
+class Carrier(Protocol):
+    """Takes commands to the store and brings their replies, as bytes.
+
+    `carry` raises the first error among the replies and whatever happens on the way, all of it as
+    the driver's own exceptions.
+    """
+
+    async def carry(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        """Send commands in one piece and return their replies in order."""
+        ...
+
+    async def close(self) -> None:
+        """Close what the carrier opened."""
+        ...
 
 
 class StoreSettings(msgspec.Struct, frozen=True):
@@ -100,7 +117,7 @@ def connect(settings: StoreSettings) -> Client:
         "socket_connect_timeout": settings.attempt_timeout_ms / 1000,
         "protocol": 2,
         # A caller waits on the semaphore, not on the pool; the few on top are for pings and keys.
-        "max_connections": MAX_CONNECTIONS + 16,
+        "max_connections": MAX_CALLS + 16,
     }
     if settings.username:
         options["username"] = settings.username
@@ -114,19 +131,39 @@ def connect(settings: StoreSettings) -> Client:
 class Store:
     """Calls scripts and reads keys; every driver error becomes one of ours, the cause kept."""
 
-    def __init__(self, client: Client, settings: StoreSettings) -> None:
-        """Take over the client; `close` closes it."""
+    def __init__(
+        self, client: Client, settings: StoreSettings, *, carrier: "Carrier | None" = None
+    ) -> None:
+        """Take over the client and the carrier; `close` closes them.
+
+        The carrier takes script calls and reads; without one they go through the client. The
+        client is there for everything else.
+        """
         self.client = client
         self.settings = settings
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._carrier: Carrier = carrier or _Driver(client)
+        self._slots = asyncio.Semaphore(MAX_CALLS)
 
     @classmethod
     async def open(cls, settings: StoreSettings) -> Self:
-        """Make a client; the store need not be up yet."""
-        return cls(connect(settings), settings)
+        """Make a client; the store need not be up yet.
+
+        On a cluster the driver carries everything: where a slot is, and what becomes of a call
+        while it moves, is its business.
+        """
+        if settings.cluster:
+            return cls(connect(settings), settings)
+        carrier = Multiplexed(
+            settings.url,
+            username=settings.username,
+            password=settings.password,
+            timeout_seconds=settings.attempt_timeout_ms / 1000,
+        )
+        return cls(connect(settings), settings, carrier=carrier)
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._carrier.close()
         await self.client.aclose()
 
     async def ping(self) -> None:
@@ -163,7 +200,7 @@ class Store:
         for attempt in range(MAX_ATTEMPTS):
             try:
                 async with self._slots:
-                    return await call.run(self.client)
+                    return await call.run(self._carrier)
             except _NOT_APPLIED as error:
                 cause: Exception = error
             except OutOfMemoryError as error:
@@ -194,12 +231,13 @@ class _ScriptCall:
         self._script = script
         self._rest = (len(keys), *keys, *args)
 
-    async def run(self, client: Client) -> Any:
+    async def run(self, carrier: Carrier) -> Any:
         try:
-            return await client.execute_command("EVALSHA", self._script.sha, *self._rest)
+            (reply,) = await carrier.carry([("EVALSHA", self._script.sha, *self._rest)])
         except NoScriptError:
             # EVAL runs it and leaves it in the server's cache, on just the node that lacked it.
-            return await client.execute_command("EVAL", self._script.text, *self._rest)
+            (reply,) = await carrier.carry([("EVAL", self._script.text, *self._rest)])
+        return reply
 
 
 class _Reads:
@@ -208,13 +246,27 @@ class _Reads:
     def __init__(self, commands: Sequence[tuple[str | int, ...]]) -> None:
         self._commands = commands
 
-    async def run(self, client: Client) -> Any:
-        if len(self._commands) == 1:
-            return [await client.execute_command(*self._commands[0])]
-        pipeline = cast(Any, client.pipeline(transaction=False))
-        for command in self._commands:
+    async def run(self, carrier: Carrier) -> Any:
+        return await carrier.carry(self._commands)
+
+
+class _Driver:
+    """Carries commands through the driver's client, for whatever kind of store that is."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def carry(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        client: Any = self._client
+        if len(commands) == 1:
+            return [await client.execute_command(*commands[0])]
+        pipeline = client.pipeline(transaction=False)
+        for command in commands:
             pipeline.execute_command(*command)
-        return await pipeline.execute()
+        return cast(list[Any], await pipeline.execute())
+
+    async def close(self) -> None:
+        """Leave the client to its owner."""
 
 
 def _never_sent(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """A TCP proxy between the engine and its store that loses requests and replies of script calls."""
 
 import asyncio
+import re
 from collections import Counter, deque
 from contextlib import suppress
 from enum import StrEnum
@@ -11,8 +12,7 @@ CHUNK_BYTES: Final = 1 << 20
 CLOSE_SECONDS: Final = 5.0
 
 _SCRIPT_CALLS: Final = (b"\r\n$7\r\nEVALSHA\r\n", b"\r\n$4\r\nEVAL\r\n")
-_HEAD_BYTES: Final = 32
-"""Enough of a request to see its first word behind any count of words."""
+_ERROR: Final = re.compile(rb"(?:^|\r\n)-")
 
 
 class Fault(StrEnum):
@@ -31,9 +31,9 @@ class Fault(StrEnum):
 class LossyProxy:
     """Listens on the loopback and forwards to the store, but for the script calls it is told of.
 
-    It relies on what the driver does: a connection has one script call under way at a time. Only a
-    reply that the script itself made is lost, never an error such as NOSCRIPT, so with CUT and
-    SILENCE the call certainly ran. `lost` counts what was done, by fault.
+    Calls that travel in one piece share their fate, and so do their replies. Only replies that
+    scripts themselves made are lost, never an error such as NOSCRIPT, so with CUT and SILENCE the
+    calls certainly ran. `lost` counts what was done, by fault.
     """
 
     def __init__(self, store_port: int) -> None:
@@ -125,7 +125,7 @@ class _Connection:
         """Pass on what the engine sends, up to a call that shall not be sent."""
         while data := await from_engine.read(CHUNK_BYTES):
             # The later parts of a long call have no first word, and share its fate.
-            if any(word in data[:_HEAD_BYTES] for word in _SCRIPT_CALLS):
+            if any(word in data for word in _SCRIPT_CALLS):
                 self._fault = self._proxy.take()
                 if self._fault is Fault.UNSENT:
                     self._proxy.lost[Fault.UNSENT] += 1
@@ -140,7 +140,7 @@ class _Connection:
         while data := await from_store.read(CHUNK_BYTES):
             if self._fault is not None and not silent:
                 fault, self._fault = self._fault, None
-                if data.startswith(b"-"):
+                if _ERROR.search(data):
                     self._proxy.give_back(fault)
                 else:
                     self._proxy.lost[fault] += 1

@@ -9,7 +9,7 @@ import pytest
 
 from engine.ledger import Operation, OperationKind, read_entries
 from engine.model import Configured, Line, Moved, MovementType, ReservationResult, ReservationState
-from engine.outcomes import OutcomeUnknown
+from engine.outcomes import OutcomeUnknown, StoreUnavailable
 from engine.store import StoreSettings
 from tests.callers import persistently
 from tests.proxy import Fault, LossyProxy
@@ -145,16 +145,22 @@ async def test_a_sweep_whose_call_gets_lost_expires_once(lossy: Lossy, fault: Fa
 
 
 async def test_an_unknown_outcome_is_settled_by_asking_again(lossy: Lossy) -> None:
+    for call in CALLS.values():
+        # The store has every script from here on, so no reply below is an error.
+        await call(lossy.direct, await lossy.hold(), new_key())
     asked = [(kind, await lossy.hold(), new_key()) for kind in CALLS]
     before = len(await lossy.operations())
     lossy.proxy.plan(Fault.CUT, again=True)
     unknown = await asyncio.gather(
         *(CALLS[kind](lossy.shop, hold, key) for kind, hold, key in asked), return_exceptions=True
     )
-    assert [type(outcome) for outcome in unknown] == [OutcomeUnknown] * len(CALLS)
+    # Whoever reads a reservation's lines first may lose that read, and then has done nothing.
+    assert {type(outcome) for outcome in unknown} <= {OutcomeUnknown, StoreUnavailable}
     lossy.proxy.plan()
     answers = [await CALLS[kind](lossy.shop, hold, key) for kind, hold, key in asked]
-    assert all(answer.replayed for answer in answers)
+    assert [answer.replayed for answer in answers] == [
+        isinstance(outcome, OutcomeUnknown) for outcome in unknown
+    ]
     done = [operation.kind for operation in (await lossy.operations())[before:]]
     assert sorted(done) == sorted(CALLS)
     await lossy.direct.audit()
