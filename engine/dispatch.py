@@ -1,19 +1,23 @@
 """Commands on their way to the scripts: one lane a partition and verb, one call a group."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+import asyncio
+from collections.abc import Coroutine, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from engine.keys import PartitionKeys
-from engine.lane import Backlog, Lane
+from engine.lane import RETRY_AFTER_MS, Backlog, Lane
 from engine.limits import (
     MAX_GROUP_COMMANDS,
     MAX_GROUP_KEYS,
     MAX_QUEUED_COMMANDS,
+    MAX_QUEUED_OF_A_MERCHANT,
+    MAX_QUEUED_READS,
     script_limits,
 )
-from engine.outcomes import HoldfastError, StoreFault
+from engine.outcomes import HoldfastError, Overloaded, StoreFault
 from engine.packing import packed, packed_list
 from engine.scripts import script
 from engine.store import Store
@@ -21,15 +25,29 @@ from engine.store import Store
 MAX_GROUP_READS: Final = 512
 """Reads in one round trip: their replies must not keep the next callers waiting."""
 
+BULK_GROUPS: Final = 4
+"""Groups of bulk callers under way at once in one process: enough to keep the store busy, and half
+of what one merchant may have waiting."""
+
+MAX_BULK_CALLERS: Final = 64
+"""Bulk callers in one process, each with up to 1,000 items in memory."""
+
+Answer = TypeVar("Answer")
+
 _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
 _LIMITS: Final = msgspec.msgpack.encode(script_limits())
 
 
 class Command(msgspec.Struct, frozen=True):
-    """One command: its own keys, and its arguments as the verb's header in `lua/` lists them."""
+    """One command: its own keys, and its arguments as the verb's header in `lua/` lists them.
+
+    `merchant` is whose turn it takes: the merchants of a partition are served one after the other,
+    so that one with a queue does not keep the others waiting.
+    """
 
     keys: tuple[str, ...]
     arguments: tuple[Any, ...]
+    merchant: str = ""
 
 
 ReadCommand = tuple[str | int, ...]
@@ -42,11 +60,15 @@ class Dispatcher:
         """Make no lane yet; each comes with its first command."""
         self._store = store
         self._partitions = partitions
-        self._backlog = Backlog(MAX_QUEUED_COMMANDS)
+        self._backlogs = [
+            Backlog(MAX_QUEUED_COMMANDS, MAX_QUEUED_OF_A_MERCHANT) for _ in partitions
+        ]
+        self._bulk_callers = 0
+        self._bulk_turns = asyncio.Semaphore(BULK_GROUPS)
         self._lanes: dict[tuple[int, str], Lane[Command, list[Any]]] = {}
         self._reads: Lane[ReadCommand, Any] = Lane(
             self._read,
-            self._backlog,
+            Backlog(MAX_QUEUED_READS),
             most_items=MAX_GROUP_READS,
             most_weight=MAX_GROUP_READS,
             weigh=lambda _: 1,
@@ -60,7 +82,29 @@ class Dispatcher:
         lane = self._lanes.get((partition, verb))
         if lane is None:
             lane = self._lanes[partition, verb] = self._lane(verb, partition)
-        return await lane.submit(command)
+        return await lane.submit(command, command.merchant)
+
+    async def bulk(self, jobs: Iterator[Coroutine[Any, Any, Answer]]) -> list[Answer | Exception]:
+        """Run the jobs of one caller, a group at a time, so that they do not fill the queues.
+
+        Whoever sends a thousand movements can wait; who stands at a checkout cannot. Each job's
+        answer or exception, in order. Raises Overloaded where too many such callers wait.
+        """
+        if self._bulk_callers >= MAX_BULK_CALLERS:
+            raise Overloaded(retry_after_ms=RETRY_AFTER_MS)
+        self._bulk_callers += 1
+        answers: list[Answer | Exception] = []
+        try:
+            while group := list(islice(jobs, MAX_GROUP_COMMANDS)):
+                async with self._bulk_turns:
+                    done = await asyncio.gather(*group, return_exceptions=True)
+                for answer in done:
+                    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+                        raise answer
+                    answers.append(answer)
+        finally:
+            self._bulk_callers -= 1
+        return answers
 
     async def read(self, *command: str | int) -> Any:
         """Run one reading command together with those of other callers; the reply as bytes."""
@@ -89,7 +133,7 @@ class Dispatcher:
 
         return Lane(
             call,
-            self._backlog,
+            self._backlogs[partition],
             most_items=MAX_GROUP_COMMANDS,
             most_weight=MAX_GROUP_KEYS,
             weigh=lambda command: len(command.keys),

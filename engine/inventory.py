@@ -276,6 +276,7 @@ class Inventory:
                 location_member(merchant, location),
                 (movement.reason, movement.reference, movement.source, movement.occurred_at_ms),
             ),
+            merchant,
         )
         reply = await self._dispatch.run("move", keys.partition, command)
         code = Outcome(reply[0])
@@ -297,12 +298,11 @@ class Inventory:
     ) -> list[Moved | HoldfastError]:
         """Book up to 1,000 movements; each stands alone, and gets its answer or its refusal."""
         check_batch("movements", len(movements), MAX_BATCH_MOVEMENTS)
-        answers = await asyncio.gather(
-            *(self.move(merchant, movement, actor=actor) for movement in movements),
-            return_exceptions=True,
+        answers = await self._dispatch.bulk(
+            self.move(merchant, movement, actor=actor) for movement in movements
         )
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, HoldfastError):
+            if isinstance(answer, Exception) and not isinstance(answer, HoldfastError):
                 raise answer
         return cast(list[Moved | HoldfastError], answers)
 
@@ -340,6 +340,7 @@ class Inventory:
                 safety_stock,
                 location_member(merchant, location),
             ),
+            merchant,
         )
         reply = await self._dispatch.run("configure", keys.partition, command)
         code = Outcome(reply[0])
@@ -396,7 +397,7 @@ class Inventory:
         wanted = [element for line in lines for element in (line.sku, line.quantity)]
         for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
             final = reclaimed == MAX_RECLAIM_ROUNDS
-            command = Command(its_keys, (the_id, *terms, final, *wanted))
+            command = Command(its_keys, (the_id, *terms, final, *wanted), merchant)
             reply = await self._dispatch.run("reserve", keys.partition, command)
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):
@@ -436,7 +437,7 @@ class Inventory:
     ) -> ReservationResult:
         keys = self._keys_of_reservation(reservation)
         command = Command(
-            (keys.reservation(reservation),), (reservation, merchant, actor, order_ref)
+            (keys.reservation(reservation),), (reservation, merchant, actor, order_ref), merchant
         )
         reply = await self._dispatch.run("confirm", keys.partition, command)
         return _result(reservation, reply, key=order_ref)
@@ -464,6 +465,7 @@ class Inventory:
         command = Command(
             (keys.reservation(reservation), keys.seen(merchant, operation)),
             (reservation, merchant, actor, digest(str(ttl_ms)), ttl_ms, operation),
+            merchant,
         )
         reply = await self._dispatch.run("extend", keys.partition, command)
         return _result(reservation, reply, key=key)
@@ -550,6 +552,7 @@ class Inventory:
             command = Command(
                 lines.keys(keys, reservation),
                 (reservation, merchant, actor, argument, lines.skus),
+                merchant,
             )
             reply = await self._dispatch.run(verb, keys.partition, command)
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:

@@ -54,11 +54,21 @@ MAX_GROUP_COMMANDS: Final = 128
 """Commands in one script call: at some 20 µs of server time each (`python -m bench --only scripts`
 measures it), one call holds the store for about 3 ms."""
 
-MAX_GROUP_KEYS: Final = 2_000
-"""Keys declared in one script call, for the same reason: carts of many lines make small groups."""
+MAX_GROUP_KEYS: Final = 512
+"""Keys declared in one script call, for the same reason: carts of many lines make small groups. A
+line costs about as much as a hold of its own, and a group of carts of one line has 384."""
 
-MAX_QUEUED_COMMANDS: Final = 20_000
-"""Commands waiting for the store in one process; beyond it a caller is told to come back."""
+MAX_QUEUED_COMMANDS: Final = 2_000
+"""Commands of one partition waiting in one process; beyond it a caller is told to come back, at
+once. A process serves some thousands a second, so whoever waits behind as many has waited longer
+than a checkout should."""
+
+MAX_QUEUED_OF_A_MERCHANT: Final = 1_000
+"""Of these, by one merchant: the rest is for the others of the partition."""
+
+MAX_QUEUED_READS: Final = 20_000
+"""Reads waiting in one process: a batch of 500 rows is as many, and the store takes hundreds in one
+round trip."""
 
 
 def script_limits() -> dict[str, int]:

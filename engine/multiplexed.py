@@ -61,6 +61,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._lost_to: Exception | None = None
+        self.is_gone = asyncio.Event()
+        """Set once the socket is closed."""
 
     @property
     def is_up(self) -> bool:
@@ -111,6 +113,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose(exc or RedisConnectionError("the store closed the connection"))
+        self.is_gone.set()
 
     def _flush(self) -> None:
         if self._transport is not None:
@@ -186,6 +189,7 @@ class Multiplexed:
         self._closed = True
         if self._connection is not None:
             self._connection.close()
+            await self._connection.is_gone.wait()
 
     async def _connected(self) -> _Connection:
         """Return a connection that is up; callers who come meanwhile wait for the same one."""

@@ -164,7 +164,7 @@ class Store:
     async def close(self) -> None:
         """Close every connection."""
         await self._carrier.close()
-        await self.client.aclose()
+        await close_quietly(self.client)
 
     async def ping(self) -> None:
         """Ask for a sign of life once, without retries. Raises StoreUnavailable."""

@@ -16,7 +16,7 @@ from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.history import History
 from engine.inventory import Inventory
 from engine.outcomes import HistoryUnavailable, StoreUnavailable
-from engine.store import Store, StoreSettings, close_quietly
+from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
 from gateway.wire import Health, Readiness
@@ -74,7 +74,7 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await self._opening
         if self._inventory is not None:
-            await close_quietly(self._inventory.store.client)
+            await self._inventory.store.close()
             self._inventory = None
             self._history = None
             self._keys = None
@@ -152,7 +152,7 @@ class Service:
             self._explain([str(problem) for problem in error.problems], error)
         finally:
             if not opened:
-                await close_quietly(store.client)
+                await store.close()
         if opened:
             for warning in facts.warnings:
                 log.warning("the store is not safe", problem=str(warning))

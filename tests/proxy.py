@@ -104,6 +104,7 @@ class LossyProxy:
         finally:
             for writer in (to_engine, to_store):
                 writer.transport.abort()
+            for writer in (to_engine, to_store):
                 with suppress(OSError):
                     await writer.wait_closed()
 

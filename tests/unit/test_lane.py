@@ -105,3 +105,48 @@ async def test_a_caller_who_went_away_before_the_call_is_left_out() -> None:
     assert [await first, await stays] == [2, 6]
     assert call.batches == [[1], [3]]
     assert backlog.waiting == 0
+
+
+async def test_parties_take_turns_and_each_keeps_its_order() -> None:
+    call = Recorder()
+    lane, _ = lane_of(call)
+    call.gate.clear()
+    first = lane.submit(1, "busy")
+    await call.started.wait()
+    others = [lane.submit(n, "busy") for n in (2, 3, 4)] + [lane.submit(9, "quiet")]
+    more = [lane.submit(n, "busy") for n in (5, 6)]
+    call.gate.set()
+    await asyncio.gather(first, *others, *more)
+    assert call.batches == [[1], [2, 9, 3, 4], [5, 6]]
+
+
+async def test_a_full_call_goes_out_while_another_is_under_way_but_no_third_does() -> None:
+    call = Recorder()
+    lane, _ = lane_of(call)
+    call.gate.clear()
+    first = lane.submit(1)
+    await call.started.wait()
+    others = [lane.submit(n) for n in (2, 3, 4)]
+    await asyncio.sleep(0)
+    assert call.batches == [[1]], "three are no full call"
+    others += [lane.submit(n) for n in (5, 6, 7, 8, 9)]
+    call.started.clear()
+    await call.started.wait()
+    assert call.batches == [[1], [2, 3, 4, 5]], "two calls are under way"
+    call.gate.set()
+    await asyncio.gather(first, *others)
+    assert call.batches == [[1], [2, 3, 4, 5], [6, 7, 8, 9]]
+
+
+async def test_one_party_fills_its_share_and_leaves_room_for_another() -> None:
+    call = Recorder()
+    counted = Backlog(3, 2)
+    lane: Lane[int, int] = Lane(call, counted, most_items=4, most_weight=99, weigh=lambda _: 1)
+    waiting = [lane.submit(1, "busy"), lane.submit(2, "busy")]
+    with pytest.raises(Overloaded):
+        lane.submit(3, "busy")
+    waiting.append(lane.submit(4, "quiet"))
+    with pytest.raises(Overloaded):
+        lane.submit(5, "third")
+    assert await asyncio.gather(*waiting) == [2, 4, 8]
+    assert counted.waiting == 0
