@@ -4,14 +4,14 @@ One stream entry is one script call: `seq` (its first operation's sequence), `at
 (msgpack). A reader verifies as it goes: sequence +1, a row's version +1, previous + delta = result.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
 from engine.keys import PartitionKeys
-from engine.store import Store
+from engine.store import Store, pairs
 
 MAX_READ_ENTRIES: Final = 1_000
 """Entries in one read: a group of 128 carts can make one entry of some 100 kB."""
@@ -91,12 +91,4 @@ async def read_entries(
     """Read up to `count` entries of a partition past the stream id `after`, oldest first."""
     command = ("XRANGE", keys.ledger, f"({after}", "+", "COUNT", min(count, MAX_READ_ENTRIES))
     (reply,) = await store.read([command])
-    return [decode_entry(stream_id, _fields(fields)) for stream_id, fields in reply]
-
-
-def _fields(fields: Mapping[bytes, bytes] | Iterable[bytes]) -> Mapping[bytes, bytes]:
-    """Accept a reply as the driver parsed it or as the server sent it."""
-    if isinstance(fields, Mapping):
-        return fields
-    flat = list(fields)
-    return dict(zip(flat[::2], flat[1::2], strict=True))
+    return [decode_entry(stream_id, dict(pairs(fields))) for stream_id, fields in reply]

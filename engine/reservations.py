@@ -9,6 +9,7 @@ import msgspec
 from engine.keys import PartitionKeys
 from engine.model import Line, Reservation, ReservationState
 from engine.outcomes import InvalidCommand, Outcome, StoreFault
+from engine.store import pairs
 
 FIELDS: Final = (
     "state",
@@ -229,11 +230,6 @@ def parse_position(text: str | None) -> Position | None:
 
 
 def positions(flat: Sequence[Any]) -> Iterator[Position]:
-    """Read a sorted-set reply with scores, as pairs or flat."""
-    pairs = (
-        flat
-        if flat and isinstance(flat[0], list | tuple)
-        else zip(flat[::2], flat[1::2], strict=True)
-    )
-    for member, score in pairs:
+    """Read a sorted-set reply with scores."""
+    for member, score in pairs(flat):
         yield Position(int(float(score)), member.decode())

@@ -182,7 +182,7 @@ class Store:
         """
         return cast(bytes, await self._persist(_ScriptCall(script, keys, args)))
 
-    async def read(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    async def read(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> list[Any]:
         """Run commands that change nothing in one round trip; replies in their order, as bytes.
 
         Raises StoreUnavailable, or StoreFault where one answers with an error.
@@ -243,7 +243,7 @@ class _ScriptCall:
 class _Reads:
     name = "read"
 
-    def __init__(self, commands: Sequence[tuple[str | int, ...]]) -> None:
+    def __init__(self, commands: Sequence[tuple[str | bytes | int, ...]]) -> None:
         self._commands = commands
 
     async def run(self, carrier: Carrier) -> Any:
@@ -267,6 +267,18 @@ class _Driver:
 
     async def close(self) -> None:
         """Leave the client to its owner."""
+
+
+def pairs(reply: Any) -> list[tuple[bytes, Any]]:
+    """Return the pairs of a reply of HGETALL, XRANGE (an entry's fields) or one with scores.
+
+    The driver parses them into a mapping or into tuples; the server sends them flat.
+    """
+    if isinstance(reply, Mapping):
+        return list(reply.items())
+    if reply and isinstance(reply[0], list | tuple):
+        return [(name, value) for name, value in reply]
+    return list(zip(reply[::2], reply[1::2], strict=True))
 
 
 def _never_sent(error: BaseException) -> bool:

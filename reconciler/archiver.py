@@ -7,7 +7,7 @@ finds the segment it had written: the same first sequence is the same name, whic
 twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +17,7 @@ from engine.inventory import Inventory
 from engine.keys import PartitionKeys
 from engine.leases import Lease
 from engine.scripts import script
-from engine.store import Store
+from engine.store import Store, pairs
 from reconciler.archive import Archive, ensure_origin
 from reconciler.segments import (
     RawEntry,
@@ -221,8 +221,9 @@ async def read_raw_entries(
     return [raw_entry(stream_id, fields) for stream_id, fields in reply]
 
 
-def raw_entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> RawEntry:
+def raw_entry(stream_id: bytes, reply: Any) -> RawEntry:
     """Take a stream entry as the store tells it, its operations still packed."""
+    fields = dict(pairs(reply))
     operations = fields[b"ops"]
     return RawEntry(
         stream_id.decode(),

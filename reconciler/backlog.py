@@ -7,7 +7,7 @@ import msgspec
 
 from engine.clock import clock_ms
 from engine.keys import PartitionKeys
-from engine.store import Store
+from engine.store import Store, pairs
 
 MAX_READ_PARTITIONS: Final = 64
 """Partitions asked about in one round trip."""
@@ -63,7 +63,7 @@ async def _read(store: Store, keys: Sequence[PartitionKeys]) -> list[PartitionBa
     for one, place, last, reply in zip(keys, archived, sequences, firsts, strict=True):
         sequence, behind, at_ms = int(last or 0), 0, 0
         if reply:
-            fields = reply[0][1]
+            fields = dict(pairs(reply[0][1]))
             # What was written between the two reads is counted by the next look.
             behind = max(0, sequence - int(fields[b"seq"]) + 1)
             at_ms = int(fields[b"at"])

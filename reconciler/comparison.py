@@ -15,7 +15,7 @@ import msgspec
 from engine.keys import location_member, parse_location_member
 from engine.limits import RETENTION_MS
 from engine.model import ReservationState
-from engine.store import Store
+from engine.store import Store, pairs
 from reconciler.account import Account
 from reconciler.evidence import (
     ledger_row,
@@ -302,7 +302,7 @@ class Comparison:
             (reply,) = await self._store.read([("ZSCAN", index, cursor, "COUNT", INDEX_PAGE)])
             cursor, members = int(reply[0]), reply[1]
             await self._pace.spend(len(members))
-            for member, _ in members:
+            for member, _ in pairs(members):
                 yield member.decode(errors="backslashreplace")
             if cursor == 0:
                 return

@@ -16,7 +16,7 @@ from engine.inventory import Inventory
 from engine.keys import AUDIT_KEY
 from engine.leases import LEASE_TTL_MS, Lease
 from engine.outcomes import HoldfastError
-from engine.store import Store
+from engine.store import Store, pairs
 from reconciler.account import Snapshots
 from reconciler.archive import Archive, read_store_id
 from reconciler.audit import Audit, AuditSettings
@@ -204,6 +204,6 @@ async def read_findings(store: Store) -> list[FindingsOfPartition]:
 
     Raises StoreUnavailable.
     """
-    (fields,) = await store.read([("HGETALL", AUDIT_KEY)])
-    found = [msgspec.json.decode(text, type=FindingsOfPartition) for text in fields.values()]
+    (reply,) = await store.read([("HGETALL", AUDIT_KEY)])
+    found = [msgspec.json.decode(text, type=FindingsOfPartition) for _, text in pairs(reply)]
     return sorted(found, key=lambda one: one.partition)

@@ -35,7 +35,7 @@ from engine.keys import (
 )
 from engine.outcomes import StoreUnavailable
 from engine.scripts import script
-from engine.store import Store
+from engine.store import Store, pairs
 from reconciler.archive import ORIGIN, Archive, Origin
 from reconciler.fold import PartitionState
 from reconciler.meter import Meter, OnProgress, Phase
@@ -541,5 +541,5 @@ async def _copy_api_keys(live: Store, target: Store) -> None:
     except StoreUnavailable as error:
         log.warning("the API keys were not taken over", error=str(error))
         return
-    for field, value in found.items():
+    for field, value in pairs(found):
         await target.read([("HSETNX", API_KEYS_KEY, field, value)])
