@@ -3,7 +3,7 @@
 A secret is `hfk_<id>_<random><checksum>`: 8, 32 and 6 digits of base 62, so a scanner recognises a
 leaked one, and a mistyped one is refused without asking the store. The store keeps the SHA-256 of
 the whole secret; 190 random bits need no slow hash. `engine.keys.API_KEYS_KEY` names the hash that
-holds one record a key, by id.
+holds one record a key, by id, and beside it the key's rate limit where it has one.
 """
 
 import asyncio
@@ -55,12 +55,17 @@ MAX_LOOKUPS: Final = 8
 LOOKUP_SECONDS: Final = 2.0
 """How long a caller waits for a lookup, the wait for a free one included."""
 
+MAX_RATE_PER_SECOND: Final = 1_000_000
+"""Of a rate limit, and of its burst: no gateway reaches it, so more is a typing error."""
+
 _ID_DIGITS: Final = 8
 _SECRET_DIGITS: Final = 32
 _CHECKSUM_DIGITS: Final = 6
 _BASE62: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _FORM = re.compile(r"hfk_([0-9A-Za-z]{8})_[0-9A-Za-z]{32}([0-9A-Za-z]{6})")
 _MAX_ATTEMPTS: Final = 5
+_LIMIT_SUFFIX: Final = ":rate_limit"
+"""Ends the name of the field that holds a key's limit; an id has no colon."""
 
 Remembered = TypeVar("Remembered")
 
@@ -78,6 +83,27 @@ class Role(StrEnum):
         return needed is self or needed is Role.READ or self is Role.ADMIN
 
 
+class RateLimit(msgspec.Struct, frozen=True, kw_only=True):
+    """How many units of work a key may ask for: `per_second`, and `burst` at once after a pause.
+
+    What a request costs is the gateway's to say (`gateway.rate_limits`).
+    """
+
+    per_second: int
+    burst: int
+
+    @classmethod
+    def of(cls, per_second: int, burst: int | None = None) -> "RateLimit":
+        """Make a limit; without a `burst` it is what a second brings. Raises InvalidCommand."""
+        burst = per_second if burst is None else burst
+        if not 1 <= per_second <= MAX_RATE_PER_SECOND:
+            raise InvalidCommand("rate_limit", f"must be 1 to {MAX_RATE_PER_SECOND} a second")
+        if not per_second <= burst <= MAX_RATE_PER_SECOND:
+            # With less, an even stream at the full rate would already be refused now and then.
+            raise InvalidCommand("burst", f"must be {per_second} to {MAX_RATE_PER_SECOND}")
+        return cls(per_second=per_second, burst=burst)
+
+
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a key, without its secret. `merchant` is None for the whole platform."""
 
@@ -87,6 +113,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     created_at_ms: int
     revoked_at_ms: int | None = None
+    rate_limit: RateLimit | None = None
 
     @property
     def actor(self) -> str:
@@ -102,7 +129,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     created_at_ms: int
     revoked_at_ms: int | None = None
 
-    def describe(self, key_id: str) -> ApiKey:
+    def describe(self, key_id: str, limit: bytes | None = None) -> ApiKey:
         return ApiKey(
             id=key_id,
             role=self.role,
@@ -110,10 +137,12 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
             label=self.label,
             created_at_ms=self.created_at_ms,
             revoked_at_ms=self.revoked_at_ms,
+            rate_limit=None if limit is None else _LIMITS.decode(limit),
         )
 
 
 _RECORDS = msgspec.json.Decoder(_Record)
+_LIMITS = msgspec.json.Decoder(RateLimit)
 
 
 def parse_secret(text: str) -> str | None:
@@ -125,7 +154,12 @@ def parse_secret(text: str) -> str | None:
 
 
 async def create_key(
-    client: Client, *, role: Role, merchant: str | None, label: str
+    client: Client,
+    *,
+    role: Role,
+    merchant: str | None,
+    label: str,
+    rate_limit: RateLimit | None = None,
 ) -> tuple[ApiKey, str]:
     """Make a key and return it with its secret, which is nowhere kept.
 
@@ -135,7 +169,8 @@ async def create_key(
     if merchant is not None:
         _check_text("merchant", merchant, least_bytes=1)
     _check_text("label", label, least_bytes=0)
-    if await _ask(client, "HLEN", API_KEYS_KEY) >= MAX_API_KEYS:
+    fields: list[bytes] = await _ask(client, "HKEYS", API_KEYS_KEY)
+    if sum(not _is_limit(field) for field in fields) >= MAX_API_KEYS:
         raise LimitExceeded("api_keys", most=MAX_API_KEYS)
     created_at_ms = await _store_time_ms(client)
     for _ in range(_MAX_ATTEMPTS):
@@ -149,7 +184,11 @@ async def create_key(
             created_at_ms=created_at_ms,
         )
         if await _ask(client, "HSETNX", API_KEYS_KEY, key_id, msgspec.json.encode(record)):
-            return record.describe(key_id), secret
+            limit = None if rate_limit is None else msgspec.json.encode(rate_limit)
+            if limit is not None:
+                # Nobody has the secret yet, so there is no moment without the limit.
+                await _ask(client, "HSET", API_KEYS_KEY, _limit_field(key_id), limit)
+            return record.describe(key_id, limit), secret
     raise StoreFault("hsetnx", f"{_MAX_ATTEMPTS} random key ids were taken")
 
 
@@ -182,7 +221,13 @@ async def ensure_admin_key(client: Client) -> str | None:
 async def list_keys(client: Client) -> list[ApiKey]:
     """Return every key, revoked ones too, oldest first. Raises StoreUnavailable."""
     records: dict[bytes, bytes] = await _ask(client, "HGETALL", API_KEYS_KEY)
-    keys = [_RECORDS.decode(record).describe(key.decode()) for key, record in records.items()]
+    keys = [
+        _RECORDS.decode(record).describe(
+            key.decode(), records.get(_limit_field(key.decode()).encode())
+        )
+        for key, record in records.items()
+        if not _is_limit(key)
+    ]
     return sorted(keys, key=lambda key: (key.created_at_ms, key.id))
 
 
@@ -192,15 +237,33 @@ async def revoke_key(client: Client, key_id: str) -> ApiKey | None:
     Revoking again changes nothing. Gateways notice within POSITIVE_SECONDS. Raises
     StoreUnavailable.
     """
-    text: bytes | None = await _ask(client, "HGET", API_KEYS_KEY, key_id)
-    if text is None:
+    text, limit = await _ask(client, "HMGET", API_KEYS_KEY, key_id, _limit_field(key_id))
+    if text is None or _is_limit(key_id.encode()):
         return None
     record = _RECORDS.decode(text)
     if record.revoked_at_ms is None:
         # Nothing else ever changes a record, so to read and then write loses nothing.
         record = msgspec.structs.replace(record, revoked_at_ms=await _store_time_ms(client))
         await _ask(client, "HSET", API_KEYS_KEY, key_id, msgspec.json.encode(record))
-    return record.describe(key_id)
+    return record.describe(key_id, limit)
+
+
+async def limit_key(client: Client, key_id: str, limit: RateLimit | None) -> ApiKey | None:
+    """Set a key's rate limit, None to lift it, and return the key; None where there is none.
+
+    Gateways notice within POSITIVE_SECONDS. Raises StoreUnavailable.
+    """
+    text: bytes | None = await _ask(client, "HGET", API_KEYS_KEY, key_id)
+    if text is None or _is_limit(key_id.encode()):
+        return None
+    # A field of its own: were it part of the record, this could undo a revocation made meanwhile.
+    field = _limit_field(key_id)
+    encoded = None if limit is None else msgspec.json.encode(limit)
+    if encoded is None:
+        await _ask(client, "HDEL", API_KEYS_KEY, field)
+    else:
+        await _ask(client, "HSET", API_KEYS_KEY, field, encoded)
+    return _RECORDS.decode(text).describe(key_id, encoded)
 
 
 class KeyCache:
@@ -245,7 +308,9 @@ class KeyCache:
         try:
             async with asyncio.timeout(LOOKUP_SECONDS), self._free:
                 asked_at = self._clock()
-                text: bytes | None = await _ask(self._client, "HGET", API_KEYS_KEY, key_id)
+                text, limit = await _ask(
+                    self._client, "HMGET", API_KEYS_KEY, key_id, _limit_field(key_id)
+                )
         except TimeoutError as error:
             raise StoreUnavailable() from error
         record = None if text is None else _RECORDS.decode(text)
@@ -257,7 +322,7 @@ class KeyCache:
             self._good.pop(digest, None)
             _remember(self._bad, digest, asked_at + NEGATIVE_SECONDS, MAX_NEGATIVE)
             return None
-        key = record.describe(key_id)
+        key = record.describe(key_id, limit)
         _remember(self._good, digest, (asked_at + POSITIVE_SECONDS, key), MAX_POSITIVE)
         return key
 
@@ -298,6 +363,14 @@ def _check_text(field: str, text: str, *, least_bytes: int) -> None:
         length = -1
     if not least_bytes <= length <= MAX_ID_BYTES:
         raise InvalidCommand(field, f"must be {least_bytes} to {MAX_ID_BYTES} bytes of UTF-8")
+
+
+def _limit_field(key_id: str) -> str:
+    return key_id + _LIMIT_SUFFIX
+
+
+def _is_limit(field: bytes) -> bool:
+    return field.endswith(_LIMIT_SUFFIX.encode())
 
 
 def _make_secret(key_id: str) -> str:

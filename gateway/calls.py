@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from engine.inventory import Inventory
+from gateway.rate_limits import Bucket
 from gateway.service import Service
 
 Header = tuple[bytes, bytes]
@@ -20,7 +21,7 @@ class Call:
     """A request whose key may make it.
 
     `path` holds the decoded path parameters, `query` the query's, `headers` is by lower-case name.
-    `actor` is who the ledger says did it.
+    `actor` is who the ledger says did it, `bucket` what is left of the key's rate limit, if any.
     """
 
     service: Service
@@ -28,6 +29,7 @@ class Call:
     query: dict[str, str]
     headers: dict[bytes, bytes]
     actor: str
+    bucket: Bucket | None = None
 
     @property
     def merchant(self) -> str:

@@ -1,8 +1,8 @@
 """From ASGI to a handler and back: one `Endpoint` a path, one `Edge` around all of them.
 
 A request passes: the edge (request id, the path as it was sent), the router, then here method,
-key, merchant, role, parameters, body. Whatever refuses raises a HoldfastError, and all of them
-become problems in one place.
+key, merchant, role, rate limit, parameters, body. Whatever refuses raises a HoldfastError, and all
+of them become problems in one place.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from engine.limits import MAX_ID_BYTES
 from engine.outcomes import HoldfastError, InvalidCommand
 from engine.validation import check_id
-from gateway.authentication import admit
+from gateway.authentication import identify, permit
 from gateway.bodies import ClientGone, decode, read
 from gateway.calls import Answer, Call, Header
 from gateway.logs import AccessLog
@@ -117,40 +117,43 @@ class Endpoint:
         method = scope["method"]
         without_body = method == "HEAD"
         body: object = None
+        call = Call(self._service, scope["path_params"], {}, {}, "")
         try:
             operation = self._by_method.get("GET" if without_body else method)
             if operation is None:
                 raise MethodNotAllowed(self.methods)
-            call = await self._admit(operation, scope)
+            await self._admit(operation, scope, call)
             if operation.request is not None:
                 body = self._decode(operation, await read(call.headers, receive))
+                if call.bucket is not None and operation.items is not None:
+                    call.bucket.charge_items(operation.items(body))
             answer = await operation.handler(call, body)
         except HoldfastError as error:
             answer = refusal(error, scope, body=body)
         except ClientGone:
             return
+        if call.bucket is not None:
+            answer.headers = [*answer.headers, *call.bucket.fields()]
         await respond(send, answer, without_body=without_body)
 
-    async def _admit(self, operation: Operation, scope: Scope) -> Call:
-        """Make the call of a request whose sender may make it. Raises its refusal."""
-        fields = _header_fields(scope["headers"])
-        call = Call(self._service, scope["path_params"], {}, fields, "")
+    async def _admit(self, operation: Operation, scope: Scope, call: Call) -> None:
+        """Fill in the call of a request whose sender may make it. Raises its refusal."""
+        call.headers = fields = _header_fields(scope["headers"])
         if operation.role is None:
-            return call
+            return
         path, fault = _decoded_path(scope["path_params"])
-        key = await admit(
-            self._service,
-            fields.get(b"authorization"),
-            needed=operation.role,
-            # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
-            merchant=path.get("merchant", ""),
-        )
+        key = await identify(self._service, fields.get(b"authorization"))
+        if key.rate_limit is not None:
+            call.bucket = self._service.rate_limits.of(key)
+        # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
+        permit(key, needed=operation.role, merchant=path.get("merchant", ""))
+        if call.bucket is not None:
+            call.bucket.take()
         if fault is not None:
             raise fault
         call.path = path
         call.query = _query(scope["query_string"], operation.query)
         call.actor = key.actor
-        return call
 
     def _decode(self, operation: Operation, body: bytes) -> object:
         if not body and not operation.body_required:

@@ -69,10 +69,19 @@ _RESPONSE_HEADERS: Final = {
     "Location": "The path of the reservation.",
     "Idempotent-Replayed": "`true` where an earlier request got this answer.",
     "Retry-After": "Seconds to wait before the next attempt.",
+    "RateLimit": "What is left of the key's rate limit, where it has one, and the seconds until "
+    'there is more: `"key";r=99;t=1`.',
+    "RateLimit-Policy": "The key's rate limit at this gateway process, where it has one: how many "
+    'units at once, and the seconds in which they come back: `"key";q=100;w=1`.',
     "WWW-Authenticate": "The scheme, `Bearer`.",
 }
 
-_PROBLEM_HEADERS: Final = {401: ("WWW-Authenticate",), 503: ("Retry-After",)}
+_PROBLEM_HEADERS: Final = {
+    401: ("WWW-Authenticate",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
+_LIMIT_HEADERS: Final = ("RateLimit-Policy", "RateLimit")
 
 
 def document(version: str) -> dict[str, Any]:
@@ -192,7 +201,8 @@ def _header_parameter(field: HeaderField) -> dict[str, Any]:
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
-    responses = {str(one.status): _success(one) for one in operation.successes}
+    limit = () if operation.role is None else _LIMIT_HEADERS
+    responses = {str(one.status): _success(one, limit) for one in operation.successes}
     codes: dict[int, list[str]] = {}
     for cls in operation.all_problems:
         known = codes.setdefault(kind_of(cls).status, [])
@@ -201,16 +211,16 @@ def _responses(operation: Operation) -> dict[str, Any]:
     for status, names in sorted(codes.items()):
         responses[str(status)] = {
             "description": "Refused: " + ", ".join(f"`{name}`" for name in names),
-            "headers": _headers(_PROBLEM_HEADERS.get(status, ())),
+            "headers": _headers((*_PROBLEM_HEADERS.get(status, ()), *limit)),
             "content": {"application/problem+json": {"schema": _schema_of(Problem)}},
         }
     return responses
 
 
-def _success(success: Success) -> dict[str, Any]:
+def _success(success: Success, limit: Sequence[str]) -> dict[str, Any]:
     made: dict[str, Any] = {
         "description": success.description,
-        "headers": _headers(success.headers),
+        "headers": _headers((*success.headers, *limit)),
     }
     if success.body is not None:
         made["content"] = {"application/json": {"schema": _schema_of(success.body)}}

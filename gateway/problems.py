@@ -88,6 +88,17 @@ class Forbidden(HoldfastError):
         super().__init__(f"this needs a key of role {needed}; yours has role {role}")
 
 
+class RateLimited(HoldfastError):
+    """The key has asked for more than its rate limit; nothing was done."""
+
+    code = "rate_limited"
+
+    def __init__(self, *, retry_after_ms: int) -> None:
+        """Keep the time to wait."""
+        self.retry_after_ms = retry_after_ms
+        super().__init__("the key has asked for more than its rate limit allows")
+
+
 class NotFound(HoldfastError):
     """There is no such path, or it is another merchant's: the two look alike."""
 
@@ -179,6 +190,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     LimitExceeded: Kind(422, "Limit exceeded"),
     PastNotKept: Kind(422, "Past not kept"),
     PreconditionRequired: Kind(428, "Precondition required"),
+    RateLimited: Kind(429, "Rate limited"),
     Overloaded: Kind(503, "Overloaded"),
     StoreUnavailable: Kind(503, "Store unavailable"),
     StoreReadOnly: Kind(503, "Store is read-only"),
@@ -253,7 +265,8 @@ def headers(error: HoldfastError) -> list[tuple[bytes, bytes]]:
         case MethodNotAllowed():
             return [(b"allow", ", ".join(error.allowed).encode())]
         case (
-            Overloaded()
+            RateLimited()
+            | Overloaded()
             | StoreUnavailable()
             | StoreReadOnly()
             | OutcomeUnknown()

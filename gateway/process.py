@@ -62,6 +62,7 @@ def _server(settings: GatewaySettings, open_history: OpenHistory) -> uvicorn.Ser
         unsafe_durability=settings.unsafe_durability,
         partitions=settings.partitions,
         open_history=open_history,
+        workers=settings.workers,
     )
     return uvicorn.Server(
         uvicorn.Config(

@@ -36,6 +36,7 @@ from gateway.problems import (
     PayloadTooLarge,
     PreconditionFailed,
     PreconditionRequired,
+    RateLimited,
     Unauthenticated,
     UnsupportedMediaType,
 )
@@ -69,6 +70,7 @@ class Operation:
 
     `role` None is open to everyone. `request` None takes no body; without `body_required` an empty
     body stands for `{}`. `problems` are those of its own, beside the ones that its kind brings.
+    `items` counts what makes a request of many cost more than one (see `gateway.rate_limits`).
     """
 
     name: str
@@ -85,6 +87,7 @@ class Operation:
     query: tuple[str, ...] = ()
     header_fields: tuple[HeaderField, ...] = ()
     problems: tuple[type[HoldfastError], ...] = ()
+    items: Callable[[Any], int] | None = None
 
     @property
     def all_problems(self) -> tuple[type[HoldfastError], ...]:
@@ -124,6 +127,7 @@ _COMMON: Final[tuple[type[HoldfastError], ...]] = (
     Unauthenticated,
     Forbidden,
     NotFound,
+    RateLimited,
     Overloaded,
     StoreUnavailable,
     HoldfastError,
@@ -149,6 +153,7 @@ OPERATIONS: Final = (
         request=wire.AvailabilityRequest,
         role=Role.READ,
         successes=(Success(200, wire.Availability, "The rows, in the order of the question"),),
+        items=lambda body: len(body.rows),
     ),
     Operation(
         name="readStock",
@@ -179,6 +184,7 @@ OPERATIONS: Final = (
         successes=(Success(201, wire.Reservation, "The hold", ("Location", _REPLAYED)),),
         header_fields=(IDEMPOTENCY_KEY,),
         problems=(InsufficientStock,),
+        items=lambda body: len(body.lines),
     ),
     Operation(
         name="listOpenReservations",
@@ -284,6 +290,7 @@ OPERATIONS: Final = (
         role=Role.FEED,
         changes=True,
         successes=(Success(200, wire.MovementBatch, "What became of each movement"),),
+        items=lambda body: len(body.movements),
     ),
     Operation(
         name="changeSettings",

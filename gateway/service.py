@@ -19,6 +19,7 @@ from engine.outcomes import HistoryUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
+from gateway.rate_limits import RateLimits
 from gateway.wire import Health, Readiness
 
 FIRST_BACKOFF_SECONDS: Final = 0.1
@@ -47,11 +48,14 @@ class Service:
         unsafe_durability: bool = False,
         partitions: int | None = None,
         open_history: OpenHistory | None = None,
+        workers: int = 1,
     ) -> None:
         """Say how to reach the store; `start` begins, and the next two are of `check_store`.
 
         Whoever starts the gateway hands in `open_history`: the archive is not the gateway's own.
+        `workers` is how many processes share the load, and so the rate limits.
         """
+        self.rate_limits = RateLimits(workers=workers)
         self._settings = settings
         self._unsafe_durability = unsafe_durability
         self._partitions = partitions

@@ -9,6 +9,8 @@ from engine.store import StoreSettings
 
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8080
+MAX_WORKERS: Final = 1_024
+"""Gateways that share a service; more than a machine has, where several machines serve one."""
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "text", "json")
 
@@ -24,7 +26,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Where to listen, what store to serve from, and how to log.
 
     `listen_fd` is an inherited listening socket, in place of host and port. `partitions` None
-    takes the store's own number.
+    takes the store's own number. `workers` is how many gateways take the load of one service.
     """
 
     store: StoreSettings
@@ -32,6 +34,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     port: int = DEFAULT_PORT
     listen_fd: int | None = None
     partitions: int | None = None
+    workers: int = 1
     unsafe_durability: bool = False
     log_level: str = "info"
     log_format: str = "auto"
@@ -47,6 +50,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             port=_number(environ, "HOLDFAST_PORT", most=65_535) or DEFAULT_PORT,
             listen_fd=_number(environ, "HOLDFAST_LISTEN_FD", most=1_048_576),
             partitions=_number(environ, "HOLDFAST_PARTITIONS", most=4_096),
+            workers=_number(environ, "HOLDFAST_WORKERS", most=MAX_WORKERS) or 1,
             unsafe_durability=_switch(environ, "HOLDFAST_UNSAFE_DURABILITY"),
             log_level=_choice(environ, "HOLDFAST_LOG_LEVEL", LOG_LEVELS, default="info"),
             log_format=_choice(environ, "HOLDFAST_LOG_FORMAT", LOG_FORMATS, default="auto"),

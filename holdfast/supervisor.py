@@ -313,6 +313,7 @@ class Supervisor:
         told: dict[str, str] = {
             "LOG_FORMAT": settings.log_format,
             "LOG_LEVEL": settings.log_level,
+            "WORKERS": str(settings.workers),
             "UNSAFE_DURABILITY": "true" if settings.unsafe_durability else "false",
             "ARCHIVE_URL": settings.archive_url or str(self._dir.archive),
             "RESUME_WINDOW_SECONDS": str(settings.resume_window_seconds),

@@ -148,7 +148,9 @@ def _refusal(fault: ApiError) -> _Failure:
     if problem.code == "unauthenticated":
         lines.append("The API key is not known to this service, or was revoked.")
     # The service is there but cannot answer now: a script may try again, as if it were away.
-    exit_code = ExitCode.UNREACHABLE if problem.status >= 500 else ExitCode.REFUSED
+    # So it is with a rate limit.
+    is_later = problem.status >= 500 or problem.status == 429
+    exit_code = ExitCode.UNREACHABLE if is_later else ExitCode.REFUSED
     document = {
         "code": problem.code,
         "status": problem.status,

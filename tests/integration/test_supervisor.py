@@ -236,7 +236,7 @@ async def test_it_tells_its_children_what_they_need_by_environment_alone(serve: 
     assert told["HOLDFAST_REDIS_USERNAME"] == "holdfast"
     assert told["HOLDFAST_UNSAFE_DURABILITY"] == "true"
     assert (told["HOLDFAST_LOG_LEVEL"], told["HOLDFAST_LOG_FORMAT"]) == ("warning", "json")
-    assert told["HOLDFAST_WORKER_INDEX"] == "0"
+    assert (told["HOLDFAST_WORKER_INDEX"], told["HOLDFAST_WORKERS"]) == ("0", "1")
     assert told["HOLDFAST_REDIS_PASSWORD"] not in " ".join(told["arguments"])
     assert told["arguments"][1:] == ["-P", "-m", "holdfast.web"]
     assert await store_command(told, "HGET", STORE_KEY, "partitions") == b"%d" % DEFAULT_PARTITIONS

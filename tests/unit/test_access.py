@@ -9,9 +9,11 @@ from engine import access
 from engine.access import (
     ApiKey,
     KeyCache,
+    RateLimit,
     Role,
     create_key,
     ensure_admin_key,
+    limit_key,
     list_keys,
     parse_secret,
     revoke_key,
@@ -150,6 +152,46 @@ async def test_revoking_twice_keeps_the_first_time(client: Client) -> None:
     assert await revoke_key(client, "nobody00") is None
 
 
+async def test_a_limit_is_of_its_key_alone_and_can_be_lifted(client: Client) -> None:
+    limit = RateLimit.of(5, 9)
+    limited, secret = await create_key(
+        client, role=Role.READ, merchant=None, label="", rate_limit=limit
+    )
+    free, _ = await make_key(client)
+    assert {key.id: key.rate_limit for key in await list_keys(client)} == {
+        limited.id: limit,
+        free.id: None,
+    }
+    assert await KeyCache(client).authenticate(secret) == limited
+    for other in (RateLimit.of(1), None):
+        changed = await limit_key(client, limited.id, other)
+        assert changed is not None
+        assert changed.rate_limit == other
+        assert await KeyCache(client).authenticate(secret) == changed
+    for nobody in ("nobody00", f"{free.id}:rate_limit"):
+        assert await limit_key(client, nobody, limit) is None
+
+
+async def test_a_limit_is_no_key_and_does_not_bring_a_revoked_one_back(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "MAX_API_KEYS", 2)
+    key, secret = await make_key(client)
+    await limit_key(client, key.id, RateLimit.of(5))
+    assert await revoke_key(client, f"{key.id}:rate_limit") is None
+    revoked = await revoke_key(client, key.id)
+    assert revoked is not None
+    assert revoked.rate_limit == RateLimit.of(5)
+    changed = await limit_key(client, key.id, RateLimit.of(6))
+    assert changed is not None
+    assert changed.revoked_at_ms == revoked.revoked_at_ms
+    assert await KeyCache(client).authenticate(secret) is None
+    assert await list_keys(client) == [changed]
+    await make_key(client)
+    with pytest.raises(LimitExceeded):
+        await make_key(client)
+
+
 async def test_a_good_answer_is_believed_for_two_seconds(counted: Counted) -> None:
     key, secret = await make_key(counted.client)
     clock = Clock()
@@ -157,7 +199,7 @@ async def test_a_good_answer_is_believed_for_two_seconds(counted: Counted) -> No
     for _ in range(3):
         assert await cache.authenticate(secret) == key
         clock.seconds += 0.9
-    assert counted.commands == ["HGET"]
+    assert counted.commands == ["HMGET"]
     clock.seconds += 0.9
     assert await cache.authenticate(secret) == key
     assert len(counted.commands) == 2
@@ -202,7 +244,7 @@ async def test_concurrent_callers_share_one_lookup(counted: Counted) -> None:
     cache = KeyCache(cast(Client, counted))
     answers = await asyncio.gather(*(cache.authenticate(secret) for _ in range(50)))
     assert answers == [key] * 50
-    assert counted.commands == ["HGET"]
+    assert counted.commands == ["HMGET"]
 
 
 async def test_a_caller_who_goes_away_leaves_the_lookup_to_the_others(counted: Counted) -> None:

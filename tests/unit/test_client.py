@@ -84,6 +84,11 @@ def answering(
     return httpx.MockTransport(handle)
 
 
+def limited(retry_after: str) -> httpx.Response:
+    problem = {"code": "rate_limited", "status": 429, "title": "Rate limited"}
+    return httpx.Response(429, json=problem, headers={"Retry-After": retry_after})
+
+
 def unavailable(retry_after: str | None = None) -> httpx.Response:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     problem = {"code": "store_unavailable", "status": 503, "title": "Store unavailable"}
@@ -218,9 +223,11 @@ def test_retry_after_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("holdfast.client.time.sleep", waits.append)
     retry = RetryPolicy(max_attempts=3, first_wait_seconds=0.1, max_wait_seconds=5.0)
-    with connected([unavailable("3"), httpx.Response(200, json=STOCK)], retry=retry) as service:
+    answers: list[httpx.Response | Exception] = [unavailable("3"), limited("4")]
+    answers.append(httpx.Response(200, json=STOCK))
+    with connected(answers, retry=retry) as service:
         service.stock("acme", "leeds", "mug")
-    assert waits == [3.0]
+    assert waits == [3.0, 4.0]
 
 
 def test_a_retry_after_beyond_the_bound_is_left_to_the_caller(

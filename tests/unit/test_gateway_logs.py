@@ -86,6 +86,7 @@ def test_the_environment_is_read() -> None:
             "HOLDFAST_HOST": "0.0.0.0",  # noqa: S104 - it is only read
             "HOLDFAST_PORT": "80",
             "HOLDFAST_PARTITIONS": "256",
+            "HOLDFAST_WORKERS": "4",
             "HOLDFAST_UNSAFE_DURABILITY": "true",
             "HOLDFAST_LOG_LEVEL": "DEBUG",
         }
@@ -93,6 +94,7 @@ def test_the_environment_is_read() -> None:
     assert settings.store.cluster
     assert settings.store.password == "p"
     assert (settings.host, settings.port, settings.partitions) == ("0.0.0.0", 80, 256)  # noqa: S104
+    assert settings.workers == 4
     assert (settings.unsafe_durability, settings.log_level) == (True, "debug")
 
 
@@ -104,6 +106,7 @@ def test_the_environment_is_read() -> None:
         ("HOLDFAST_PORT", "65536"),
         ("HOLDFAST_PARTITIONS", "-1"),
         ("HOLDFAST_LISTEN_FD", "three"),
+        ("HOLDFAST_WORKERS", "many"),
         ("HOLDFAST_UNSAFE_DURABILITY", "maybe"),
         ("HOLDFAST_LOG_LEVEL", "loud"),
         ("HOLDFAST_LOG_FORMAT", "xml"),

@@ -7,7 +7,7 @@ import pytest
 from click.testing import Result
 
 from engine.access import POSITIVE_SECONDS
-from holdfast.client import ApiError, Client
+from holdfast.client import ApiError, Client, RetryPolicy
 from tests.services import CommandLine, RunningService
 
 SIGN_SECONDS = 10.0
@@ -26,6 +26,12 @@ def ask_until_refused(client: Client, merchant: str) -> None:
         time.sleep(0.05)
 
 
+def ask_in_a_row(client: Client, merchant: str) -> None:
+    """Ask far more often than a small limit allows."""
+    for _ in range(50):
+        client.locations(merchant)
+
+
 def test_a_key_is_made_used_listed_and_revoked(cli: CommandLine, service: RunningService) -> None:
     made = cli.json("keys", "create", "--role", "feed", "-m", cli.merchant, "--label", "till")
     assert made["secret"].startswith(f"hfk_{made['id']}_")
@@ -40,6 +46,41 @@ def test_a_key_is_made_used_listed_and_revoked(cli: CommandLine, service: Runnin
         ask_until_refused(client, cli.merchant)
     assert refused.value.code == "unauthenticated"
     till.run("stock", expect=1)
+
+
+def test_a_key_over_its_limit_is_told_to_come_back(
+    cli: CommandLine, service: RunningService
+) -> None:
+    made = cli.json("keys", "create", "--role", "read", "--rate-limit", 1, "--burst", 2)
+    assert made["rate_limit"] == {"per_second": 1, "burst": 2}
+    assert "1/s, 2 at once" in cli.run("keys", "list").stdout
+    asked = Client(service.url, made["secret"], retry=RetryPolicy(max_attempts=1))
+    with asked as client, pytest.raises(ApiError) as refused:
+        ask_in_a_row(client, cli.merchant)
+    assert (refused.value.status, refused.value.code) == (429, "rate_limited")
+    # The command's own client waits as it is told, and gets its answer.
+    CommandLine({**cli.environment, "HOLDFAST_API_KEY": made["secret"]}, cli.merchant).run("stock")
+    assert cli.json("keys", "limit", made["id"], "--none")["rate_limit"] is None
+    assert "9/s, 9 at once" in cli.run("keys", "limit", made["id"], "--rate-limit", 9).stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--burst", 5),
+        ("--none", "--rate-limit", 5),
+        ("--rate-limit", 0),
+        ("--rate-limit", 5, "--burst", 4),
+    ],
+)
+def test_a_limit_that_is_none_is_refused(cli: CommandLine, options: tuple[object, ...]) -> None:
+    cli.run("keys", "limit", "AAAAAAAA", *options, expect=2)
+
+
+def test_a_key_that_is_not_there_cannot_be_limited(cli: CommandLine) -> None:
+    said = cli.json("keys", "limit", "AAAAAAAA", "--rate-limit", 5, expect=1)
+    assert said["error"]["code"] == "key_not_found"
 
 
 def test_only_the_secret_goes_to_standard_output(cli: CommandLine) -> None:
