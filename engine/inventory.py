@@ -49,6 +49,7 @@ from engine.model import (
 )
 from engine.outcomes import (
     HoldfastError,
+    InsufficientStock,
     InvalidCommand,
     Outcome,
     OutcomeUnknown,
@@ -60,6 +61,7 @@ from engine.outcomes import (
 from engine.packing import packed, packed_list, passed_on
 from engine.refusals import refusal
 from engine.scripts import script
+from engine.sold_out import SoldOut
 from engine.store import Store, StoreSettings
 from engine.validation import (
     check_batch,
@@ -102,6 +104,7 @@ class Inventory:
         self.keys = [PartitionKeys(number) for number in range(partitions)]
         self._dispatch = Dispatcher(store, self.keys)
         self._lines_of = reservations.RecentLines()
+        self._sold_out = SoldOut()
         self._clock = ClockGuard()
 
     @classmethod
@@ -130,12 +133,12 @@ class Inventory:
         """Read one row. Raises RowNotFound."""
         keys = self._keys_of(merchant, location)
         check_id("sku", sku)
-        fields = await self._dispatch.read(
-            "HMGET", keys.stock(merchant, location, sku), *ROW_FIELDS
-        )
-        row = _row(merchant, location, sku, fields)
+        key = keys.stock(merchant, location, sku)
+        row = _row(merchant, location, sku, await self._dispatch.read("HMGET", key, *ROW_FIELDS))
         if row is None:
             raise RowNotFound(merchant=merchant, location=location, sku=sku)
+        if self._sold_out.rows:
+            self._sold_out.see(key, row.available)
         return row
 
     async def rows(self, merchant: str, wanted: Sequence[tuple[str, str]]) -> list[Row | None]:
@@ -151,10 +154,15 @@ class Inventory:
         replies = await asyncio.gather(
             *(self._dispatch.read("HMGET", key, *ROW_FIELDS) for key in row_keys)
         )
-        return [
+        rows = [
             _row(merchant, location, sku, fields)
             for (location, sku), fields in zip(wanted, replies, strict=True)
         ]
+        if self._sold_out.rows:
+            for key, row in zip(row_keys, rows, strict=True):
+                if row is not None:
+                    self._sold_out.see(key, row.available)
+        return rows
 
     async def list_rows(
         self, merchant: str, location: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
@@ -279,6 +287,7 @@ class Inventory:
             merchant,
         )
         reply = await self._dispatch.run("move", keys.partition, command)
+        self._sold_out.forget(command.keys[:1])
         code = Outcome(reply[0])
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(
@@ -343,6 +352,7 @@ class Inventory:
             merchant,
         )
         reply = await self._dispatch.run("configure", keys.partition, command)
+        self._sold_out.forget(command.keys[:1])
         code = Outcome(reply[0])
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
@@ -365,12 +375,14 @@ class Inventory:
         ttl_ms: int = DEFAULT_TTL_MS,
         order_ref: str = "",
         partial: bool = False,
+        first_attempt: bool = False,
         actor: str,
     ) -> ReservationResult:
         """Hold the units of all lines for `ttl_ms`, or with `partial` what there is of them.
 
-        A retry under the same key gets the first answer again. Raises InsufficientStock with every
-        line that does not fit, IdempotencyKeyReused, InvalidCommand.
+        A retry under the same key gets the first answer again. `first_attempt` says that this is
+        no retry: it may then be refused without asking the store (see `engine.sold_out`). Raises
+        InsufficientStock with every line that does not fit, IdempotencyKeyReused, InvalidCommand.
         """
         keys = self._keys_of(merchant, location)
         check_key(key)
@@ -387,6 +399,8 @@ class Inventory:
             keys.open_reservations(merchant, location),
             *[keys.stock(merchant, location, line.sku) for line in lines],
         )
+        if self._sold_out.rows and not partial:
+            await self._refuse_sold_out(the_id, its_keys, lines, first_attempt=first_attempt)
         terms = (
             passed_on(packed(merchant, location, actor, fingerprint)),
             passed_on(packed(ttl_ms, order_ref)),
@@ -398,6 +412,7 @@ class Inventory:
         for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
             final = reclaimed == MAX_RECLAIM_ROUNDS
             command = Command(its_keys, (the_id, *terms, final, *wanted), merchant)
+            asked_at = self._sold_out.mark()
             reply = await self._dispatch.run("reserve", keys.partition, command)
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):
@@ -417,7 +432,36 @@ class Inventory:
                 await self.expire_due(keys.partition)
                 continue
             break
-        raise refusal(reply, key=key)
+        refused = refusal(reply, key=key)
+        if isinstance(refused, InsufficientStock):
+            self._sold_out.learn(
+                [(keys.stock(merchant, location, line.sku), line) for line in refused.lines],
+                asked_at=asked_at,
+            )
+        raise refused
+
+    async def _refuse_sold_out(
+        self, the_id: str, its_keys: Sequence[str], lines: Sequence[Line], *, first_attempt: bool
+    ) -> None:
+        """Raise InsufficientStock where every line is known not to fit and this is no retry.
+
+        A retry must get the answer of the attempt that it repeats, which another process may have
+        made. So where the caller does not say, the store is asked whether there is a reservation:
+        one small read, and no place in the queue of the partition's writes.
+        """
+        reservation_key, _, *rows = its_keys
+        wanted = list(zip(rows, lines, strict=True))
+        short = self._sold_out.short_lines(wanted)
+        if short is None or self._lines_of.get(the_id) is not None:
+            return
+        if not first_attempt:
+            if await self._dispatch.read("EXISTS", reservation_key):
+                return
+            # Meanwhile the row may have come back, or the time may be up.
+            short = self._sold_out.short_lines(wanted)
+            if short is None:
+                return
+        raise InsufficientStock(short)
 
     async def confirm(
         self, merchant: str, reservation: str, *, order_ref: str = "", actor: str
@@ -522,6 +566,7 @@ class Inventory:
                 ),
             )
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
+                self._sold_out.forget(lines.row_keys(keys))
                 return Outcome(reply[0]) is Outcome.OK
         return False
 
@@ -556,6 +601,9 @@ class Inventory:
             )
             reply = await self._dispatch.run(verb, keys.partition, command)
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
+                if verb == "release" or argument:
+                    # A commit without picks takes what it held, so no unit comes back.
+                    self._sold_out.forget(lines.row_keys(keys))
                 return _result(reservation, reply)
             lines = await self._read_lines(keys, reservation)
         raise OutcomeUnknown()

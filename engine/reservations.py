@@ -56,8 +56,12 @@ class LinesOf(msgspec.Struct, frozen=True):
         return (
             keys.reservation(reservation),
             keys.open_reservations(self.merchant, self.location),
-            *[keys.stock(self.merchant, self.location, sku) for sku in self.skus],
+            *self.row_keys(keys),
         )
+
+    def row_keys(self, keys: PartitionKeys) -> list[str]:
+        """Return the keys of the rows."""
+        return [keys.stock(self.merchant, self.location, sku) for sku in self.skus]
 
 
 class RecentLines:

@@ -41,6 +41,7 @@ _SINGLE = frozenset(
     {
         b"authorization",
         b"content-type",
+        b"idempotency-attempt",
         b"idempotency-key",
         b"if-match",
         b"if-none-match",

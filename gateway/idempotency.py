@@ -1,4 +1,8 @@
-"""The Idempotency-Key header, quoted as the IETF draft has it or bare as most clients send it."""
+"""The headers that tell a retry from a new request.
+
+Idempotency-Key may be quoted, as the IETF draft has it, or bare as most clients send it.
+Idempotency-Attempt is our own: it counts the attempts under a key, if a client cares to.
+"""
 
 import re
 from typing import Final
@@ -9,7 +13,10 @@ from gateway.problems import IdempotencyKeyRequired, InvalidRequest
 from gateway.wire import ProblemError
 
 HEADER: Final = "Idempotency-Key"
+ATTEMPT_HEADER: Final = "Idempotency-Attempt"
+ATTEMPT_FORM: Final = "[1-9][0-9]{0,2}"
 
+_ATTEMPT = re.compile(ATTEMPT_FORM.encode())
 _BARE = re.compile(rf"[!#-~][ -~]{{0,{MAX_KEY_CHARACTERS - 1}}}")
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])+)"')
 """A string of RFC 8941: a quote or a backslash in it is escaped by a backslash."""
@@ -34,3 +41,13 @@ def key_of(call: Call) -> str:
             )
         )
     return key
+
+
+def is_first_attempt(call: Call) -> bool:
+    """Say whether the caller says that the key was never sent before. Raises InvalidRequest."""
+    value = call.headers.get(b"idempotency-attempt")
+    if value is None:
+        return False
+    if not _ATTEMPT.fullmatch(value.strip()):
+        raise InvalidRequest(ProblemError(header=ATTEMPT_HEADER, detail="must be 1 to 999"))
+    return value.strip() == b"1"

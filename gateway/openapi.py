@@ -190,7 +190,9 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
 def _header_parameter(field: HeaderField) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string", "minLength": 1}
     if field.most_characters is not None:
-        schema |= {"maxLength": field.most_characters, "pattern": "^[!#-~][ -~]*$"}
+        schema["maxLength"] = field.most_characters
+    if field.pattern is not None:
+        schema["pattern"] = field.pattern
     return {
         "name": field.name,
         "in": "header",

@@ -9,7 +9,7 @@ from engine.model import ReservationResult
 from engine.outcomes import InvalidCommand
 from gateway import wire
 from gateway.calls import Answer, Call, answer_once
-from gateway.idempotency import key_of
+from gateway.idempotency import is_first_attempt, key_of
 from gateway.paging import cursor, limit_of, place_of
 from gateway.problems import InvalidRequest, pointer
 
@@ -27,6 +27,7 @@ async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
         ttl_ms=body.ttl_seconds * 1000,
         order_ref=body.order_ref,
         partial=body.partial,
+        first_attempt=is_first_attempt(call),
         actor=call.actor,
     )
     held = result.reservation

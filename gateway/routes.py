@@ -27,6 +27,7 @@ from engine.outcomes import (
 )
 from gateway import entries, health, ledger, movements, reservations, stock, wire
 from gateway.calls import Answer, Call
+from gateway.idempotency import ATTEMPT_FORM, ATTEMPT_HEADER
 from gateway.paging import QUERY
 from gateway.problems import (
     Forbidden,
@@ -52,6 +53,7 @@ class HeaderField:
     description: str
     required: bool = False
     most_characters: int | None = None
+    pattern: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,13 @@ IDEMPOTENCY_KEY: Final = HeaderField(
     f"1 to {MAX_KEY_CHARACTERS} printable ASCII characters.",
     required=True,
     most_characters=MAX_KEY_CHARACTERS,
+    pattern="^[!#-~][ -~]*$",
+)
+_ATTEMPT: Final = HeaderField(
+    ATTEMPT_HEADER,
+    "Counts the attempts under this key. `1` says that the key was never sent before: a cart whose "
+    "rows were all found sold out in the last 25 ms is then refused without asking the store.",
+    pattern=f"^{ATTEMPT_FORM}$",
 )
 _IF_MATCH: Final = HeaderField(
     "If-Match", 'The version that the change is meant for, in quotes as in the row\'s ETag: `"7"`.'
@@ -182,7 +191,7 @@ OPERATIONS: Final = (
         role=Role.RESERVE,
         changes=True,
         successes=(Success(201, wire.Reservation, "The hold", ("Location", _REPLAYED)),),
-        header_fields=(IDEMPOTENCY_KEY,),
+        header_fields=(IDEMPOTENCY_KEY, _ATTEMPT),
         problems=(InsufficientStock,),
         items=lambda body: len(body.lines),
     ),

@@ -7,7 +7,7 @@ idempotency key cannot stand in a header raises InvalidCommand.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -18,6 +18,8 @@ from engine.outcomes import InvalidCommand
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
+
+ATTEMPT_HEADER: Final = "Idempotency-Attempt"
 
 NEW_ROW: Final = 0
 """The `expected_version` of a row that does not exist yet."""
@@ -191,6 +193,13 @@ class Call(msgspec.Struct, Generic[Answer], frozen=True, kw_only=True):
             return self.path
         return self.path + "?" + "&".join(f"{name}={quote(text)}" for name, text in self.query)
 
+    def again(self) -> Self:
+        """Return the call as it is to be sent after the first attempt."""
+        if not any(name == ATTEMPT_HEADER for name, _ in self.headers):
+            return self
+        kept = tuple(field for field in self.headers if field[0] != ATTEMPT_HEADER)
+        return msgspec.structs.replace(self, headers=kept)
+
     def decode(self, content: bytes, *, replayed: bool = False) -> Answer:
         """Decode the body of a 2xx answer.
 
@@ -360,8 +369,13 @@ def reserve(
     ttl_seconds: int | None = None,
     order_ref: str = "",
     partial: bool = False,
+    new: bool = False,
 ) -> Call[Reservation]:
-    """Hold units of up to 200 lines, all or (unless `partial`) nothing."""
+    """Hold units of up to 200 lines, all or (unless `partial`) nothing.
+
+    `new` says that the key was never sent before: where everything is sold out, a service under
+    load can then say so without a look at its store.
+    """
     document: dict[str, Any] = {"lines": _lines(lines)}
     if ttl_seconds is not None:
         document["ttl_seconds"] = ttl_seconds
@@ -373,7 +387,7 @@ def reserve(
         method="POST",
         path=_merchant_path(merchant, "locations", location, "reservations"),
         decoder=_RESERVATION,
-        headers=_keyed(key),
+        headers=(*_keyed(key), (ATTEMPT_HEADER, "1")) if new else _keyed(key),
         body=_json(document),
     )
 

@@ -267,6 +267,7 @@ class Client:
                 if wait is None:
                     return self._connection.answer(call, reply)
             time.sleep(wait)
+            call = call.again()
 
     def locations(
         self, merchant: str, *, limit: int | None = None, cursor: str | None = None
@@ -350,8 +351,12 @@ class Client:
         ttl_seconds: int | None = None,
         order_ref: str = "",
         partial: bool = False,
+        new: bool = False,
     ) -> Reservation:
-        """Hold units of up to 200 lines, all or (unless `partial`) nothing."""
+        """Hold units of up to 200 lines, all or (unless `partial`) nothing.
+
+        `new` says that nobody has sent `key` before, as is known of one that is made here.
+        """
         return self.send(
             calls.reserve(
                 merchant,
@@ -361,6 +366,7 @@ class Client:
                 ttl_seconds=ttl_seconds,
                 order_ref=order_ref,
                 partial=partial,
+                new=new or key is None,
             )
         )
 
@@ -483,6 +489,7 @@ class AsyncClient:
                 if wait is None:
                     return self._connection.answer(call, reply)
             await asyncio.sleep(wait)
+            call = call.again()
 
     async def locations(
         self, merchant: str, *, limit: int | None = None, cursor: str | None = None
@@ -568,8 +575,12 @@ class AsyncClient:
         ttl_seconds: int | None = None,
         order_ref: str = "",
         partial: bool = False,
+        new: bool = False,
     ) -> Reservation:
-        """Hold units of up to 200 lines, all or (unless `partial`) nothing."""
+        """Hold units of up to 200 lines, all or (unless `partial`) nothing.
+
+        `new` says that nobody has sent `key` before, as is known of one that is made here.
+        """
         return await self.send(
             calls.reserve(
                 merchant,
@@ -579,6 +590,7 @@ class AsyncClient:
                 ttl_seconds=ttl_seconds,
                 order_ref=order_ref,
                 partial=partial,
+                new=new or key is None,
             )
         )
 

@@ -424,3 +424,33 @@ async def test_the_async_client_raises_refusals_and_lists_pages() -> None:
         async with asyncio.timeout(10):
             names = [name async for name in service.all_locations("acme")]
     assert names == ["a", "b"]
+
+
+def test_a_key_that_is_new_is_called_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.client.time.sleep", lambda _: None)
+    asked: list[httpx.Request] = []
+    answers: list[httpx.Response | Exception] = []
+    for _ in range(4):
+        answers += [httpx.ReadError("the answer was lost"), httpx.Response(201, json=RESERVATION)]
+    lines = [Line("mug", 1)]
+    with connected(answers, asked) as service:
+        service.reserve("acme", "leeds", lines)
+        service.reserve("acme", "leeds", lines, key="cart 1", new=True)
+        service.reserve("acme", "leeds", lines, key="cart 2")
+    sent = [request.headers.get("Idempotency-Attempt") for request in asked]
+    assert sent == ["1", None, "1", None, None, None]
+    keys = [request.headers["Idempotency-Key"] for request in asked]
+    assert keys[0::2] == keys[1::2]
+
+
+async def test_a_lost_answer_is_asked_for_again_as_a_retry() -> None:
+    asked: list[httpx.Request] = []
+    answers: list[httpx.Response | Exception] = [
+        httpx.ReadError("the answer was lost"),
+        httpx.Response(201, json=RESERVATION),
+    ]
+    retry = RetryPolicy(max_attempts=2, first_wait_seconds=0.0)
+    transport = answering(answers, asked)
+    async with AsyncClient("http://service", retry=retry, transport=transport) as service:
+        await service.reserve("acme", "leeds", [Line("mug", 1)])
+    assert [request.headers.get("Idempotency-Attempt") for request in asked] == ["1", None]
