@@ -4,7 +4,19 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
 
-from bench import costs, engine, http, limits, memory, postgres, reconciler, scripts, shop
+from bench import (
+    costs,
+    engine,
+    fairness,
+    http,
+    limits,
+    memory,
+    postgres,
+    reconciler,
+    refusals,
+    scripts,
+    shop,
+)
 from bench.figures import Aim, Conditions, Experiment, Figure, Sample, Samples
 
 RATE: Final = "/s"
@@ -28,6 +40,7 @@ ROW_BYTES: Final = Aim(at_most=250)
 HOLD_BYTES: Final = Aim(at_most=500)
 READ_MS: Final = Aim(at_most=50)
 RESERVE_MS: Final = Aim(at_most=150)
+REFUSAL_MS: Final = Aim(at_most=50)
 
 REPLAY_RATE: Final = Aim(at_least=200_000)
 REBUILD_SECONDS: Final = Aim(at_most=60)
@@ -186,6 +199,59 @@ HTTP: Final = (
 )
 
 
+def _fairness() -> Experiment:
+    quiet = f"p95 of a quiet merchant's {fairness.QUIET_PER_SECOND} reserves/s"
+    meanings = {
+        fairness.ALONE: quiet,
+        fairness.ELSEWHERE: f"{quiet} beside a noisy one",
+        fairness.TOGETHER: f"{quiet} beside a noisy one in its partition",
+        fairness.REFUSAL: "p99 of the time in which the noisy one was refused",
+    }
+    alone = f"http.fair.{fairness.ALONE}"
+    figures = {
+        name: Figure(
+            name=f"http.fair.{name}",
+            unit=MS,
+            meaning=meaning,
+            aims=(REFUSAL_MS,) if name == fairness.REFUSAL else (RESERVE_MS,),
+            beside=(alone,) if name in (fairness.ELSEWHERE, fairness.TOGETHER) else (),
+        )
+        for name, meaning in meanings.items()
+    }
+
+    async def take(conditions: Conditions) -> Samples:
+        found = await fairness.fairness(conditions)
+        return {figures[name].name: samples for name, samples in found.items()}
+
+    return Experiment(figures=tuple(figures.values()), measure=take)
+
+
+OVERLOAD: Final = (
+    _rate(
+        "http.refuse.sold_out",
+        "refusals of a sold-out row, of first attempts",
+        partial(refusals.refuse, first_attempts=True),
+        beside=(LIMIT_POST,),
+    ),
+    _rate(
+        "http.refuse.unmarked",
+        "refusals of a sold-out row, of attempts that may be retries",
+        partial(refusals.refuse, first_attempts=False),
+        beside=(LIMIT_POST,),
+    ),
+    _one(
+        Figure(
+            name="http.refuse.restocked",
+            unit=MS,
+            meaning="the longest time for which units that were back were still refused",
+            aims=(REFUSAL_MS,),
+        ),
+        refusals.restocked,
+    ),
+    _fairness(),
+)
+
+
 def _row_figures(size: str) -> dict[str, Figure]:
     """Return the figures of a stock of so many rows, by the kind of memory."""
     meanings = {
@@ -317,5 +383,8 @@ RECONCILER: Final = (
     ),
 )
 
-EXPERIMENTS: Final = (*LIMITS, *PEERS, *SCRIPTS, _costs(), *ENGINE, *HTTP, *MEMORY, *RECONCILER)
+EXPERIMENTS: Final = (
+    *(*LIMITS, *PEERS, *SCRIPTS, _costs()),
+    *(*ENGINE, *HTTP, *OVERLOAD, *MEMORY, *RECONCILER),
+)
 """A reference stands near what is compared with it, so that both meet the same moment."""

@@ -161,10 +161,10 @@ class Repeated:
 class ReserveRequests:
     """A reserve for each cart of a shop in turn, each under an idempotency key of its own."""
 
-    def __init__(self, shop: Shop, api_key: str) -> None:
-        """Make all bytes but the keys ready."""
+    def __init__(self, shop: Shop, api_key: str, *headers: str, merchant: str = MERCHANT) -> None:
+        """Make all bytes but the keys ready; `headers` are sent with each request."""
         self._key = shop.key
-        self._parts = [_around_the_key(cart, api_key) for cart in shop.carts]
+        self._parts = [_around_the_key(merchant, cart, api_key, headers) for cart in shop.carts]
         self.most = MAX_REQUESTS
 
     def __call__(self, number: int, /) -> bytes:
@@ -234,17 +234,20 @@ def request(method: str, path: str, api_key: str, body: bytes = b"", *headers: s
 _KEY_GOES_HERE: Final = "{key}"
 
 
-def _around_the_key(cart: Cart, api_key: str) -> tuple[bytes, bytes]:
+def _around_the_key(
+    merchant: str, cart: Cart, api_key: str, headers: Sequence[str]
+) -> tuple[bytes, bytes]:
     """Return the bytes of a cart's reserve before and after its idempotency key."""
     body = msgspec.json.encode(
         {"lines": [{"sku": line.sku, "quantity": line.quantity} for line in cart.lines]}
     )
     whole = request(
         "POST",
-        f"/v1/merchants/{MERCHANT}/locations/{cart.location}/reservations",
+        f"/v1/merchants/{merchant}/locations/{cart.location}/reservations",
         api_key,
         body,
         f"Idempotency-Key: {_KEY_GOES_HERE}",
+        *headers,
     )
     before, _, after = whole.partition(_KEY_GOES_HERE.encode())
     return before, after

@@ -36,6 +36,9 @@ MAX_REQUESTS: Final = 5_000_000
 MAX_CONNECTIONS: Final = 1_000
 MAX_QUICK_ANSWER_BYTES: Final = 1_048_576
 
+REFUSED: Final = frozenset({429, 503})
+"""The answers of a service that is asked for more than it can or may do."""
+
 _MS: Final = 1_000.0
 _NO_BODY: Final = (204, 304)
 
@@ -57,14 +60,21 @@ class Latency(msgspec.Struct, frozen=True):
 class Load(msgspec.Struct, frozen=True):
     """What came of a run. `statuses[n]` is the answer to request n; all were answered.
 
-    `rate_per_second` and `latency` are of the measured window alone. `cpu_share` is how much of
-    one core this process used meanwhile: near 1 means that the generator was the limit.
+    `rate_per_second` and `latency` are of the measured window alone, and so is `refusal`, which is
+    of the answers that are REFUSED, None where there were none. `cpu_share` is how much of one core
+    this process used meanwhile: near 1 means that the generator was the limit.
     """
 
     statuses: Sequence[int]
     rate_per_second: float
     latency: Latency
     cpu_share: float
+    refusal: Latency | None = None
+
+    @property
+    def refused_share(self) -> float:
+        """How many of the requests were REFUSED, of 1."""
+        return sum(status in REFUSED for status in self.statuses) / len(self.statuses)
 
     def demand(self, status: int) -> Self:
         """Return self if every request was answered with `status`. Raises LoadFailed."""
@@ -73,6 +83,16 @@ class Load(msgspec.Struct, frozen=True):
             found = ", ".join(f"{n} with {code}" for code, n in counted.most_common())
             raise LoadFailed(f"every answer should have had status {status}, but: {found}")
         return self
+
+    def accepted(self, status: int) -> list[int]:
+        """Return the numbers of the requests answered with `status`; the rest must be REFUSED.
+
+        Raises LoadFailed on any other answer.
+        """
+        others = Counter(self.statuses).keys() - {status} - REFUSED
+        if others:
+            raise LoadFailed(f"there were answers with status {', '.join(map(str, others))}")
+        return [number for number, found in enumerate(self.statuses) if found == status]
 
 
 class Window(NamedTuple):
@@ -129,13 +149,16 @@ class Recorder:
         self.starts_at = time.perf_counter() + window.warm_up_seconds
         self.ends_at = self.starts_at + window.seconds
         self._latencies = array("d")
+        self._refusals = array("d")
         self._answered = 0
         self._last_at = self.starts_at
 
-    def record(self, begun_at: float, now: float) -> None:
+    def record(self, begun_at: float, now: float, status: int = 200) -> None:
         """Take an answer that came `now` to a request that began, or was due, at `begun_at`."""
         if self.starts_at <= begun_at < self.ends_at:
             self._latencies.append(now - begun_at)
+            if status in REFUSED:
+                self._refusals.append(now - begun_at)
         if self.starts_at <= now < self.ends_at:
             self._answered += 1
             self._last_at = now
@@ -150,6 +173,7 @@ class Recorder:
             self._answered / (closed_at - self.starts_at),
             latency_of(self._latencies),
             cpu_share,
+            latency_of(self._refusals) if self._refusals else None,
         )
 
 
@@ -327,7 +351,7 @@ class _Run:
         """Take an answer, and send the connection's next request."""
         now = time.perf_counter()
         self._statuses[number] = status
-        self._recorder.record(begun_at, now)
+        self._recorder.record(begun_at, now, status)
         self._in_flight -= 1
         self._free.append(connection)
         self.pump(now)

@@ -14,6 +14,7 @@ from bench.load import Latency
 from bench.machine import Machine
 
 _DASH = "–"
+_NOTHING = "there was nothing to measure"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +94,7 @@ def show(report: Report, console: Console) -> None:
     for name, result in report.results.items():
         values = [sample.value for sample in result.samples]
         if result.median is None:
-            table.add_row(name, _DASH, "", "", f"skipped: {result.skipped}")
+            table.add_row(name, _DASH, "", "", f"skipped: {result.skipped or _NOTHING}")
             continue
         table.add_row(
             name,

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -123,6 +123,17 @@ async def module(
             yield
 
 
+@asynccontextmanager
+async def module_said(
+    name: str, *arguments: str, conditions: Conditions, environment: Mapping[str, str]
+) -> AsyncIterator["Child"]:
+    """Run a module of this package as a process whose words matter; secrets go by `environment`."""
+    with TemporaryDirectory(dir=conditions.work_dir) as path:
+        argv = [sys.executable, "-m", f"bench.{name}", *arguments]
+        async with child(argv, Path(path) / "output", environment=environment) as running:
+            yield running
+
+
 async def run(argv: Sequence[str], *, within_seconds: float, cwd: Path | None = None) -> str:
     """Run a program to its end and return what it said. Raises ServerFailed."""
     process = await asyncio.create_subprocess_exec(
@@ -179,13 +190,17 @@ class Child:
 
 @asynccontextmanager
 async def child(
-    argv: Sequence[str], output: Path, pass_fds: Sequence[int] = ()
+    argv: Sequence[str],
+    output: Path,
+    pass_fds: Sequence[int] = (),
+    *,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Child]:
-    """Run a process, and end it."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
-    environment["PYTHONPATH"] = str(ROOT)
+    """Run a process, told `environment` beside what others are, and end it."""
+    told = {k: v for k, v in os.environ.items() if not k.startswith("HOLDFAST_")}
+    told |= {"PYTHONPATH": str(ROOT), **(environment or {})}
     with output.open("wb") as file:
-        process = processes.spawn(argv, environment=environment, pass_fds=pass_fds, output=file)
+        process = processes.spawn(argv, environment=told, pass_fds=pass_fds, output=file)
     try:
         yield Child(process, output)
     finally:

@@ -78,23 +78,19 @@ class SoldOut:
             del self.rows[row]
 
     def short_lines(self, wanted: Sequence[tuple[str, Line]]) -> tuple[ShortLine, ...] | None:
-        """Return the lines, summed by row, if every one of them is known not to fit; else None.
+        """Return the lines, each with its row's key, if all are known not to fit; else None.
 
-        A cart with a line that may fit is left to the store, for the refusal must name every line
+        No row may stand there twice. A cart with a line that may fit is left to the store, for the refusal must name every line
         that does not.
         """
         now = self._clock()
-        units: dict[str, int] = {}
-        for row, line in wanted:
-            units[row] = units.get(row, 0) + line.quantity
-        skus = {row: line.sku for row, line in wanted}
         short = []
-        for row, quantity in units.items():
+        for row, line in wanted:
             out = self.rows.get(row)
-            if out is None or quantity <= out.available:
+            if out is None or line.quantity <= out.available:
                 return None
             if now >= out.until:
                 del self.rows[row]
                 return None
-            short.append(ShortLine(skus[row], quantity, out.available, out.exists))
+            short.append(ShortLine(line.sku, line.quantity, out.available, out.exists))
         return tuple(short)

@@ -131,7 +131,7 @@ async def test_a_ledger_whose_beginning_is_gone_is_folded_on(
 def test_a_quick_run_measures_checks_and_reports(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     only = ["limit.post", "limit.script", "engine.reserve.hot_row", "http.reserve", "http.read.at"]
-    only += ["reconciler.archive"]
+    only += ["reconciler.archive", "http.refuse", "http.fair"]
     argv = [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--out", str(out)]
     for name in only:
         argv += ["--only", name]
@@ -148,7 +148,9 @@ def test_a_quick_run_measures_checks_and_reports(tmp_path: Path) -> None:
         figure["name"]: figure for figure in msgspec.json.decode(out.read_bytes())["figures"]
     }
     assert {name for name in only if not any(f.startswith(name) for f in figures)} == set()
-    assert all(figure["median"] > 0 for figure in figures.values())
+    # The noisy merchant may have been served whole; then no refusal was timed.
+    taken = [figure for name, figure in figures.items() if name != "http.fair.refusal"]
+    assert all(figure["median"] > 0 for figure in taken)
     hot = figures["http.reserve.hot_row"]
     assert hot["latency"]["p50_ms"] <= hot["latency"]["p95_ms"] <= hot["latency"]["p99_ms"]
     assert hot["ratios"]["limit.post"] == pytest.approx(

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,6 +147,22 @@ def test_a_window_closes_with_the_last_answer_where_the_requests_ran_out() -> No
         recorder.record(recorder.starts_at, recorder.starts_at + seconds)
     load = recorder.load([200] * 3, ran_out=True, cpu_share=0.0)
     assert load.rate_per_second == pytest.approx(3 / 4)
+
+
+def test_refusals_are_told_apart_and_any_other_answer_is_a_failure() -> None:
+    recorder = Recorder(Window(warm_up_seconds=0.0, seconds=10.0))
+    statuses = [201, 503, 201, 429, 201]
+    for number, status in enumerate(statuses):
+        recorder.record(recorder.starts_at, recorder.starts_at + number + 1, status)
+    load = recorder.load(statuses, ran_out=False, cpu_share=0.0)
+    assert load.refused_share == pytest.approx(0.4)
+    assert load.refusal is not None
+    assert (load.refusal.p50_ms, load.refusal.p99_ms) == pytest.approx((2_000.0, 4_000.0))
+    assert load.accepted(201) == [0, 2, 4]
+    with pytest.raises(LoadFailed, match="503"):
+        load.demand(201)
+    with pytest.raises(LoadFailed, match="status 500"):
+        msgspec.structs.replace(load, statuses=[201, 429, 500]).accepted(201)
 
 
 def test_nothing_answered_is_no_measurement() -> None:

@@ -50,11 +50,6 @@ def test_what_may_fit_is_left_to_the_store(known: SoldOut) -> None:
     assert short(known, ("pot", 1)) is None
 
 
-def test_lines_of_one_row_are_summed(known: SoldOut) -> None:
-    assert short(known, ("cup", 1), ("tea", 1), ("cup", 2)) == [("cup", 3, 2), ("tea", 1, 0)]
-    assert short(known, ("cup", 1), ("cup", 1)) is None
-
-
 def test_a_cart_that_may_be_short_of_more_is_left_to_the_store(known: SoldOut) -> None:
     assert short(known, ("tea", 1), ("pot", 1)) is None
     assert short(known, ("tea", 1), ("cup", 1)) is None
