@@ -23,8 +23,8 @@ fraction of a request of its own, so batching must pay, and yet 1,000 movements 
 POLICY: Final = "key"
 """What the response fields call the limit."""
 
-_SLACK: Final = 1e-9
-"""Of a unit: what sums of floats may be off without a request being refused for it."""
+_SLACK: Final = 1e-6
+"""Of a unit, second or millisecond: what sums of floats may be off, for which nobody is to wait."""
 
 
 class Bucket:
@@ -50,7 +50,7 @@ class Bucket:
         now = self._clock()
         left = self._left(now)
         if left < 1 - _SLACK:
-            raise RateLimited(retry_after_ms=ceil((1 - left) / self.per_second * 1000))
+            raise RateLimited(retry_after_ms=ceil((1 - left) / self.per_second * 1000 - _SLACK))
         self._charge(1, now)
 
     def charge_items(self, count: int) -> None:
@@ -66,7 +66,9 @@ class Bucket:
         """Return the response fields of the limit as it is now."""
         left = self._left(self._clock())
         whole = max(0, int(left + _SLACK))
-        until_more = 0 if whole >= self.burst else ceil((whole + 1 - left) / self.per_second)
+        until_more = 0
+        if whole < self.burst:
+            until_more = ceil((whole + 1 - left) / self.per_second - _SLACK)
         return self.policy, (b"ratelimit", b'"%s";r=%d;t=%d' % (POLICY.encode(), whole, until_more))
 
     def _charge(self, units: int, now: float) -> None:
