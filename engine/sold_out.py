@@ -80,8 +80,8 @@ class SoldOut:
     def short_lines(self, wanted: Sequence[tuple[str, Line]]) -> tuple[ShortLine, ...] | None:
         """Return the lines, each with its row's key, if all are known not to fit; else None.
 
-        No row may stand there twice. A cart with a line that may fit is left to the store, for the refusal must name every line
-        that does not.
+        No row may stand there twice. A cart with a line that may fit is left to the store, for the
+        refusal must name every line that does not.
         """
         now = self._clock()
         short = []
