@@ -7,7 +7,6 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.outcomes import HoldfastError
@@ -16,6 +15,7 @@ from gateway.calls import Answer
 from gateway.endpoints import Edge, Endpoint, refusal, respond
 from gateway.logs import AccessLog
 from gateway.problems import MethodNotAllowed, NotFound
+from gateway.router import Router
 from gateway.routes import by_path
 from gateway.service import Service
 
@@ -32,16 +32,14 @@ def create_app(service: Service, *, access_log: AccessLog | None = None) -> ASGI
             await service.stop()
 
     app = Starlette(
-        routes=[
-            *[Route(path, Endpoint(operations, service)) for path, operations in by_path().items()],
-            *docs.routes(),
-        ],
+        routes=docs.routes(),
         exception_handlers={HTTPException: _routing_refused, Exception: _failed},
         lifespan=lifespan,
     )
     # `/livez/` is another path than `/livez`, and a redirect would lose the body of a POST.
     app.router.redirect_slashes = False
-    return Edge(app, access_log or AccessLog())
+    endpoints = {path: Endpoint(operations, service) for path, operations in by_path().items()}
+    return Edge(Router(endpoints, otherwise=app), access_log or AccessLog())
 
 
 class _Refusal(Response):

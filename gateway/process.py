@@ -74,6 +74,8 @@ def _server(settings: GatewaySettings, open_history: OpenHistory) -> uvicorn.Ser
             access_log=False,
             log_config=None,
             server_header=False,
+            # Nothing here asks who the client is or by which scheme it came.
+            proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )

@@ -29,7 +29,8 @@ from engine.access import Role, create_key
 from engine.store import StoreSettings, close_quietly, connect
 from gateway import openapi, problems
 from gateway.app import create_app
-from gateway.endpoints import Edge, Endpoint
+from gateway.endpoints import Edge
+from gateway.router import Router
 from gateway.routes import OPERATIONS
 from gateway.service import Service
 from tests.gateways import GatewayProcess
@@ -59,14 +60,17 @@ def document() -> dict[str, Any]:
 
 
 def served() -> Iterator[tuple[str, set[str]]]:
-    """Yield each served path with its methods, as the router really has them."""
+    """Yield each served path with its methods, as the routers really have them."""
     edge = create_app(Service(StoreSettings("redis://127.0.0.1:1")))
     assert isinstance(edge, Edge)
-    assert isinstance(edge.app, Starlette)
-    for route in edge.app.routes:
+    router = edge.app
+    assert isinstance(router, Router)
+    for path, endpoint in router.endpoints.items():
+        yield path, endpoint.methods
+    assert isinstance(router.otherwise, Starlette)
+    for route in router.otherwise.routes:
         assert isinstance(route, Route | Mount)
-        endpoint = getattr(route, "endpoint", None)
-        yield route.path, endpoint.methods if isinstance(endpoint, Endpoint) else set()
+        yield route.path, set()
 
 
 def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
