@@ -124,11 +124,18 @@ class Endpoint:
             if operation is None:
                 raise MethodNotAllowed(self.methods)
             await self._admit(operation, scope, call)
-            if operation.request is not None:
-                body = self._decode(operation, await read(call.headers, receive))
-                if call.bucket is not None and operation.items is not None:
-                    call.bucket.charge_items(operation.items(body))
-            answer = await operation.handler(call, body)
+            if operation.request is None:
+                answer = await operation.handler(call, None)
+            else:
+                crowd, merchant = self._service.crowd, call.merchant
+                crowd.enter(merchant)
+                try:
+                    body = self._decode(operation, await read(call.headers, receive))
+                    if call.bucket is not None and operation.items is not None:
+                        call.bucket.charge_items(operation.items(body))
+                    answer = await operation.handler(call, body)
+                finally:
+                    crowd.leave(merchant)
         except HoldfastError as error:
             answer = refusal(error, scope, body=body)
         except ClientGone:

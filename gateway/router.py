@@ -2,7 +2,7 @@
 
 The router of Starlette tries one pattern after the other, and wraps each endpoint in layers that
 ours does without: together they took a sixth of a reserve's time in the gateway
-(docs/decisions/0010). It still serves whatever is no operation of the API.
+(docs/decisions/0012). It still serves whatever is no operation of the API.
 """
 
 from collections.abc import Mapping

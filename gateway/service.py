@@ -19,6 +19,7 @@ from engine.outcomes import HistoryUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
+from gateway.crowd import Crowd
 from gateway.rate_limits import RateLimits
 from gateway.wire import Health, Readiness
 
@@ -56,6 +57,7 @@ class Service:
         `workers` is how many processes share the load, and so the rate limits.
         """
         self.rate_limits = RateLimits(workers=workers)
+        self.crowd = Crowd()
         self._settings = settings
         self._unsafe_durability = unsafe_durability
         self._partitions = partitions

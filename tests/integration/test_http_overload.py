@@ -1,0 +1,66 @@
+"""More at once than a gateway takes: refused at once, other merchants let in, nothing lost."""
+
+import asyncio
+import os
+import signal
+from uuid import uuid4
+
+import httpx
+
+from gateway.crowd import MAX_UNDER_WAY
+from tests.gateways import GatewayProcess, Shelf, assert_problem
+from tests.integration.test_http_process import admin_secret
+from tests.stores import VALKEY, MakeStore, set_up
+
+ITS_SHARE = MAX_UNDER_WAY // 2
+MORE = 20
+STOCK = 1_000
+
+
+async def test_past_its_share_a_merchant_is_refused_while_another_is_let_in(
+    make_store: MakeStore, merchant: str
+) -> None:
+    store = make_store(VALKEY)
+    await store.start()
+    await set_up(store.settings)
+    async with GatewayProcess(store.settings) as gateway:
+        await gateway.wait_until_ready()
+        limits = httpx.Limits(max_connections=MAX_UNDER_WAY)
+        async with httpx.AsyncClient(
+            base_url=gateway.url,
+            headers={"Authorization": f"Bearer {await admin_secret(store)}"},
+            limits=limits,
+            timeout=30,
+        ) as client:
+            busy, quiet = Shelf(client, merchant), Shelf(client, f"quiet-{uuid4().hex}")
+            for shelf in (busy, quiet):
+                assert (await shelf.move("receive", "tea", STOCK)).status_code == 201
+            assert store.pid is not None
+            # What was let in waits for the store, and so stays under way.
+            os.kill(store.pid, signal.SIGSTOP)
+            try:
+                attempts = [
+                    asyncio.create_task(busy.reserve(("tea", 1))) for _ in range(ITS_SHARE + MORE)
+                ]
+                done: set[asyncio.Task[httpx.Response]] = set()
+                waiting = set(attempts)
+                while len(done) < MORE:
+                    finished, waiting = await asyncio.wait(
+                        waiting, timeout=20, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    assert finished, "those past the share are answered while the store is silent"
+                    done |= finished
+                other = asyncio.create_task(quiet.reserve(("tea", 1)))
+            finally:
+                os.kill(store.pid, signal.SIGCONT)
+            for refused in done:
+                answer = refused.result()
+                assert_problem(answer, 503, "overloaded")
+                assert answer.headers["retry-after"] == "1"
+            assert (await other).status_code == 201
+            statuses = [answer.status_code for answer in await asyncio.gather(*waiting)]
+            assert statuses == [201] * ITS_SHARE
+            row = (await client.get(f"{busy.path}/stock/tea")).json()
+            assert row["reserved"] == ITS_SHARE
+            # The room is free again.
+            assert (await busy.reserve(("tea", 1))).status_code == 201
