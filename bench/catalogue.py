@@ -112,6 +112,12 @@ ENGINE: Final = (
         beside=(PEER_UNIFORM,),
     ),
     _rate(
+        "engine.reserve.driver",
+        "the same through redis-py's pool of connections",
+        partial(engine.reserve, make_shop=shop.uniform, through_driver=True),
+        beside=("engine.reserve.uniform",),
+    ),
+    _rate(
         "engine.reserve.big_carts",
         "reserves of 10 lines, in process",
         partial(engine.reserve, make_shop=shop.big_carts),

@@ -10,6 +10,7 @@ from bench.figures import Conditions, Sample
 from bench.load import Load, call_loop
 from bench.shop import ACTOR, MERCHANT, MakeShop
 from engine.inventory import Inventory
+from engine.store import Store, connect
 
 CALLERS: Final = 256
 """At once. The dispatcher makes its groups of them; a gateway worker has as many when as many
@@ -19,9 +20,11 @@ BATCH_CALLERS: Final = 16
 """At once, of batches: their rows fill groups all the same."""
 
 
-async def reserve(conditions: Conditions, make_shop: MakeShop) -> Sample:
-    """Measure holding carts."""
-    async with _stocked(conditions, make_shop) as (inventory, books):
+async def reserve(
+    conditions: Conditions, make_shop: MakeShop, *, through_driver: bool = False
+) -> Sample:
+    """Measure holding carts; `through_driver` lends redis-py's connections to a call each."""
+    async with _stocked(conditions, make_shop, through_driver=through_driver) as (inventory, books):
         load = await _reserve(conditions, inventory, books)
         await check(inventory, books)
         return Sample.of_rate(load, callers=CALLERS)
@@ -86,11 +89,19 @@ async def read_batch(conditions: Conditions, make_shop: MakeShop) -> Sample:
 
 @asynccontextmanager
 async def _stocked(
-    conditions: Conditions, make_shop: MakeShop
+    conditions: Conditions, make_shop: MakeShop, *, through_driver: bool = False
 ) -> AsyncIterator[tuple[Inventory, Books]]:
     shop = make_shop()
     async with servers.stocked_inventory(conditions, shop.rows) as inventory:
-        yield inventory, Books(shop)
+        if not through_driver:
+            yield inventory, Books(shop)
+            return
+        settings = inventory.store.settings
+        store = Store(connect(settings), settings)
+        try:
+            yield Inventory(store, partitions=inventory.partitions), Books(shop)
+        finally:
+            await store.close()
 
 
 async def _held(conditions: Conditions, inventory: Inventory, books: Books) -> list[str]:
