@@ -20,6 +20,7 @@ carts of 200 lines would be 20 MB."""
 
 _REFERENCES: Final = {
     OperationKind.MOVE: 3,
+    OperationKind.FEED: 3,
     OperationKind.RESERVE: 1,
     OperationKind.CONFIRM: 0,
 }

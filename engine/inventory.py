@@ -269,7 +269,10 @@ class Inventory:
         location = movement.location
         operation = digest("move", merchant, location, movement.key)
         command = Command(
-            self._row_keys(keys, merchant, location, movement.sku, operation),
+            (
+                *self._row_keys(keys, merchant, location, movement.sku, operation),
+                keys.recent(merchant, location, movement.sku),
+            ),
             (
                 operation,
                 merchant,
@@ -595,7 +598,9 @@ class Inventory:
             if lines is None:
                 raise ReservationNotFound(reservation)
             command = Command(
-                lines.keys(keys, reservation),
+                lines.commit_keys(keys, reservation)
+                if verb == "commit"
+                else lines.keys(keys, reservation),
                 (reservation, merchant, actor, argument, lines.skus),
                 merchant,
             )

@@ -20,6 +20,9 @@ store_id, a random name that its archive goes by; and archive_url, where it was 
 API_KEYS_KEY: Final = "{hf}:apikeys"
 """Hash from an API key's public part to its record (see `engine.access`)."""
 
+POLICIES_KEY: Final = "{hf}:policies"
+"""Hash from a merchant, or a location as in `locations`, to its policy (see `engine.policies`)."""
+
 MOVED_KEY: Final = "{hf}:moved"
 """Hash from a reservation's hash (the end of its id) to the partition that it is in now. Written
 when a rebuild changes the number of partitions, since ids made before then name the old one."""
@@ -100,6 +103,10 @@ class PartitionKeys:
     ledger: str = field(init=False)
     holds: str = field(init=False)
     locations: str = field(init=False)
+    feeding: str = field(init=False)
+    """Sorted set of the locations that have sources of events, as in `locations`."""
+    intake: str = field(init=False)
+    """Stream that integrators may write events to; see docs/start/feeds.md."""
     archive: str = field(init=False)
     """Hash: how far the ledger is archived (sequence, stream_id, seal, at, fence)."""
     readers: str = field(init=False)
@@ -113,12 +120,18 @@ class PartitionKeys:
         object.__setattr__(self, "ledger", f"{tag}:ledger")
         object.__setattr__(self, "holds", f"{tag}:holds")
         object.__setattr__(self, "locations", f"{tag}:locations")
+        object.__setattr__(self, "feeding", f"{tag}:feeding")
+        object.__setattr__(self, "intake", f"{tag}:intake")
         object.__setattr__(self, "archive", f"{tag}:archive")
         object.__setattr__(self, "readers", f"{tag}:readers")
 
     def stock(self, merchant: str, location: str, sku: str) -> str:
-        """Hash: on_hand, reserved, safety_stock, version and, where there was one, deficit."""
+        """Hash: on_hand, reserved, safety_stock, version and, where needed, deficit and counted."""
         return f"{self.tag}:stock:{encode(merchant)}:{encode(location)}:{encode(sku)}"
+
+    def recent(self, merchant: str, location: str, sku: str) -> str:
+        """String: the recent changes of a row and when they happened (`lua/lib/asof.lua`)."""
+        return f"{self.tag}:recent:{encode(merchant)}:{encode(location)}:{encode(sku)}"
 
     def reservation(self, reservation: str) -> str:
         """Hash of a reservation; `lua/lib/reservations.lua` names its fields."""
@@ -131,6 +144,22 @@ class PartitionKeys:
     def skus(self, merchant: str, location: str) -> str:
         """Sorted set of a location's SKUs, all of score 0, so in byte order."""
         return f"{self.tag}:skus:{encode(merchant)}:{encode(location)}"
+
+    def feed(self, merchant: str, location: str, source: str) -> str:
+        """Hash of a source of events: what it has sent so far (`lua/lib/sources.lua`)."""
+        return f"{self.tag}:feed:{encode(merchant)}:{encode(location)}:{encode(source)}"
+
+    def prints(self, merchant: str, location: str, source: str) -> str:
+        """String: 4 bytes of the fingerprint of each of a source's last events."""
+        return f"{self.tag}:prints:{encode(merchant)}:{encode(location)}:{encode(source)}"
+
+    def feeds(self, merchant: str, location: str) -> str:
+        """Sorted set of a location's sources, all of score 0, so in byte order."""
+        return f"{self.tag}:feeds:{encode(merchant)}:{encode(location)}"
+
+    def quarantine(self, merchant: str, location: str) -> str:
+        """Hash of the events of a location that were set aside (`lua/lib/quarantine.lua`)."""
+        return f"{self.tag}:quarantine:{encode(merchant)}:{encode(location)}"
 
     def seen(self, merchant: str, operation: str) -> str:
         """Idempotency record of an operation id (see `digest`)."""

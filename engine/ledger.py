@@ -27,9 +27,14 @@ class OperationKind(StrEnum):
     RELEASE = "release"
     EXPIRE = "expire"
     MOVE = "move"
+    FEED = "feed"
     CONFIGURE = "configure"
     REPAIR = "repair"
     REBUILD = "rebuild"
+
+
+MOVEMENTS: Final = frozenset({OperationKind.MOVE, OperationKind.FEED})
+"""Kinds of physical events: their details begin alike."""
 
 
 class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -32,6 +32,18 @@ MAX_BATCH_ROWS: Final = 500
 MAX_BATCH_MOVEMENTS: Final = 1000
 """Movements in one call."""
 
+MAX_BATCH_EVENTS: Final = 1000
+"""Events of one source in one call."""
+
+DEFAULT_LATE_MS: Final = 72 * 3_600_000
+"""How late an event may be: a till that was cut off on Friday evening is back on Monday."""
+
+MAX_POLICIES: Final = 100_000
+"""Merchants and locations with a policy of their own, at some 150 bytes each."""
+
+MAX_LOCATION_SOURCES: Final = 1_000
+"""Sources of one location that are listed: tills and suppliers, not orders."""
+
 MAX_PAGE: Final = 500
 """Rows or reservations in one page of a listing."""
 
@@ -49,6 +61,17 @@ MAX_HOLD_MS: Final = 7 * 24 * 3_600_000
 RETENTION_MS: Final = 24 * 3_600_000
 """How long an ended reservation and an idempotency record stay, so that a late retry still finds
 its answer. Stripe keeps its keys as long."""
+
+RECENT_MS: Final = 7 * 24 * 3_600_000
+"""How long a row remembers when its units came and went: the longest that an event may be late."""
+
+FEED_RETENTION_MS: Final = 8 * 24 * 3_600_000
+"""How long an event is known by its id: a day more than the longest that it may be late, so that
+one which is forgotten is too late to be booked again."""
+
+MAX_AHEAD_MS: Final = 5 * 60_000
+"""How far ahead of the store's clock an event may say that it happened: tills' clocks are off by
+seconds or a few minutes; more is a wrong date."""
 
 MAX_GROUP_COMMANDS: Final = 128
 """Commands in one script call: at some 20 µs of server time each (`python -m bench --only scripts`
@@ -78,4 +101,7 @@ def script_limits() -> dict[str, int]:
         "max_ttl_ms": MAX_TTL_MS,
         "max_hold_ms": MAX_HOLD_MS,
         "retention_ms": RETENTION_MS,
+        "recent_ms": RECENT_MS,
+        "feed_retention_ms": FEED_RETENTION_MS,
+        "ahead_ms": MAX_AHEAD_MS,
     }

@@ -63,6 +63,13 @@ class LinesOf(msgspec.Struct, frozen=True):
         """Return the keys of the rows."""
         return [keys.stock(self.merchant, self.location, sku) for sku in self.skus]
 
+    def commit_keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
+        """Return the keys that a commit declares: it also remembers when units left."""
+        return (
+            *self.keys(keys, reservation),
+            *[keys.recent(self.merchant, self.location, sku) for sku in self.skus],
+        )
+
 
 class RecentLines:
     """The lines of reservations made by this process, so that ending one costs no extra read.

@@ -15,6 +15,7 @@ VERBS: Final = (
     "release",
     "expire",
     "move",
+    "feed",
     "configure",
     "repair",
 )

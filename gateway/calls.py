@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from engine.feeds import Feeds
 from engine.inventory import Inventory
 from gateway.rate_limits import Bucket
 from gateway.service import Service
@@ -40,6 +41,11 @@ class Call:
     def inventory(self) -> Inventory:
         """The engine. Raises StoreUnavailable while it is not open."""
         return self.service.inventory
+
+    @property
+    def feeds(self) -> Feeds:
+        """The sources of events. Raises StoreUnavailable while the store is not open."""
+        return self.service.feeds
 
 
 @dataclass(slots=True)

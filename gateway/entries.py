@@ -6,9 +6,10 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from engine.feeds import Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange
-from engine.model import MovementType, ReservationState
+from engine.model import ReservationState
 from gateway.wire import MissingLine, Time, Version, time_text
 
 
@@ -45,17 +46,26 @@ class PickedLine(msgspec.Struct, frozen=True):
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
-    `reference` is a movement's, `order_ref` a reservation's. `source`, of a rebuild, is the store
+    `type` is a movement's or an event's; `superseded` says that a later count has it already, and
+    `event_id`, `sequence`, `verdict`, `why` and `raw` tell of an event of a source. `reference` is
+    a movement's, `order_ref` a reservation's. `source`, of a rebuild, is the store
     that was rebuilt, and of a movement the system that reported it. `repaired` is what a repair put
     right, `finding` what the audit had found there.
     """
 
-    type: MovementType | UnsetType = UNSET
+    type: str | UnsetType = UNSET
     quantity: int | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     reference: str | UnsetType = UNSET
     source: str | UnsetType = UNSET
     occurred_at: Time | UnsetType = UNSET
+    superseded: bool | UnsetType = UNSET
+    sku: str | UnsetType = UNSET
+    event_id: str | UnsetType = UNSET
+    sequence: int | UnsetType = UNSET
+    verdict: Verdict | UnsetType = UNSET
+    why: str | UnsetType = UNSET
+    raw: str | UnsetType = UNSET
     order_ref: str | UnsetType = UNSET
     expires_at: Time | UnsetType = UNSET
     state_before: ReservationState | UnsetType = UNSET
@@ -153,14 +163,28 @@ def _row(change: RowChange) -> LedgerRow:
 
 
 def _moved(detail: Sequence[Any]) -> Details:
-    kind, quantity, reason, reference, source, occurred_at_ms = detail
+    kind, quantity, reason, reference, source, occurred_at_ms = detail[:6]
     return Details(
-        type=MovementType(kind),
+        type=kind,
         quantity=quantity,
         reason=reason or UNSET,
         reference=reference or UNSET,
         source=source or UNSET,
         occurred_at=time_text(occurred_at_ms) if occurred_at_ms else UNSET,
+        superseded=(len(detail) > 6 and detail[6]) or UNSET,
+    )
+
+
+def _fed(detail: Sequence[Any]) -> Details:
+    sku, event_id, number, verdict, why, raw = detail[8:14]
+    return msgspec.structs.replace(
+        _moved(detail),
+        sku=sku or UNSET,
+        event_id=event_id,
+        sequence=number or UNSET,
+        verdict=Verdict(verdict),
+        why=why or UNSET,
+        raw=raw or UNSET,
     )
 
 
@@ -182,6 +206,7 @@ def _committed(detail: Sequence[Any]) -> Details:
 
 _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.MOVE: _moved,
+    OperationKind.FEED: _fed,
     OperationKind.RESERVE: _reserved,
     OperationKind.CONFIRM: lambda detail: Details(order_ref=detail[0] or UNSET),
     OperationKind.EXTEND: lambda detail: Details(expires_at=time_text(detail[0])),

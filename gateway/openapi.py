@@ -8,6 +8,7 @@ import msgspec
 from engine.history import Order
 from engine.ledger import OperationKind
 from engine.limits import DEFAULT_PAGE, MAX_ID_BYTES, MAX_PAGE
+from gateway.feed_bodies import FeedEvent
 from gateway.paging import MAX_CURSOR_CHARACTERS
 from gateway.problems import kind_of
 from gateway.routes import OPERATIONS, HeaderField, Operation, Success, by_path
@@ -31,6 +32,8 @@ _PATH_PARAMETERS: Final = {
     "merchant": "The merchant's id.",
     "location": "The location's id.",
     "sku": "The SKU.",
+    "source": "The till or supplier that tells of events.",
+    "event": "The id that the quarantine lists.",
     "reservation": "The reservation's id, `rsv_...`.",
 }
 
@@ -127,7 +130,7 @@ def document(version: str) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    types: list[type] = [Problem, BatchMovement]
+    types: list[type] = [Problem, BatchMovement, FeedEvent]
     for operation in OPERATIONS:
         types += [operation.request] if operation.request is not None else []
         types += [success.body for success in operation.successes if success.body is not None]

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from engine.access import Role
+from engine.feeds import FeedEvent
 from engine.limits import MAX_KEY_CHARACTERS
 from engine.model import Movement
 from engine.outcomes import (
@@ -374,6 +375,9 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
 
 def _reused_key(body: object, detail: str) -> ProblemError:
     """Point to what served as the key: a batch's item and a confirmation bring their own."""
+    if isinstance(body, FeedEvent):
+        taken = "another event came under this sequence, or under this id without one"
+        return ProblemError(pointer="#/event_id", detail=taken)
     if isinstance(body, Movement):
         return ProblemError(pointer="#/id", detail=detail)
     if isinstance(body, ConfirmRequest):

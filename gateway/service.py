@@ -13,6 +13,7 @@ import structlog
 
 from engine.access import ApiKey, KeyCache, parse_secret
 from engine.boot import StoreFacts, StoreRefused, check_store
+from engine.feeds import Feeds
 from engine.history import History
 from engine.inventory import Inventory
 from engine.outcomes import HistoryUnavailable, StoreUnavailable
@@ -64,6 +65,7 @@ class Service:
         self._open_history = open_history
         self._inventory: Inventory | None = None
         self._history: History | None = None
+        self._feeds: Feeds | None = None
         self._keys: KeyCache | None = None
         self._facts: StoreFacts | None = None
         self._reasons = ["the store was not asked yet"]
@@ -83,6 +85,7 @@ class Service:
             await self._inventory.store.close()
             self._inventory = None
             self._history = None
+            self._feeds = None
             self._keys = None
 
     @property
@@ -91,6 +94,13 @@ class Service:
         if self._inventory is None:
             raise StoreUnavailable()
         return self._inventory
+
+    @property
+    def feeds(self) -> Feeds:
+        """The sources of events. Raises StoreUnavailable while the store was not opened yet."""
+        if self._feeds is None:
+            self._feeds = Feeds(self.inventory)
+        return self._feeds
 
     @property
     def history(self) -> History:

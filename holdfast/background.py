@@ -1,4 +1,4 @@
-"""The background process, one a deployment: expires abandoned holds, and keeps the archive.
+"""The background process, one a deployment: expires holds, takes events, keeps the archive.
 
 Run as `python -m holdfast.background`; `holdfast serve` starts it. It takes the store from
 HOLDFAST_REDIS_URL, the reconciler's settings from the variables that `reconciler.settings` names,
@@ -13,11 +13,13 @@ from typing import Final
 
 import structlog
 
+from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.outcomes import StoreUnavailable
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper
 from gateway import logs
+from holdfast.intake import Intake
 from reconciler.loop import Reconciler
 from reconciler.settings import ReconcilerSettings, SettingRefused
 
@@ -41,6 +43,7 @@ async def run(settings: StoreSettings, upkeep: ReconcilerSettings) -> int:
         async with asyncio.TaskGroup() as group:
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
+            group.create_task(Intake(inventory, Feeds(inventory)).run(stop))
     finally:
         await inventory.close()
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from engine.history import reference_of
-from engine.ledger import Levels, Operation, OperationKind
+from engine.ledger import MOVEMENTS, Levels, Operation, OperationKind
 
 BATCH_LINES: Final = 10_000
 """Lines of a row group of a Parquet file: some MB, which is what readers like."""
@@ -118,7 +118,7 @@ def lines_of(operation: Operation, *, partition: int, sequence: int, at_ms: int)
 def _movement(operation: Operation) -> tuple[str, str]:
     """Return an operation's type of movement and its reason, empty where it has none."""
     detail = operation.detail
-    if operation.kind is OperationKind.MOVE:
+    if operation.kind in MOVEMENTS:
         return str(detail[0]), str(detail[2])
     if operation.kind is OperationKind.RELEASE:
         return "", str(detail[2])

@@ -4,7 +4,8 @@
 -- Command {id, merchant, actor, picks, skus}
 --   picks    {{sku, quantity}, ...} for a short pick; {} takes every line whole
 --   skus     of the reservation's lines, as the caller knows them
--- Keys     reservation, open index of its location, then the row of each of `skus`
+-- Keys     reservation, open index of its location, then the row of each of `skus`, then the recent
+--          changes of each row
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            another ending, or another pick, came first
@@ -16,6 +17,7 @@
 -- @include rows
 -- @include ledger
 -- @include reservations
+-- @include asof
 
 -- The units to take of each SKU, and the same as an array in the order of the lines.
 local function picked_units(body, picks)
@@ -65,6 +67,10 @@ local replies = each_command(function(first, _, id, merchant, actor, picks, skus
   local short = missing_on_hand(units, row_keys, ordered)
   if #short > 0 then return {'insufficient_on_hand', short} end
 
+  for i, sku in ipairs(skus) do
+    local past = past_of(row_at(row_keys[sku]), KEYS[first + 1 + #skus + i])
+    add_delta(past, undated(past), -(units[sku] or 0))
+  end
   local state, expires_at = reservation.state, reservation.expires_at
   local lines = settle_rows(reservation, row_keys, units)
   reservation.picked = picked
@@ -76,6 +82,7 @@ end)
 
 -- After this point nothing may fail.
 write_rows()
+write_pasts()
 write_reservations()
 write_ledger()
 return table.concat(replies)

@@ -4,51 +4,43 @@
 -- Command {id, merchant, location, actor, fingerprint, kind, sku, quantity, expected version,
 --          may overdraw, location member, detail}
 --   kind     receive, return, transfer_in (+), sale, transfer_out (-), adjust (signed), count
---            (absolute: what is on the shelf now)
+--            (absolute: what was on the shelf at occurred_at)
+--   occurred_at       0 for now. What happened before the count that the row stands on, or at its
+--                     moment, changes nothing any more: it is recorded as superseded
 --   expected version  of the row, or -1 for any
 --   may overdraw      record a departure even beyond what the books have; see rows.lua
 --   location member   of the partition's index of locations
 --   detail   {reason, reference, source, occurred_at}, kept in the ledger as given
--- Keys     row, SKU index of the location, location index of the partition, idempotency record
+-- Keys     row, SKU index of the location, location index of the partition, idempotency record,
+--          recent changes of the row
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit,
 --           change of on_hand}
 --          {'key_reused'}
 --          {'version_conflict', version}
 --          {'insufficient_on_hand', {{sku, requested, on_hand, known}}}
 --          {'limit_exceeded', field, most}, {'invalid', field}
--- Ledger   move, detail {kind, quantity, reason, reference, source, occurred_at}
+-- Ledger   move, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later}
 -- @include group
 -- @include rows
 -- @include ledger
 -- @include seen
 -- @include listing
+-- @include asof
+-- @include events
 
-local DIRECTIONS = {receive = 1, ['return'] = 1, transfer_in = 1, sale = -1, transfer_out = -1}
-
--- The deltas of on_hand and deficit, or nil and the refusal.
-local function deltas(row, kind, sku, quantity, may_overdraw)
-  if kind == 'count' then
-    if not is_integer(quantity, 0, MAX_TOTAL) then return nil, {'invalid', 'quantity'} end
-    return quantity - row.on_hand, -row.deficit
+-- What the movement comes to (see lib/events.lua), or nil and the refusal.
+local function outcome(row, past, id, kind, sku, quantity, may_overdraw, at)
+  local bad_field = wrong_event(kind, quantity)
+  if bad_field then return nil, {'invalid', bad_field} end
+  if at > now + limits.ahead_ms then return nil, {'invalid', 'occurred_at'} end
+  local event = weigh(row, past, id, kind, quantity, at)
+  if event.too_late then return nil, {'invalid', 'occurred_at'} end
+  local leaves = event.superseded and 0 or -(event.units or 0)
+  if not may_overdraw and leaves > row.on_hand then
+    return nil, {'insufficient_on_hand', {{sku, leaves, row.on_hand, row.exists}}}
   end
-  local change = quantity
-  if kind == 'adjust' then
-    if quantity == 0 or not is_integer(quantity, -MAX_QUANTITY, MAX_QUANTITY) then
-      return nil, {'invalid', 'quantity'}
-    end
-  else
-    if not is_integer(quantity, 1, MAX_QUANTITY) then return nil, {'invalid', 'quantity'} end
-    if not DIRECTIONS[kind] then return nil, {'invalid', 'type'} end
-    change = quantity * DIRECTIONS[kind]
-  end
-  if not may_overdraw and -change > row.on_hand then
-    return nil, {'insufficient_on_hand', {{sku, -change, row.on_hand, row.exists}}}
-  end
-  local on_hand, deficit = shelf_deltas(row, change)
-  if row.on_hand + on_hand > MAX_TOTAL or row.deficit + deficit > MAX_TOTAL then
-    return nil, {'limit_exceeded', 'quantity', MAX_TOTAL}
-  end
-  return on_hand, deficit
+  if event.too_much then return nil, {'limit_exceeded', 'quantity', MAX_TOTAL} end
+  return event
 end
 
 local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, kind,
@@ -59,13 +51,16 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   if expected >= 0 and expected ~= row.version then
     return {'version_conflict', row.version}
   end
-  local on_hand, deficit = deltas(row, kind, sku, quantity, may_overdraw)
-  if not on_hand then return deficit end
+  local past = past_of(row, KEYS[first + 4])
+  local event, refused = outcome(row, past, id, kind, sku, quantity, may_overdraw, detail[4])
+  if not event then return refused end
 
   list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
-  local line = change_row(row, sku, on_hand, 0, 0, deficit)
+  take_in(past, event, id)
+  local on_hand = event.on_hand
+  local line = change_row(row, sku, on_hand, 0, 0, event.deficit)
   local at_sequence = record('move', id, merchant, location, actor, fingerprint, {line},
-    {kind, quantity, detail[1], detail[2], detail[3], detail[4]})
+    {kind, quantity, detail[1], detail[2], detail[3], detail[4], event.superseded, event.later})
   local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
     row.safety_stock, row.deficit, on_hand}
   remember(KEYS[first + 3], fingerprint, reply)
@@ -74,6 +69,7 @@ end)
 
 -- After this point nothing may fail.
 write_rows()
+write_pasts()
 write_listing()
 write_seen()
 write_ledger()

@@ -2,9 +2,10 @@
 -- repair: put right what the audit found, through the ledger. Nothing is ever edited silently.
 --
 -- Command {id, merchant, location, actor, what, reason, finding, ...what's own arguments}
---   'row'          sku, location member, token, version, levels, deltas, found
---                  Keys: row, SKU index, location index. The row gets these levels and version;
---                  deltas are its change by the ledger; found is kept in the ledger.
+--   'row'          sku, location member, token, version, levels, deltas, found, past
+--                  Keys: row, SKU index, location index, recent changes. The row gets these levels
+--                  and version; deltas are its change by the ledger; found is kept in the ledger.
+--                  past is {counted at, counted by, {{at, units}, ...}} as the ledger says.
 --   'reservation'  reservation id, token, hold, ms to keep an ended one
 --                  Keys: reservation, open index. The hash gets what hold says, the indexes follow;
 --                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body}.
@@ -13,7 +14,7 @@
 --                  first is that of its location. The hold index and they say what the hash says.
 --   'listing'      sku ('' for the location alone), location member
 --                  Keys: row, SKU index, location index. The two list the row if it is there.
---   'seen'         operation, token, fingerprint, reply without its code
+--   'seen'         operation, token, fingerprint, reply without its code, ms to keep it
 --                  Keys: idempotency record
 --   'remove'       name, token, reservation id or ''
 --                  Keys: the key that goes, then the open indexes that may name the reservation
@@ -30,6 +31,7 @@
 -- @include rows
 -- @include ledger
 -- @include listing
+-- @include asof
 
 local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit'}
 local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version'}
@@ -85,9 +87,24 @@ local function is_right_already(key, version, levels)
   return true
 end
 
+-- Has the row's past written anew: what the ledger says, and now what the repair changes.
+local function past_writes(key, recent_key, told, units)
+  local past = {counted_at = told[1], deltas = told[3]}
+  if units ~= 0 then past.deltas[#past.deltas + 1] = {undated(past), units} end
+  if told[1] > 0 then write('HSET', key, 'counted', integer(told[1]) .. '-' .. told[2]) end
+  write('DEL', recent_key)
+  local texts = {}
+  for i, delta in ipairs(past.deltas) do
+    texts[i] = struct.pack(DELTA_FORM, delta[1], delta[2])
+  end
+  if #texts > 0 then
+    write('SET', recent_key, table.concat(texts), 'PX', integer(limits.recent_ms))
+  end
+end
+
 local function repair_row(command, first)
   local id, merchant, location, actor, what, reason, finding, sku, member, token, version,
-    levels, deltas, found = unpack(command, 1, 14)
+    levels, deltas, found, past = unpack(command, 1, 15)
   local key = KEYS[first]
   for i = 1, #LEVELS do
     if not is_integer(levels[i], 0, MAX_TOTAL) then return {'invalid', LEVELS[i]} end
@@ -102,6 +119,7 @@ local function repair_row(command, first)
   changed[key] = true
   -- Whatever the key held goes first, as it may be of another type.
   write('DEL', key)
+  past_writes(key, KEYS[first + 3], past, deltas[1] - deltas[4])
   touched_rows[#touched_rows + 1] = {
     key = key, exists = true, on_hand = levels[1], reserved = levels[2], safety_stock = levels[3],
     deficit = levels[4], version = version, touched = true, shelf_touched = true,
@@ -204,15 +222,16 @@ end
 
 local function repair_seen(command, first)
   local id, merchant, location, actor, what, reason, finding, operation, token, fingerprint,
-    reply = unpack(command, 1, 11)
+    reply, keep_ms = unpack(command, 1, 12)
   local key = KEYS[first]
   if type(reply) ~= 'table' then return {'invalid', 'reply'} end
+  if not is_integer(keep_ms, 1, MAX_TOTAL) then return {'invalid', 'keep_ms'} end
   if changed_since(key, token) then return {'version_conflict', 0} end
   changed[key] = true
   write('SET', key, cmsgpack.pack({fingerprint, {'ok', unpack(reply)}}), 'PX',
-    integer(limits.retention_ms))
+    integer(keep_ms))
   return {'ok', record('repair', id, merchant, location, actor, '', {},
-    {what, reason, finding, operation, fingerprint, reply})}
+    {what, reason, finding, operation, fingerprint, reply, keep_ms})}
 end
 
 local function repair_remove(command, first, last)

@@ -5,8 +5,15 @@
 -- KEYS     meta (its field `rebuilding` names the rebuild), holds, location index, then the keys of
 --          each item
 -- ARGV     rebuild id, then msgpack of items:
---          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit}, ...}}
+--          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit,
+--           counted}, ...}}
 --            keys: SKU index of the location, then the row of each
+--          {'recent', {{at, units}, ...}, keep until}
+--            keys: recent changes of a row
+--          {'source', name, location member, {field, text, ...}, prints}
+--            keys: source, its prints, sources of the location, locations with sources
+--          {'quarantine', {id, body, ...}}
+--            keys: quarantine of the location
 --          {'reservation', id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
 --           created_at, keep until}
 --            keys: reservation, open index of its location. Times are ms, 0 where they do not apply.
@@ -36,6 +43,7 @@ local function restore_rows(item)
       'version', row[5])
     -- As in lib/rows.lua, a row without a deficit does not pay for the column.
     if row[6] ~= '0' then redis.call('HSET', key, 'deficit', row[6]) end
+    if row[7] ~= '' then redis.call('HSET', key, 'counted', row[7]) end
     listed[2 * i - 1] = '0'
     listed[2 * i] = row[1]
   end
@@ -72,7 +80,31 @@ local function restore_seen(item)
   redis.call('SET', key, record, 'PX', integer(keep_until - now))
 end
 
-local RESTORES = {rows = restore_rows, reservation = restore_reservation, seen = restore_seen}
+local function restore_recent(item)
+  local deltas, keep_until, texts = item[2], item[3], {}
+  local key = KEYS[first]
+  first = first + 1
+  if keep_until <= now then return end
+  for i, delta in ipairs(deltas) do texts[i] = struct.pack('>I6i6', delta[1], delta[2]) end
+  redis.call('SET', key, table.concat(texts), 'PX', integer(keep_until - now))
+end
+
+local function restore_source(item)
+  local _, name, member, fields, prints = unpack(item, 1, 5)
+  redis.call('HSET', KEYS[first], unpack(fields))
+  if #prints > 0 then redis.call('SET', KEYS[first + 1], prints) end
+  redis.call('ZADD', KEYS[first + 2], '0', name)
+  redis.call('ZADD', KEYS[first + 3], '0', member)
+  first = first + 4
+end
+
+local function restore_quarantine(item)
+  redis.call('HSET', KEYS[first], unpack(item[2]))
+  first = first + 1
+end
+
+local RESTORES = {rows = restore_rows, reservation = restore_reservation, seen = restore_seen,
+  recent = restore_recent, source = restore_source, quarantine = restore_quarantine}
 
 -- After this point nothing may fail.
 for i = 1, #items do RESTORES[items[i][1]](items[i]) end

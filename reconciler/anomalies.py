@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from engine.ledger import Entry, Operation, OperationKind
+from engine.ledger import MOVEMENTS, Entry, Operation, OperationKind
 from engine.model import MovementType
 from reconciler.findings import ChangeEvidence, Code, Finding, Invariant
 from reconciler.fold import RowKey
@@ -123,21 +123,21 @@ class ChangeWatch:
             for change in operation.rows:
                 books = change.levels.on_hand - change.levels.deficit
                 moved = change.deltas.on_hand - change.deltas.deficit
-                if moved == 0 and operation.kind is not OperationKind.MOVE:
+                if moved == 0 and operation.kind not in MOVEMENTS:
                     continue
                 key = (operation.merchant, operation.location, change.sku)
                 history = histories.get(key)
                 if history is None:
                     histories[key] = history = RowHistory(books, books)
-                    if operation.kind is OperationKind.MOVE:
+                    if operation.kind in MOVEMENTS:
                         self._count(operation, entry.at_ms, moved)
                 else:
-                    if operation.kind is OperationKind.MOVE:
+                    if operation.kind in MOVEMENTS:
                         self._judge(operation, key, history, (moved, books), sequence, entry.at_ms)
                     history.low = min(history.low, books)
                     history.high = max(history.high, books)
                     history.changes += 1
-                if operation.kind is OperationKind.MOVE and operation.detail[0] in _ARRIVALS:
+                if operation.kind in MOVEMENTS and operation.detail[0] in _ARRIVALS:
                     arrivals = history.arrivals = history.arrivals or []
                     arrivals.append(moved)
                     del arrivals[:-MAX_ARRIVALS]

@@ -32,7 +32,7 @@ from reconciler.findings import (
     RecordEvidence,
     RowEvidence,
 )
-from reconciler.fold import FoldedReservation, FoldedSeen, RowKey
+from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, RowKey
 from reconciler.inspection import (
     MAX_INSPECTED,
     Inspection,
@@ -44,6 +44,7 @@ from reconciler.inspection import (
     row_token,
     text_token,
 )
+from reconciler.past import Past, is_same_past
 
 MAX_SUSPECTS: Final = 10_000
 """Rows, reservations and records each that are looked at again; the rest are counted."""
@@ -52,7 +53,7 @@ INDEX_PAGE: Final = 500
 RETENTION_MARGIN_MS: Final = 60_000
 """Around the end of its retention a key may be there or not."""
 
-ROW_LOOKS: Final = 3
+ROW_LOOKS: Final = 4
 HOLD_LOOKS: Final = 3
 MAX_PLACES: Final = 3
 """Open indexes that a reservation is looked up in, its own not counted; the next audit finds more.
@@ -213,16 +214,21 @@ class Comparison:
 
     async def _pass_rows(self) -> None:
         keys, state = self._keys, self._account.state
-        for chunk in _chunks(list(state.rows), MAX_INSPECTED // 2):
+        for chunk in _chunks(list(state.rows), MAX_INSPECTED // 3):
             looks = []
             for merchant, location, sku in chunk:
                 looks.append(Look("hash", keys.stock(merchant, location, sku)))
                 looks.append(Look(f"score {sku}", keys.skus(merchant, location)))
-            values = (await self._look(looks)).values
+                looks.append(Look("string", keys.recent(merchant, location, sku)))
+            inspection = await self._look(looks)
             for index, key in enumerate(chunk):
-                live = to_row(values[2 * index])
-                wanted = ledger_row(self._account.state.rows.get(key))
-                if live != wanted or not _is_score(values[2 * index + 1]):
+                value, listed, recent = inspection.values[3 * index : 3 * index + 3]
+                folded = self._account.state.rows.get(key)
+                if (
+                    to_row(value) != ledger_row(folded)
+                    or not _is_score(listed)
+                    or not _is_same_past(folded, value, recent, inspection)
+                ):
                     self.suspect(rows=[key])
             self.rows += len(chunk)
 
@@ -331,11 +337,14 @@ class Comparison:
             looks.append(Look("hash", keys.stock(merchant, location, sku)))
             looks.append(Look(f"score {sku}", keys.skus(merchant, location)))
             looks.append(Look(f"score {location_member(merchant, location)}", keys.locations))
+            looks.append(Look("string", keys.recent(merchant, location, sku)))
         inspection = await self._look(looks)
         held = self._account.held()
         listed_places = set(self._places())
         for index, key in enumerate(chunk):
-            value, listed, placed = inspection.values[index * ROW_LOOKS : (index + 1) * ROW_LOOKS]
+            value, listed, placed, recent = inspection.values[
+                index * ROW_LOOKS : (index + 1) * ROW_LOOKS
+            ]
             folded = self._account.state.rows.get(key)
             noted = notes.rows.get(key)
             live = to_row(value)
@@ -349,6 +358,8 @@ class Comparison:
                     books_drift=0 if noted is None else noted.books_drift,
                     safety_stock_drift=0 if noted is None else noted.safety_stock_drift,
                     versions_skipped=noted is not None and noted.versions_skipped,
+                    past=(folded.past if folded is not None else None) or Past(),
+                    past_differs=not _is_same_past(folded, value, recent, inspection),
                 )
                 unsettled = [] if noted is None else notes.unsettled(noted.notes)
                 self.findings += row_findings(
@@ -447,11 +458,17 @@ class Comparison:
         location = ""
         fingerprint, reply = _read_record(value)
         remedy = "removed, or taken over where the ledger lost operations"
+        keep_ms = RETENTION_MS
         if record is not None:
+            keep_ms = record.keep_ms
             location, fingerprint, reply = record.location, record.fingerprint, record.reply
             remedy = "written again as the ledger says: a retry must find its answer"
         evidence = RecordEvidence(
-            token=text_token(value), operation=operation, fingerprint=fingerprint, reply=reply
+            token=text_token(value),
+            operation=operation,
+            fingerprint=fingerprint,
+            reply=reply,
+            keep_ms=keep_ms,
         )
         details = {
             Code.RECORD_UNKNOWN: "tells of an effect that the ledger does not have",
@@ -489,6 +506,15 @@ def _listing_finding(partition: int, key: RowKey) -> Finding:
     )
 
 
+def _is_same_past(
+    folded: FoldedRow | None, value: Value, recent: Value, inspection: Inspection
+) -> bool:
+    counted = value.get(b"counted") if isinstance(value, dict) else None
+    past = None if folded is None else folded.past
+    now_ms = max(inspection.now_ms, inspection.clock_ms)
+    return is_same_past(past, counted, recent, now_ms)
+
+
 def _is_as_wanted(
     wanted: FoldedReservation, found: Sequence[Value], inspection: Inspection
 ) -> bool:
@@ -504,7 +530,7 @@ def _is_as_wanted(
 
 def _is_record(record: FoldedSeen, value: Value, inspection: Inspection) -> bool:
     if value is None:
-        return _is_old(record.at_ms, inspection)
+        return _is_old(record.at_ms, inspection, record.keep_ms)
     return _read_record(value) == (record.fingerprint, tuple(record.reply))
 
 
@@ -519,13 +545,13 @@ def _read_record(value: Value) -> tuple[str, tuple[int, ...]]:
         return "", ()
 
 
-def _is_old(ended_at_ms: int, inspection: Inspection) -> bool:
+def _is_old(ended_at_ms: int, inspection: Inspection, keep_ms: int = RETENTION_MS) -> bool:
     """Tell whether what ended then may be gone: its retention is over, or nearly.
 
     A key's own time runs on the server's clock, which may have gone back behind the partition's.
     """
     ahead_ms = max(0, inspection.clock_ms - inspection.now_ms)
-    return ended_at_ms + RETENTION_MS <= inspection.now_ms + ahead_ms + RETENTION_MARGIN_MS
+    return ended_at_ms + keep_ms <= inspection.now_ms + ahead_ms + RETENTION_MARGIN_MS
 
 
 def _is_score(value: Value) -> bool:

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
+from engine.ledger import MOVEMENTS, Entry, Levels, Operation, OperationKind, RowChange
 from engine.limits import MAX_TOTAL, RETENTION_MS
 from engine.model import MovementType, ReservationState
 from reconciler.findings import Code, Invariant
@@ -28,6 +28,11 @@ ROUNDING_MS: Final = 1_000
 _ARRIVALS: Final = frozenset(
     {MovementType.RECEIVE, MovementType.RETURN, MovementType.TRANSFER_IN, MovementType.ADJUST}
 )
+_SUPERSEDED: Final = 6
+_LATER: Final = 7
+"""Where the detail of either says that a later count has it, and what came after a count."""
+
+_EVENT_SEQUENCE: Final = 10
 _HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, OperationKind.EXPIRE})
 _ON_RESERVATIONS: Final = _HELD_ONLY | {OperationKind.COMMIT, OperationKind.RELEASE}
 _REMEMBERED: Final = frozenset({OperationKind.MOVE, OperationKind.CONFIGURE, OperationKind.EXTEND})
@@ -181,6 +186,12 @@ class Contradictions:
             record = state.seen.get(the_id)
             again = the_id in seen.operations or (record is not None and record.at_ms > oldest)
             seen.operations.add(the_id)
+        elif kind is OperationKind.FEED:
+            # One that was set aside is booked later under the same id.
+            if operation.id not in state.quarantine and not operation.detail[_EVENT_SEQUENCE]:
+                record = state.seen.get(operation.id)
+                again = operation.id in seen.operations or record is not None
+                seen.operations.add(operation.id)
         elif kind is OperationKind.RESERVE:
             held = state.reservations.get(operation.id)
             again = operation.id in seen.reservations or (
@@ -284,7 +295,7 @@ class Contradictions:
         notes = self.rows.get(key)
         if notes is None:
             return
-        if _is_count(operation):
+        if counted_books(operation) is not None:
             notes.books_drift = 0
         elif operation.kind is OperationKind.CONFIGURE:
             notes.safety_stock_drift = 0
@@ -346,11 +357,29 @@ _STATES_AFTER: Final = {
 def movement_units(operation: Operation) -> int:
     """Return the change of on_hand - deficit that a movement other than a count says, in units."""
     kind, quantity = operation.detail[0], operation.detail[1]
+    if is_superseded(operation):
+        return 0
     return int(quantity) if MovementType(kind) in _ARRIVALS else -int(quantity)
 
 
+def is_superseded(operation: Operation) -> bool:
+    """Tell whether a movement or an event was inside a later count, and so changed nothing."""
+    return len(operation.detail) > _SUPERSEDED and bool(operation.detail[_SUPERSEDED])
+
+
+def counted_books(operation: Operation) -> int | None:
+    """Return what a count makes on_hand - deficit; None where it is no count, or changed nothing.
+
+    That is what was counted, and the units of what happened since and came before it.
+    """
+    if not _is_count(operation) or is_superseded(operation):
+        return None
+    later = operation.detail[_LATER] if len(operation.detail) > _LATER else 0
+    return int(operation.detail[1]) + int(later)
+
+
 def _is_count(operation: Operation) -> bool:
-    return operation.kind is OperationKind.MOVE and operation.detail[0] == MovementType.COUNT
+    return operation.kind in MOVEMENTS and operation.detail[0] == MovementType.COUNT
 
 
 def _said(
@@ -362,9 +391,12 @@ def _said(
     """
     kind, detail = operation.kind, operation.detail
     levels, deltas = change.levels, change.deltas
-    if kind is OperationKind.MOVE:
-        if _is_count(operation):
-            return int(detail[1]) - (_books(levels) - _books(deltas)), 0, 0
+    if kind in MOVEMENTS:
+        if is_superseded(operation):
+            return 0, 0, 0
+        counted = counted_books(operation)
+        if counted is not None:
+            return counted - (_books(levels) - _books(deltas)), 0, 0
         return movement_units(operation), 0, 0
     if kind is OperationKind.CONFIGURE:
         return 0, 0, int(detail[0]) - (levels.safety_stock - deltas.safety_stock)

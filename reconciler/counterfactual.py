@@ -11,11 +11,10 @@ from typing import Final
 
 import msgspec
 
-from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
-from engine.model import MovementType
+from engine.ledger import MOVEMENTS, Entry, Levels, Operation, OperationKind, RowChange
 from engine.outcomes import InvalidCommand
 from reconciler.anomalies import UNDO
-from reconciler.contradictions import movement_units
+from reconciler.contradictions import counted_books, movement_units
 from reconciler.findings import RowFacts
 from reconciler.fold import PartitionState, RowKey
 
@@ -28,7 +27,7 @@ MAX_UNDONE_ROWS: Final = 1_000_000
 IMPORT: Final = "import:"
 """What stands before an import's id in the reference of its movements."""
 
-_UNDOABLE: Final = frozenset({OperationKind.MOVE, OperationKind.CONFIGURE})
+_UNDOABLE: Final = MOVEMENTS | {OperationKind.CONFIGURE}
 
 
 class TooMuchToUndo(Exception):
@@ -70,7 +69,7 @@ class Target(msgspec.Struct, frozen=True):
 def names_of(operation: Operation) -> frozenset[str]:
     """Return the names by which a target may mean a movement or a setting."""
     names = {operation.id, operation.actor}
-    if operation.kind is OperationKind.MOVE and operation.detail[3]:
+    if operation.kind in MOVEMENTS and operation.detail[3]:
         names.add(str(operation.detail[3]).removeprefix(IMPORT))
     return frozenset(names)
 
@@ -163,7 +162,7 @@ class Counterfactual:
         self.last_at_ms = at_ms
         if len(self.actors) < MAX_LISTED:
             self.actors[operation.actor] = None
-        if operation.kind is OperationKind.MOVE and len(self.references) < MAX_LISTED:
+        if operation.kind in MOVEMENTS and len(self.references) < MAX_LISTED:
             self.references[str(operation.detail[3])] = None
         for change in operation.rows:
             key = (operation.merchant, operation.location, change.sku)
@@ -204,11 +203,11 @@ class Counterfactual:
 
     def _change(self, operation: Operation, key: RowKey, change: RowChange, shelf: _Shelf) -> None:
         kind, deltas = operation.kind, change.deltas
-        if kind is OperationKind.MOVE:
-            if operation.detail[0] == MovementType.COUNT:
-                shelf.on_hand, shelf.deficit = int(operation.detail[1]), 0
-            else:
-                shelf.add(movement_units(operation))
+        counted = counted_books(operation)
+        if counted is not None:
+            shelf.on_hand, shelf.deficit = max(0, counted), max(0, -counted)
+        elif kind in MOVEMENTS:
+            shelf.add(movement_units(operation))
         elif kind is OperationKind.CONFIGURE:
             shelf.safety_stock = int(operation.detail[0])
         elif kind is OperationKind.RESERVE:

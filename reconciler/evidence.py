@@ -90,6 +90,10 @@ def row_findings(
         )
 
     found = [finding(*difference) for difference in _row_differences(row)]
+    if row.past_differs and row.live is not None:
+        detail = "the row does not remember when its units came and went as the ledger says"
+        remedy = "written again as the ledger says: a late count must find it"
+        found.append(finding(Invariant.FOLD, Code.PAST_DIFFERS, detail, remedy))
     remedy = "what no operation explains is taken back through the ledger"
     found += [
         finding(note.invariant, note.code, note.detail, remedy, note.sequence) for note in notes

@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 
 from engine.ledger import Levels, OperationKind
+from engine.limits import RETENTION_MS
 from reconciler.fold import FoldedReservation
+from reconciler.past import Past
 
 
 class Invariant(StrEnum):
@@ -50,6 +52,7 @@ class Code(StrEnum):
     ROW_MISSING = "row_missing"
     ROW_UNKNOWN = "row_unknown"
     ROW_UNREADABLE = "row_unreadable"
+    PAST_DIFFERS = "past_differs"
     BOOKS_DIFFER = "books_differ"
     RESERVED_DIFFERS = "reserved_differs"
     OVERSOLD = "oversold"
@@ -99,6 +102,7 @@ class Code(StrEnum):
 _WARNINGS: Final = frozenset(
     {
         Code.ANSWER_MISSING,
+        Code.PAST_DIFFERS,
         Code.HOLD_INDEX_DIFFERS,
         Code.OPEN_INDEX_DIFFERS,
         Code.RECORD_MISSING,
@@ -154,7 +158,8 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     `live` is None where the row is missing or cannot be read as one, `ledger` where it does not
     know the row. `held` are the units of its open reservations by the ledger. The drifts are what
     the row's history changed without an operation that says so: `books` of on_hand - deficit.
-    `token` is how the key looked; a repair is refused once it looks otherwise.
+    `token` is how the key looked; a repair is refused once it looks otherwise. `past` is what the
+    row should remember of when its units came and went, `past_differs` that it does not.
     """
 
     token: str
@@ -165,6 +170,8 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     books_drift: int = 0
     safety_stock_drift: int = 0
     versions_skipped: bool = False
+    past: Past = msgspec.field(default_factory=Past)
+    past_differs: bool = False
 
 
 class HoldEvidence(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +200,7 @@ class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     fingerprint: str = ""
     reply: tuple[int, ...] = ()
+    keep_ms: int = RETENTION_MS
 
 
 class SegmentEvidence(msgspec.Struct, frozen=True, kw_only=True):

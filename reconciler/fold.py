@@ -11,9 +11,11 @@ from typing import Any, Final
 import msgspec
 
 from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
-from engine.limits import RETENTION_MS
-from engine.model import Line, ReservationState
+from engine.limits import FEED_RETENTION_MS, RETENTION_MS
+from engine.model import Line, MovementType, ReservationState
 from engine.reservations import Body
+from reconciler.past import Past
+from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
 MAX_FINDINGS: Final = 10_000
 """Disagreements that one fold keeps; a ledger with more is described well enough by them."""
@@ -21,8 +23,16 @@ MAX_FINDINGS: Final = 10_000
 # Looked up once and not in every operation: members of an enum cost more than all else of a check.
 _RESERVE: Final = OperationKind.RESERVE
 _MOVE: Final = OperationKind.MOVE
+_COMMIT: Final = OperationKind.COMMIT
+_FEED: Final = OperationKind.FEED
 _REPAIR: Final = OperationKind.REPAIR
 _OPEN: Final = (ReservationState.HELD, ReservationState.CONFIRMED)
+
+_COUNT: Final = MovementType.COUNT.value
+_DEPARTURES: Final = frozenset({MovementType.SALE.value, MovementType.TRANSFER_OUT.value})
+
+_SUPERSEDED: Final = 6
+"""Where the detail of a movement says whether a later count has it already."""
 
 RowKey = tuple[str, str, str]
 """(merchant, location, SKU)."""
@@ -37,6 +47,7 @@ class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     deficit: int
     version: int
     sequence: int
+    past: Past | None = None
 
     def levels(self) -> tuple[int, int, int, int]:
         """Return on_hand, reserved, safety_stock and deficit."""
@@ -68,6 +79,7 @@ class FoldedSeen(msgspec.Struct, array_like=True, gc=False):
     fingerprint: str
     reply: tuple[Any, ...]
     at_ms: int
+    keep_ms: int = RETENTION_MS
 
 
 class Disagreement(msgspec.Struct, frozen=True):
@@ -96,16 +108,23 @@ class PartitionState(msgspec.Struct):
     rows: dict[RowKey, FoldedRow] = msgspec.field(default_factory=dict)
     reservations: dict[str, FoldedReservation] = msgspec.field(default_factory=dict)
     seen: dict[str, FoldedSeen] = msgspec.field(default_factory=dict)
+    sources: dict[SourceKey, FoldedSource] = msgspec.field(default_factory=dict)
+    quarantine: dict[str, FoldedQuarantined] = msgspec.field(default_factory=dict)
 
     def prune(self, now_ms: int) -> None:
-        """Forget what the store has forgotten: endings and idempotency records past 24 hours."""
+        """Forget what the store has forgotten: endings and idempotency records past their time."""
         oldest = now_ms - RETENTION_MS
         self.reservations = {
             key: value
             for key, value in self.reservations.items()
             if value.is_open or value.ended_at_ms > oldest
         }
-        self.seen = {key: value for key, value in self.seen.items() if value.at_ms > oldest}
+        self.seen = {
+            key: value for key, value in self.seen.items() if value.at_ms + value.keep_ms > now_ms
+        }
+        for row in self.rows.values():
+            if row.past is not None:
+                row.past.prune(now_ms)
 
 
 class Fold:
@@ -152,8 +171,11 @@ class Fold:
         kind = operation.kind
         if kind is _RESERVE:
             self._reserve(operation, at_ms)
+        elif kind is _FEED:
+            self._feed(operation, sequence, at_ms)
         elif kind is _MOVE:
             change = operation.rows[0]
+            self._remember_event(operation, at_ms)
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
                 operation.location,
@@ -204,6 +226,60 @@ class Fold:
         row.version = change.version
         row.sequence = sequence
 
+    def _past(self, key: RowKey) -> Past:
+        row = self.state.rows[key]
+        if row.past is None:
+            row.past = Past()
+        return row.past
+
+    def _remember_event(self, operation: Operation, at_ms: int) -> None:
+        """Make a movement or a booked event part of its row's past."""
+        kind, quantity, occurred_at_ms = (operation.detail[i] for i in (0, 1, 5))
+        if len(operation.detail) > _SUPERSEDED and operation.detail[_SUPERSEDED]:
+            return
+        past = self._past((operation.merchant, operation.location, operation.rows[0].sku))
+        if kind == _COUNT:
+            past.count(occurred_at_ms, operation.id, at_ms)
+        else:
+            units = -quantity if kind in _DEPARTURES else quantity
+            past.add(occurred_at_ms or past.undated(at_ms), units, at_ms)
+
+    def _feed(self, operation: Operation, sequence: int, at_ms: int) -> None:
+        """Take over what an event did beside its row; `lua/feed.lua` is the twin."""
+        merchant, location, detail = operation.merchant, operation.location, operation.detail
+        kind, quantity, reason, reference, name, occurred_at_ms, _, _, sku, event_id = detail[:10]
+        number, verdict, why, raw = detail[10:14]
+        if operation.rows:
+            self._remember_event(operation, at_ms)
+        if verdict == "quarantined":
+            body = [at_ms, why, operation.actor, operation.fingerprint, name, event_id, kind]
+            body += [sku, quantity, occurred_at_ms, number, reason, reference, raw]
+            self.state.quarantine[operation.id] = FoldedQuarantined(merchant, location, body)
+        elif self.state.quarantine.pop(operation.id, None) is not None:
+            # It was tried again or dropped: its source had been heard when it came.
+            return
+        if raw:
+            # It could not be read, so it is no event of a source.
+            return
+        source = self.state.sources.setdefault((merchant, location, name), FoldedSource())
+        if verdict == "skipped":
+            source.hear(at_ms, 0)
+            source.skip(number)
+            return
+        source.hear(at_ms, 0 if verdict == "quarantined" else occurred_at_ms)
+        source.mode = "sequence" if number else "ids"
+        if number:
+            source.note(number, operation.fingerprint, at_ms)
+        else:
+            self.state.seen[operation.id] = FoldedSeen(
+                merchant,
+                location,
+                operation.fingerprint,
+                (at_ms, sequence),
+                at_ms,
+                FEED_RETENTION_MS,
+            )
+
     def _reserve(self, operation: Operation, at_ms: int) -> None:
         ttl_ms, order_ref, missing, expires_at_ms = operation.detail
         self.state.reservations[operation.id] = FoldedReservation(
@@ -239,6 +315,10 @@ class Fold:
                 "OneEnding", sequence, f"{kind} after {reservation.state}", None, operation.id
             )
         detail = operation.detail
+        if kind is _COMMIT:
+            for change in operation.rows:
+                past = self._past((operation.merchant, operation.location, change.sku))
+                past.add(past.undated(at_ms), change.deltas.on_hand, at_ms)
         if kind is OperationKind.CONFIRM:
             reservation.state = ReservationState.CONFIRMED
             reservation.confirmed_at_ms = at_ms
@@ -256,20 +336,25 @@ class Fold:
         else:
             reservation.state = _ENDINGS[kind]
             reservation.ended_at_ms = at_ms
-            if kind is OperationKind.COMMIT:
+            if kind is _COMMIT:
                 reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
 
     def _repair(self, operation: Operation, at_ms: int) -> None:
         """Take over what a repair says beside its rows; `lua/repair.lua` lists the details."""
         detail = operation.detail
+        for change in operation.rows:
+            past = self._past((operation.merchant, operation.location, change.sku))
+            units = change.deltas.on_hand - change.deltas.deficit
+            past.add(past.undated(at_ms), units, at_ms, tidy=False)
         gap = acknowledged_gap(operation)
         if gap is not None:
             self._acknowledged.append(gap)
         elif detail[0] == "reservation":
             self.state.reservations[detail[3]] = msgspec.convert(detail[4], FoldedReservation)
         elif detail[0] == "seen":
-            self.state.seen[detail[3]] = FoldedSeen(
-                operation.merchant, operation.location, detail[4], tuple(detail[5]), at_ms
+            _, _, _, the_id, fingerprint, reply, keep_ms = detail
+            self.state.seen[the_id] = FoldedSeen(
+                operation.merchant, operation.location, fingerprint, tuple(reply), at_ms, keep_ms
             )
 
     def _disagree(

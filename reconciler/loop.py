@@ -19,6 +19,8 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from engine.clock import clock_ms
+from engine.feed_watch import FeedWatch
+from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.leases import Lease
 from engine.outcomes import HoldfastError
@@ -95,6 +97,7 @@ class Reconciler:
             owner=self._owner,
             keys_per_second=max(1, settings.audit_rows_per_second),
         )
+        self._feed_watch = FeedWatch(inventory, Feeds(inventory))
         self._failing: dict[str, str] = {}
         self._told_at: dict[str, float] = {}
         self._archived_at_ms = 0
@@ -279,6 +282,7 @@ class Reconciler:
         backlog = await read_backlog(self._store, self._inventory.keys)
         used_bytes, limit_bytes = await self._memory()
         alarms = self._alarms(backlog, used_bytes, limit_bytes)
+        alarms += await self._feed_watch.round(await self._clock_ms())
         self._sound(alarms)
         archive = "off"
         if self._settings.archive_url:

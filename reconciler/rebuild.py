@@ -325,6 +325,8 @@ class _Rebuild:
         state.rows.update(piece.rows)
         state.reservations.update(piece.reservations)
         state.seen.update(piece.seen)
+        state.sources.update(piece.sources)
+        state.quarantine.update(piece.quarantine)
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
         path = self._archive.path(snapshot_path(partition, sequence))
@@ -503,6 +505,12 @@ def _cut(state: PartitionState, partitions: int) -> dict[int, PartitionState]:
     for operation, record in state.seen.items():
         number = partition_of(record.merchant, record.location, partitions)
         pieces[number].seen[operation] = record
+    for name, source in state.sources.items():
+        number = partition_of(name[0], name[1], partitions)
+        pieces[number].sources[name] = source
+    for the_id, event in state.quarantine.items():
+        number = partition_of(event.merchant, event.location, partitions)
+        pieces[number].quarantine[the_id] = event
     return pieces
 
 

@@ -264,7 +264,8 @@ class _PartitionPlan:
         )
         has_history = any(finding.code in _HISTORY for finding in findings)
         readable = row.live is not None or row.token == MISSING
-        if readable and row.live == row.ledger and right == ledger and not has_history:
+        is_as_told = row.live == row.ledger and right == ledger and not row.past_differs
+        if readable and is_as_told and not has_history:
             # Its holds did not sum up, and with the reservations that are put right they do.
             return None
         return RowStep(
@@ -280,6 +281,7 @@ class _PartitionPlan:
             levels=right,
             deltas=_minus(right, ledger),
             found=row.live_text,
+            past=row.past,
         )
 
     def _base(self, row: RowEvidence) -> Levels:

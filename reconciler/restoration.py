@@ -8,11 +8,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engine.keys import MOVED_KEY, PartitionKeys, location_member, reservation_hash
-from engine.limits import RETENTION_MS
+from engine.limits import RECENT_MS, RETENTION_MS
 from engine.model import ReservationState
 from engine.scripts import script
 from engine.store import Store
-from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState
+from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState, RowKey
+from reconciler.past import Past
+from reconciler.sources import FoldedSource, SourceKey, quarantine_text, source_texts
 
 MAX_CALL_KEYS: Final = 1_000
 """Keys in one call: some 5 ms of the store's time, so that reads still have their turn."""
@@ -105,6 +107,12 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
         yield _reservation_item(keys, the_id, reservation)
     for operation, record in state.seen.items():
         yield _seen_item(keys, operation, record)
+    for key, row in state.rows.items():
+        if row.past is not None and row.past.deltas:
+            yield _recent_item(keys, key, row.past)
+    for name, source in state.sources.items():
+        yield _source_item(keys, name, source)
+    yield from _quarantine_items(keys, state)
 
 
 def _row_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
@@ -154,10 +162,50 @@ def _seen_item(keys: PartitionKeys, operation: str, record: FoldedSeen) -> _Item
         (
             "seen",
             _text((record.fingerprint, ("ok", *record.reply))),
-            record.at_ms + RETENTION_MS,
+            record.at_ms + record.keep_ms,
         ),
         1,
     )
+
+
+def _recent_item(keys: PartitionKeys, key: RowKey, past: Past) -> _Item:
+    return _Item((keys.recent(*key),), ("recent", past.deltas, past.at_ms + RECENT_MS), 1)
+
+
+def _source_item(keys: PartitionKeys, name: SourceKey, source: FoldedSource) -> _Item:
+    merchant, location, _ = name
+    fields: list[Any] = []
+    for field, text in source_texts(source).items():
+        fields += (field, _as_text(text))
+    return _Item(
+        (
+            keys.feed(*name),
+            keys.prints(*name),
+            keys.feeds(merchant, location),
+            keys.feeding,
+        ),
+        (
+            "source",
+            name[2],
+            location_member(merchant, location),
+            fields,
+            _as_text(bytes(source.prints)),
+        ),
+        1,
+    )
+
+
+def _quarantine_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
+    by_location: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
+    for the_id, event in state.quarantine.items():
+        by_location[event.merchant, event.location] += (
+            the_id,
+            _as_text(quarantine_text(event)),
+        )
+    for place, pairs in by_location.items():
+        for start in range(0, len(pairs), 2 * MAX_ITEM_ROWS):
+            some = pairs[start : start + 2 * MAX_ITEM_ROWS]
+            yield _Item((keys.quarantine(*place),), ("quarantine", some), len(some) // 2)
 
 
 def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
@@ -168,6 +216,7 @@ def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
         str(row.safety_stock),
         str(row.version),
         str(row.deficit),
+        "" if row.past is None else row.past.counted(),
     )
 
 
@@ -177,7 +226,11 @@ def _text(value: Any) -> msgspec.Raw:
     The script can keep it as it comes: packed here it is byte for byte what the scripts would
     pack themselves. msgpack's type for bytes is none that they could read.
     """
-    packed = _encode(value)
+    return _as_text(_encode(value))
+
+
+def _as_text(packed: bytes) -> msgspec.Raw:
+    """Pack bytes as a text, whatever they are."""
     size = len(packed)
     if size < 32:
         return msgspec.Raw(bytes((0xA0 | size,)) + packed)

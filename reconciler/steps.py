@@ -13,6 +13,7 @@ from engine.keys import PartitionKeys, digest, location_member
 from engine.ledger import Levels
 from reconciler.findings import RecordEvidence, SegmentEvidence
 from reconciler.fold import FoldedReservation
+from reconciler.past import Past
 
 Place = tuple[str, str]
 """(merchant, location)."""
@@ -33,6 +34,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
     levels: Levels
     deltas: Levels
     found: dict[str, str] | None = None
+    past: Past = msgspec.field(default_factory=Past)
 
     def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
         """Make the command."""
@@ -42,6 +44,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
                 keys.stock(self.merchant, self.location, self.sku),
                 keys.skus(self.merchant, self.location),
                 keys.locations,
+                keys.recent(self.merchant, self.location, self.sku),
             ),
             (
                 _id(self, self.sku, self.token),
@@ -53,6 +56,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
                 self.levels,
                 self.deltas,
                 found,
+                (self.past.counted_at_ms, self.past.counted_by, self.past.deltas),
             ),
         )
 
@@ -175,6 +179,7 @@ class RecordStep(msgspec.Struct, frozen=True, kw_only=True, tag="seen"):
                 record.token,
                 record.fingerprint,
                 record.reply,
+                record.keep_ms,
             ),
         )
 

@@ -26,6 +26,7 @@ from reconciler.counterfactual import (
 from reconciler.evidence import to_row
 from reconciler.fold import FoldedReservation, RowKey
 from reconciler.inspection import MAX_INSPECTED, Look, inspect, row_token
+from reconciler.past import Past
 from reconciler.repair import RepairReport, Verdict, apply
 from reconciler.steps import RowStep
 
@@ -231,6 +232,7 @@ async def _due(
 
 def _step(partition: _Partition, difference: RowDifference, token: str) -> RowStep:
     levels, without = difference.actual.levels, difference.without
+    row = partition.account.state.rows[difference.merchant, difference.location, difference.sku]
     name = partition.counterfactual.target.name
     return RowStep(
         partition=partition.number,
@@ -249,6 +251,7 @@ def _step(partition: _Partition, difference: RowDifference, token: str) -> RowSt
             without.safety_stock - levels.safety_stock,
             without.deficit - levels.deficit,
         ),
+        past=row.past or Past(),
     )
 
 

@@ -37,9 +37,13 @@ COLUMNS: Final = ("on_hand", "reserved", "safety_stock", "deficit")
 ARRIVALS: Final = ("receive", "return", "transfer_in")
 DEPARTURES: Final = ("sale", "transfer_out")
 LIVE: Final = ("held", "confirmed")
+MOVEMENTS: Final = ("move", "feed")
 NOUNS: Final = ("stock", "rsv", "open", "skus", "seen")
 
+RECORDED: Final = (*MOVEMENTS, "configure", "extend")
+
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
+_COUNTED = re.compile(rb"[1-9][0-9]{0,15}-[0-9a-f]{8}")
 
 RowName = tuple[str, str, str]
 """(merchant, location, SKU)."""
@@ -79,6 +83,7 @@ class _Partition:
     rows: dict[RowName, _Row] = field(default_factory=dict)
     promises: dict[str, _Promise] = field(default_factory=dict)
     effects: dict[tuple[str, ...], int] = field(default_factory=dict)
+    unrecorded: set[tuple[str, ...]] = field(default_factory=set)
 
 
 class Audit:
@@ -170,23 +175,36 @@ class Audit:
         effect: tuple[str, ...] = (kind, merchant, the_id)
         if kind == "extend":
             effect = (*effect, detail[2])
+        if kind == "feed":
+            # What was set aside may be booked or dropped later, under the same id.
+            settled = detail[11] in ("quarantined", "dropped", "skipped")
+            effect = (kind, merchant, detail[11] if settled else "booked", the_id)
         if kind != "repair" and effect in partition.effects:
             self._violated("Once", f"{where} was done in {partition.effects[effect]} already")
         partition.effects[effect] = sequence
+        if kind == "feed" and (
+            detail[10]
+            or detail[13]
+            or detail[11] in ("dropped", "skipped")
+            or (kind, merchant, "quarantined", the_id) in partition.effects.keys() - {effect}
+        ):
+            # Known by its number, recorded when it was set aside, or no event at all.
+            partition.unrecorded.add(effect)
         changes = self._book_changes(kind, detail)
         for sku, version, levels, deltas in lines:
             row = partition.rows.setdefault((merchant, location, sku), _Row())
             self._fold_line(row, kind, version, tuple(levels), tuple(deltas), f"{where} {sku}")
-            if kind == "repair" or (kind == "move" and detail[0] == "count"):
+            is_count = kind in MOVEMENTS and detail[0] == "count"
+            if kind == "repair":
                 row.books = levels[0] - levels[3]
+            elif is_count and not detail[6]:
+                row.books = detail[1] + detail[7]
             else:
                 row.books += changes.get(sku, changes.get("", 0))
             if row.levels[0] - row.levels[3] != row.books:
                 self._violated(
                     "Conservation", f"{where} {sku}: {row.levels} where the books say {row.books}"
                 )
-            if kind == "move" and detail[0] == "count" and levels[0] != detail[1]:
-                self._violated("Conservation", f"{where} {sku}: counted {detail[1]}, is {levels}")
         self._fold_promise(partition, at, operation, where)
 
     @staticmethod
@@ -194,7 +212,7 @@ class Audit:
         """Return what an operation says happened to the shelf, by SKU; "" is its only row."""
         if kind == "commit":
             return {sku: -quantity for sku, quantity in detail[2]}
-        if kind != "move":
+        if kind not in MOVEMENTS or detail[6]:
             return {}
         if detail[0] in DEPARTURES:
             return {"": -detail[1]}
@@ -224,7 +242,7 @@ class Audit:
         if kind == "reserve" and reserved + safety_stock > on_hand:
             self._violated("NoOversell", f"{where}: promised past what is available: {levels}")
         grew = max(0, reserved - on_hand) - max(0, before[1] - before[0])
-        if kind not in ("move", "repair") and grew > 0:
+        if kind not in (*MOVEMENTS, "repair") and grew > 0:
             self._violated("NoOversell", f"{where}: a {kind} made a shortfall: {levels}")
         row.levels = cast(tuple[int, int, int, int], levels)
         row.version = version
@@ -283,6 +301,9 @@ class Audit:
             self._violated("Fold", f"row {name} is in {where} only")
         for name in folded.keys() & live.keys():
             fields = live[name]
+            counted = fields.pop(b"counted", b"1-00000000")
+            if not _COUNTED.fullmatch(counted):
+                self._violated("Integer", f"row {name}: counted is {counted!r}")
             for column, text in fields.items():
                 if not _CANONICAL.fullmatch(text) or int(text) > MAX_TOTAL:
                     self._violated("Integer", f"row {name}: {column!r} is {text!r}")
@@ -387,7 +408,9 @@ class Audit:
         wanted: dict[tuple[str, str], tuple[str, int]] = {}
         for partition in self._partitions.values():
             for effect, sequence in partition.effects.items():
-                if effect[0] in ("move", "configure", "extend") and merchant in (None, effect[1]):
+                if effect in partition.unrecorded:
+                    continue
+                if effect[0] in RECORDED and merchant in (None, effect[1]):
                     wanted[effect[1], effect[-1]] = (effect[0], sequence)
         found: set[tuple[str, str]] = set()
         for key in self._found["seen"]:

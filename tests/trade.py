@@ -5,6 +5,7 @@ be made again: a retry must get the answer of the first time, before and after a
 """
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -12,6 +13,7 @@ from typing import Any, Final, cast
 import msgpack
 
 from engine import reservations
+from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
 from engine.keys import parse_key, reservation_hash
 from engine.model import Line, Movement, MovementType
@@ -57,6 +59,7 @@ class Trade:
             (self._extend, 2),
             (self._commit, 3),
             (self._release, 1),
+            (self._feed, 6),
         )
         chosen = self.draw.choices([verb for verb, _ in verbs], [w for _, w in verbs], k=steps)
         for verb in chosen:
@@ -178,6 +181,34 @@ class Trade:
             "release", lambda inventory: inventory.release(self.merchant, the_id, actor=ACTOR)
         )
 
+    async def _feed(self) -> None:
+        """Tell of some events, of which some come late, twice or out of order."""
+        feeds = Feeds(self.inventory)
+        location, source = self.draw.choice(LOCATIONS), self.draw.choice(("till", "depot:{1}"))
+        now_ms = time.time_ns() // 1_000_000
+        events = []
+        for _ in range(self.draw.randint(1, 6)):
+            number = self.draw.randint(1, 40)
+            hours = self.draw.choice((0, 0, 1, 50, 100))
+            kind = self.draw.choice(list(EventType)[:-1])
+            events.append(
+                FeedEvent(
+                    event_id=f"event {number}",
+                    type=kind,
+                    sku=self.draw.choice(SKUS),
+                    quantity=self.draw.randint(1, 9),
+                    reason="found",
+                    occurred_at_ms=now_ms - hours * 3_600_000 - self.draw.randint(0, 600_000),
+                    sequence=number if source == "till" else 0,
+                )
+            )
+        await feeds.take(self.merchant, location, source, events, actor=ACTOR)
+        aside = (await feeds.quarantined(self.merchant, location)).items
+        if aside and self.draw.random() < 0.3:
+            await feeds.drop(self.merchant, location, self.draw.choice(aside).id, actor=ACTOR)
+        if source == "till" and self.draw.random() < 0.1:
+            await feeds.skip(self.merchant, location, source, through=number, actor=ACTOR)
+
     def _reservation(self) -> str:
         return self.draw.choice(self.reservations) if self.reservations else "rsv_0_" + "0" * 24
 
@@ -214,9 +245,12 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
                 msgpack.unpackb(fields[2]),
                 ends_in_ms > 0,
             )
-        elif parsed.noun == "seen":
+        elif parsed.noun == "seen" or parsed.noun in ("recent", "prints"):
             found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
-        elif parsed.noun in ("open", "skus", "holds", "locations"):
+        elif parsed.noun in ("feed", "quarantine"):
+            fields = await any_client.hgetall(raw)
+            found[name] = {field: fields[field] for field in fields if field != b"heard_at"}
+        elif parsed.noun in ("open", "skus", "holds", "locations", "feeds", "feeding"):
             members = dict(await any_client.zrange(raw, 0, -1, withscores=True))
             is_ids = parsed.noun in ("open", "holds")
             found.setdefault(name, {}).update(

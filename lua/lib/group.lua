@@ -26,6 +26,7 @@ local own_keys = cmsgpack.unpack(ARGV[2])
 
 local MAX_QUANTITY = 1000000000
 local MAX_TOTAL = 1000000000000
+local MAX_EXACT = 9007199254740991
 
 -- Time is the store's, read once a script, and never behind what this partition has seen.
 local clock = redis.call('TIME')

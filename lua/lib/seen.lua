@@ -1,7 +1,7 @@
 -- Idempotency records of the commands that leave no reservation behind: what a key was used for,
 -- and what was answered. Written in the script that has the effect; a refusal leaves none.
 --
--- String: msgpack {fingerprint, reply}, kept for limits.retention_ms.
+-- String: msgpack {fingerprint, reply}, kept for limits.retention_ms unless its writer says longer.
 
 local records, new_records = {}, {}
 
@@ -20,15 +20,15 @@ local function seen_reply(key, fingerprint)
   return reply
 end
 
-local function remember(key, fingerprint, reply)
+local function remember(key, fingerprint, reply, keep_ms)
   local record = {fingerprint, reply}
   records[key] = record
-  new_records[#new_records + 1] = {key, record}
+  new_records[#new_records + 1] = {key, record, keep_ms or limits.retention_ms}
 end
 
 local function write_seen()
   for i = 1, #new_records do
     redis.call('SET', new_records[i][1], cmsgpack.pack(new_records[i][2]),
-      'PX', integer(limits.retention_ms))
+      'PX', integer(new_records[i][3]))
   end
 end

@@ -16,6 +16,7 @@ import pytest
 
 from engine import keys
 from engine.access import Role, create_key
+from engine.feeds import SOURCE_FIELDS
 from engine.inventory import ROW_FIELDS
 from engine.keys import PartitionKeys
 from engine.ledger import Levels, Operation, OperationKind, RowChange
@@ -149,7 +150,8 @@ def meta_fields() -> set[str]:
 @pytest.mark.parametrize(
     ("title", "fields"),
     [
-        ("A row", ROW_FIELDS),
+        ("A row", [*ROW_FIELDS, "counted"]),
+        ("Sources of events", SOURCE_FIELDS),
         ("A reservation", RESERVATION_FIELDS),
         ("Meta", meta_fields()),
         ("Signs of life", fields_of(SweeperStatus, UpkeepStatus)),
@@ -170,7 +172,7 @@ def script_details() -> dict[str, list[str]]:
         if entry.name.endswith(".lua"):
             for kind, detail in _LEDGER_HEADER.findall(entry.read_text(encoding="utf-8")):
                 assert kind not in found, f"{kind} has two scripts"
-                found[kind] = detail.split(", ")
+                found[kind] = re.sub(r"\s*\n--\s*", " ", detail).split(", ")
     return found
 
 

@@ -17,9 +17,13 @@ READS: Final = frozenset(
     (
         "EXISTS",
         "GET",
+        "GETRANGE",
+        "HEXISTS",
         "HGET",
         "HGETALL",
+        "HLEN",
         "HMGET",
+        "STRLEN",
         "TIME",
         "TYPE",
         "XLEN",
@@ -31,7 +35,19 @@ READS: Final = frozenset(
     )
 )
 WRITES: Final = frozenset(
-    ("DEL", "HDEL", "HSET", "PEXPIRE", "SET", "XADD", "XTRIM", "ZADD", "ZREM")
+    (
+        "APPEND",
+        "DEL",
+        "HDEL",
+        "HSET",
+        "PEXPIRE",
+        "SET",
+        "SETRANGE",
+        "XADD",
+        "XTRIM",
+        "ZADD",
+        "ZREM",
+    )
 )
 
 _CALL = re.compile(r"redis\.p?call\(\s*([^,)]+)")

@@ -28,6 +28,7 @@ _BLOCK = re.compile(r"```sh\n(.*?)```\n\n```(json|http)\n(.*?)```", re.DOTALL)
 _RESERVATION = re.compile(r"rsv_\d+_[0-9a-f]{24}")
 _VARYING = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), "(time)"),
+    (re.compile(r'"lag_seconds": ?[0-9.]+'), '"lag_seconds":"(lag)"'),
     (re.compile(r'"request_id": ?"[0-9a-f]{32}"'), '"request_id":"(id)"'),
     (re.compile(r'"id": ?"[0-9a-f]{24}"'), '"id":"(id)"'),
     (_RESERVATION, "(reservation)"),

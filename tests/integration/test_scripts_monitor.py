@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
 
+import msgspec
 import pytest
 
+from engine.feeds import EventType, FeedEvent, Feeds
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
 from engine.store import close_quietly, connect
+from gateway.feeds import read_event
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 from tests.stores import RealStore
 
@@ -23,16 +26,22 @@ READ_SECONDS: Final = 10.0
 KEYLESS: Final = frozenset(("TIME",))
 FIRST_IS_KEY: Final = frozenset(
     [
+        "APPEND",
         "DEL",
         "EXISTS",
         "GET",
+        "GETRANGE",
         "HDEL",
+        "HEXISTS",
         "HGET",
         "HGETALL",
+        "HLEN",
         "HMGET",
         "HSET",
         "PEXPIRE",
         "SET",
+        "SETRANGE",
+        "STRLEN",
         "TYPE",
         "XADD",
         "XLEN",
@@ -176,8 +185,36 @@ async def run_every_verb(shop: Shop) -> None:
             return_exceptions=True,
         )
     await shop.release(partial.reservation.id)
+    await run_feeds(shop, skus)
     await shop.set_clock((held[-1].reservation.expires_at_ms or 0) + 1)
     assert (await inventory.expire_due(shop.keys().partition)).expired == 2
+
+
+async def run_feeds(shop: Shop, skus: Sequence[str]) -> None:
+    """Bring events to each kind of verdict, of a source that counts and of one that does not."""
+    feeds, now_ms = Feeds(shop.inventory), await shop.clock_ms()
+    for source, counts in (("till:{1}", True), ("depot", False)):
+        events = [
+            FeedEvent(
+                event_id=f"e{number}",
+                type=kind,
+                sku=skus[number % len(skus)],
+                quantity=1,
+                reason="found",
+                occurred_at_ms=now_ms - 1_000 * number,
+                sequence=(number % 9 + 1) * counts,
+            )
+            for number, kind in enumerate([*list(EventType)[:-1]] * 3)
+        ]
+        late = msgspec.structs.replace(events[0], event_id="late", sku="new", sequence=30 * counts)
+        late = msgspec.structs.replace(late, occurred_at_ms=now_ms - 80 * 3_600_000)
+        later = msgspec.structs.replace(late, event_id="later", sequence=31 * counts)
+        await feeds.take(shop.merchant, LOCATION, source, [*events, late, later], actor=ACTOR)
+        await feeds.skip(shop.merchant, LOCATION, source, through=20, actor=ACTOR)
+    aside = (await feeds.quarantined(shop.merchant, LOCATION)).items
+    assert len(aside) == 4
+    await feeds.retry(shop.merchant, LOCATION, aside[0].id, actor=ACTOR, read=read_event)
+    await feeds.drop(shop.merchant, LOCATION, aside[1].id, actor=ACTOR)
 
 
 async def test_no_script_touches_a_key_that_it_did_not_declare(
@@ -203,10 +240,10 @@ async def test_the_watch_would_notice_an_undeclared_key(
         await own_store.run(
             "EVAL", "return redis.call('SET', KEYS[1] .. ':more', 'x')", 1, 'tidy "key"\n'
         )
-        await own_store.run("EVAL", "return redis.call('APPEND', KEYS[1], 'x')", 1, "key")
+        await own_store.run("EVAL", "return redis.call('GETSET', KEYS[1], 'x')", 1, "key")
         calls = await watch.calls(own_shop)
     assert [call.undeclared for call in calls] == [{b'tidy "key"\n:more'}, set()]
-    assert [call.unknown for call in calls] == [set(), {b"APPEND"}]
+    assert [call.unknown for call in calls] == [set(), {b"GETSET"}]
 
 
 @pytest.mark.parametrize(
