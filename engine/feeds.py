@@ -32,7 +32,15 @@ from engine.validation import (
     check_text,
 )
 
-SOURCE_FIELDS: Final = ("mode", "heard_at", "occurred_at", "watermark", "highest", "ahead")
+SOURCE_FIELDS: Final = (
+    "mode",
+    "heard_at",
+    "occurred_at",
+    "watermark",
+    "highest",
+    "ahead",
+    "skipped",
+)
 """Of a source's hash, in the order that `_source` takes them."""
 
 HEARTBEAT: Final = "heartbeat"
@@ -500,7 +508,7 @@ def _fingerprint(event: FeedEvent) -> str:
 
 
 def _source(name: str, fields: Sequence[bytes | None]) -> Source:
-    mode, *numbers, ahead = fields
+    mode, *numbers, ahead, _ = fields
     heard_at_ms, occurred_at_ms, watermark, highest = (int(number or 0) for number in numbers)
     gaps = []
     reached = watermark

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 
 from engine.feeds import FeedEvent, Feeds, Taken, Verdict
 from engine.inventory import Inventory
@@ -27,6 +28,7 @@ from engine.outcomes import (
     IdempotencyKeyReused,
     InvalidCommand,
     StoreFault,
+    StoreUnavailable,
 )
 from engine.validation import check_id
 from gateway.feeds import read_event
@@ -156,12 +158,15 @@ class Intake:
 
     async def _left_behind(self, keys: PartitionKeys) -> list[_Entry]:
         """Take over what was read and not done, by this process or one before it."""
-        (pending,) = await self._store.read(
-            [("XPENDING", keys.intake, GROUP, "-", "+", ROUND_EVENTS)]
-        )
+        client: Any = self._store.client
+        try:
+            # Not read as others are: the driver must be told that the details were asked for.
+            pending = await client.xpending_range(keys.intake, GROUP, "-", "+", ROUND_EVENTS)
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable() from error
         if not pending:
             return []
-        tries = {one[0].decode(): int(one[3]) + 1 for one in pending}
+        tries = {one["message_id"].decode(): one["times_delivered"] + 1 for one in pending}
         command = ("XCLAIM", keys.intake, GROUP, CONSUMER, 0, *tries)
         (claimed,) = await self._store.read([command])
         found = [_entry(one, tries[one[0].decode()]) for one in claimed if one[1] is not None]

@@ -16,6 +16,11 @@
 --                  Keys: row, SKU index, location index. The two list the row if it is there.
 --   'seen'         operation, token, fingerprint, reply without its code, ms to keep it
 --                  Keys: idempotency record
+--   'source'       source, token, state {mode, heard_at, occurred_at, watermark, highest, ahead},
+--                  prints
+--                  Keys: source, its prints, sources of the location, locations with sources
+--   'set_aside'    event, token, body ('' for none)
+--                  Keys: quarantine of the location
 --   'remove'       name, token, reservation id or ''
 --                  Keys: the key that goes, then the open indexes that may name the reservation
 --   'gap'          first, last. These sequences are lost, and that is known.
@@ -39,6 +44,7 @@ local RESERVATION_FIELDS = {'state', 'expires_at', 'body', 'confirmed_at', 'ende
   'picked'}
 -- Where a reservation's body has it, as in lib/reservations.lua.
 local BODY_CREATED_AT = 9
+local SOURCE_FIELDS = {'mode', 'watermark', 'highest', 'ahead'}
 local MAX_VERSION = 9007199254740992
 
 local writes, changed = {}, {}
@@ -234,6 +240,51 @@ local function repair_seen(command, first)
     {what, reason, finding, operation, fingerprint, reply, keep_ms})}
 end
 
+local function repair_source(command, first)
+  local id, merchant, location, actor, what, reason, finding, source, token, state, prints =
+    unpack(command, 1, 11)
+  local key = KEYS[first]
+  if not are_indexes(first + 2, first + 3) then return {'invalid', 'index'} end
+  if type(state) ~= 'table' or #state ~= 6 then return {'invalid', 'state'} end
+  for i = 2, 5 do
+    if not is_integer(state[i], 0, MAX_VERSION) then return {'invalid', 'state'} end
+  end
+  if changed_since(key, token, SOURCE_FIELDS) then return {'version_conflict', 0} end
+  changed[key] = true
+  write('DEL', key)
+  write('HSET', key, 'mode', state[1], 'heard_at', integer(state[2]), 'occurred_at',
+    integer(state[3]))
+  if state[5] > 0 then
+    write('HSET', key, 'watermark', integer(state[4]), 'highest', integer(state[5]),
+      'ahead', cmsgpack.pack(state[6]), 'skipped', '0')
+  end
+  write('DEL', KEYS[first + 1])
+  if prints ~= '' then write('SET', KEYS[first + 1], prints) end
+  write('ZADD', KEYS[first + 2], '0', source)
+  write('ZADD', KEYS[first + 3], '0', command[12])
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, source, state})}
+end
+
+local function repair_set_aside(command, first)
+  local id, merchant, location, actor, what, reason, finding, event, token, body =
+    unpack(command, 1, 10)
+  local key = KEYS[first]
+  local kind = redis.call('TYPE', key)['ok']
+  if kind ~= 'hash' and kind ~= 'none' then return {'invalid', 'quarantine'} end
+  local found = redis.call('HGET', key, event)
+  local looks = redis.sha1hex(found and ('=' .. found) or '-')
+  if changed[key .. event] or looks ~= token then return {'version_conflict', 0} end
+  changed[key .. event] = true
+  if body == '' then
+    write('HDEL', key, event)
+  else
+    write('HSET', key, event, body)
+  end
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, event})}
+end
+
 local function repair_remove(command, first, last)
   local id, merchant, location, actor, what, reason, finding, name, token, reservation =
     unpack(command, 1, 10)
@@ -278,7 +329,8 @@ end
 local REPAIRS = {
   row = repair_row, reservation = repair_reservation, index = repair_index,
   listing = repair_listing, seen = repair_seen, remove = repair_remove, gap = repair_range,
-  known = repair_range, sequence = repair_sequence,
+  known = repair_range, sequence = repair_sequence, source = repair_source,
+  set_aside = repair_set_aside,
 }
 
 local replies = each_command(function(first, last, ...)

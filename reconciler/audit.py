@@ -53,7 +53,9 @@ MAX_KEPT_ITEMS: Final = 200_000
 """Rows, reservations and records of accounts that are kept for a second look, some 100 MB; beyond
 them a partition's ledger is read anew where that is needed."""
 
-_FIXED: Final = frozenset({"meta", "ledger", "holds", "locations", "archive", "readers"})
+_FIXED: Final = frozenset(
+    {"meta", "ledger", "holds", "locations", "archive", "readers", "feeding", "intake"}
+)
 _WORKING: Final = frozenset({"lease", "probe"})
 
 
@@ -258,12 +260,15 @@ class Audit:
         if account is None:
             account = await self._open(number)
         comparison = Comparison(self._store, account, self._pace)
+        fed: list[ParsedKey] = []
         for stray in strays:
-            if stray.noun == "stock":
+            if stray.noun in ("stock", "recent"):
                 merchant, location, sku = stray.parts
                 comparison.suspect(rows=[(merchant, location, sku)])
             elif stray.noun == "rsv":
                 comparison.suspect(reservations=stray.parts)
+            elif stray.noun in ("feed", "prints", "feeds", "quarantine"):
+                fed.append(stray)
             elif stray.noun == "seen":
                 merchant, operation = stray.parts
                 comparison.suspect(records=[(merchant, operation)])
@@ -271,6 +276,7 @@ class Audit:
                 merchant, location = stray.parts
                 await comparison.suspect_members((merchant, location))
         await comparison.look_again()
+        await comparison.look_at_feeds(fed)
         self.dropped += comparison.dropped
         self.now_ms = comparison.now_ms
         # An index that nothing names has members that were found by another way before.
@@ -410,7 +416,18 @@ def _unknown_key(name: str, parsed: ParsedKey | None) -> Finding:
     )
 
 
-_PARTS: Final = {"stock": 3, "rsv": 1, "seen": 2, "open": 2, "skus": 2}
+_PARTS: Final = {
+    "stock": 3,
+    "recent": 3,
+    "rsv": 1,
+    "seen": 2,
+    "open": 2,
+    "skus": 2,
+    "feed": 3,
+    "prints": 3,
+    "feeds": 2,
+    "quarantine": 2,
+}
 
 
 def _key_of(keys: PartitionKeys, parsed: ParsedKey) -> str | None:
@@ -421,6 +438,10 @@ def _key_of(keys: PartitionKeys, parsed: ParsedKey) -> str | None:
         return keys.stock(parts[0], parts[1], parts[2])
     if parsed.noun == "rsv":
         return keys.reservation(parts[0])
+    if parsed.noun in ("recent", "feed", "prints"):
+        return str(getattr(keys, parsed.noun)(*parts))
+    if parsed.noun in ("feeds", "quarantine"):
+        return str(getattr(keys, parsed.noun)(*parts))
     if parsed.noun == "seen":
         return keys.seen(parts[0], parts[1])
     if parsed.noun == "open":
@@ -434,6 +455,13 @@ def _expected_keys(account: Account) -> "array[int]":
     digests = [hash(keys.stock(*row)) for row in state.rows]
     digests += [hash(keys.reservation(the_id)) for the_id in state.reservations]
     digests += [hash(keys.seen(seen.merchant, the_id)) for the_id, seen in state.seen.items()]
+    digests += [hash(keys.recent(*key)) for key, row in state.rows.items() if row.past is not None]
+    for name in state.sources:
+        digests += [hash(keys.feed(*name)), hash(keys.prints(*name)), hash(keys.feeds(*name[:2]))]
+    digests += [
+        hash(keys.quarantine(*place))
+        for place in {(one.merchant, one.location) for one in state.quarantine.values()}
+    ]
     for place in dict.fromkeys(row[:2] for row in state.rows):
         digests += [hash(keys.skus(*place)), hash(keys.open_reservations(*place))]
     digests.sort()

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from engine.keys import location_member, parse_location_member
+from engine.keys import ParsedKey, location_member, parse_location_member
 from engine.limits import RETENTION_MS
 from engine.model import ReservationState
 from engine.store import Store, pairs
@@ -24,6 +24,7 @@ from reconciler.evidence import (
     to_reservation,
     to_row,
 )
+from reconciler.feed_comparison import FeedComparison
 from reconciler.findings import (
     Code,
     Finding,
@@ -45,6 +46,7 @@ from reconciler.inspection import (
     text_token,
 )
 from reconciler.past import Past, is_same_past
+from reconciler.sources import SourceKey
 
 MAX_SUSPECTS: Final = 10_000
 """Rows, reservations and records each that are looked at again; the rest are counted."""
@@ -114,6 +116,7 @@ class Comparison:
         await self._pass_reservations()
         await self._pass_records()
         await self._pass_index_members()
+        self.findings += await FeedComparison(self._account, self._look).run()
         await self._suspect_noted()
         await self.look_again()
 
@@ -329,6 +332,14 @@ class Comparison:
         self._suspect_rows.clear()
         self._suspect_holds.clear()
         self._suspect_records.clear()
+
+    async def look_at_feeds(self, strays: Sequence[ParsedKey]) -> None:
+        """Make findings of keys of sources and quarantines that the ledger does not know."""
+        sources = {tuple(one.parts) for one in strays if one.noun in ("feed", "prints")}
+        places = {one.parts[:2] for one in strays if one.noun == "quarantine"}
+        self.findings += await FeedComparison(self._account, self._look).run(
+            cast(list[SourceKey], sorted(sources)), cast(list[Place], sorted(places))
+        )
 
     async def _look_at_rows(self, chunk: Sequence[RowKey]) -> None:
         keys, notes = self._keys, self._account.contradictions

@@ -13,6 +13,7 @@ from engine.ledger import Levels, OperationKind
 from engine.limits import RETENTION_MS
 from reconciler.fold import FoldedReservation
 from reconciler.past import Past
+from reconciler.sources import FoldedQuarantined, FoldedSource
 
 
 class Invariant(StrEnum):
@@ -71,6 +72,9 @@ class Code(StrEnum):
     RECORD_DIFFERS = "record_differs"
     RECORD_MISSING = "record_missing"
     RECORD_UNKNOWN = "record_unknown"
+    # Sources of events.
+    SOURCE_DIFFERS = "source_differs"
+    QUARANTINE_DIFFERS = "quarantine_differs"
     # The ledger against itself.
     ENTRIES_MISSING = "entries_missing"
     ENTRIES_OVERLAP = "entries_overlap"
@@ -203,6 +207,23 @@ class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     keep_ms: int = RETENTION_MS
 
 
+class SourceEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """A source of events as it was found, None where it cannot be read, and as the ledger says."""
+
+    token: str
+    source: str
+    live: FoldedSource | None
+    ledger: FoldedSource | None
+
+
+class AsideEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that was set aside by the ledger (`body`, None: it was not), and how it looked."""
+
+    token: str
+    event: str
+    body: FoldedQuarantined | None
+
+
 class SegmentEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """A segment that cannot be used, and what its neighbours in the chain say of it.
 
@@ -261,6 +282,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     row: RowEvidence | None = None
     hold: HoldEvidence | None = None
     record: RecordEvidence | None = None
+    source: SourceEvidence | None = None
+    aside: AsideEvidence | None = None
     segment: SegmentEvidence | None = None
     change: ChangeEvidence | None = None
     operations: tuple[Touch, ...] = ()

@@ -351,6 +351,13 @@ class Fold:
             self._acknowledged.append(gap)
         elif detail[0] == "reservation":
             self.state.reservations[detail[3]] = msgspec.convert(detail[4], FoldedReservation)
+        elif detail[0] == "source":
+            name = (operation.merchant, operation.location, detail[3])
+            before = self.state.sources.get(name)
+            right = msgspec.convert(detail[4], FoldedSource)
+            if before is not None and before.highest == right.highest:
+                right.prints = before.prints
+            self.state.sources[name] = right
         elif detail[0] == "seen":
             _, _, _, the_id, fingerprint, reply, keep_ms = detail
             self.state.seen[the_id] = FoldedSeen(

@@ -97,12 +97,12 @@ def _value(look: Look, value: Any) -> Value:
 
 def row_token(value: Value) -> str:
     """Return the token of a row's hash as it was found; `lua/repair.lua` computes the same."""
-    return _hash_token(value, ROW_FIELDS)
+    return hash_token(value, ROW_FIELDS)
 
 
 def reservation_token(value: Value) -> str:
     """Return the token of a reservation's hash as it was found."""
-    return _hash_token(value, RESERVATION_FIELDS)
+    return hash_token(value, RESERVATION_FIELDS)
 
 
 def text_token(value: Value) -> str:
@@ -112,7 +112,8 @@ def text_token(value: Value) -> str:
     return MISSING if value is None else _digest([cast(bytes, value)])
 
 
-def _hash_token(value: Value, fields: Iterable[str]) -> str:
+def hash_token(value: Value, fields: Iterable[str]) -> str:
+    """Return the token of some fields of a hash as it was found."""
     if isinstance(value, WrongType):
         return f"type:{value.kind}"
     if value is None:

@@ -14,10 +14,19 @@ import msgspec
 from engine.ledger import Levels
 from engine.limits import RETENTION_MS
 from engine.model import ReservationState
-from reconciler.findings import LOSSES, Code, Finding, HoldEvidence, RowEvidence
+from reconciler.findings import (
+    LOSSES,
+    Code,
+    Finding,
+    HoldEvidence,
+    RowEvidence,
+    SourceEvidence,
+)
 from reconciler.fold import FoldedReservation, RowKey
 from reconciler.inspection import MISSING
+from reconciler.sources import FoldedSource
 from reconciler.steps import (
+    AsideStep,
     HoldStep,
     IndexStep,
     KnownStep,
@@ -29,6 +38,7 @@ from reconciler.steps import (
     RowStep,
     SegmentStep,
     SequenceStep,
+    SourceStep,
 )
 
 MAX_VERSION: Final = 2**53 - 1
@@ -325,6 +335,20 @@ class _PartitionPlan:
         if code is Code.INDEX_UNREADABLE:
             why = "removed; the next round makes it anew"
             return [_remove_step(finding, partition, finding.token, why)]
+        if finding.source is not None:
+            return [_source_step(finding, partition, finding.source, self._is_lossy)]
+        if finding.aside is not None:
+            return [
+                AsideStep(
+                    partition=partition,
+                    merchant=finding.merchant,
+                    location=finding.location,
+                    sequence=finding.sequence,
+                    finding=code,
+                    why="made to be what the ledger says",
+                    event=finding.aside,
+                )
+            ]
         record = finding.record
         # A record of an operation that the ledger lost keeps a retry from having its effect again.
         is_lost = self._is_lossy and record is not None and record.fingerprint != ""
@@ -409,6 +433,29 @@ def _why(row: RowEvidence, right: Levels, as_ledger: bool) -> str:
     if row.books_drift or row.safety_stock_drift:
         return f"{row.books_drift:+d} units that no operation explains are taken back: {text}"
     return f"restored as the ledger says: {text}" if as_ledger else f"taken over: {text}"
+
+
+def _source_step(
+    finding: Finding, partition: int, found: SourceEvidence, is_lossy: bool
+) -> SourceStep:
+    """Go by the ledger, unless it lost operations and the store knows of more.
+
+    What is taken over comes without the prints: those that the ledger has are of other events.
+    """
+    right, why = found.ledger or FoldedSource(), "written again as the ledger says"
+    if is_lossy and found.live is not None and found.live.highest > right.highest:
+        right, why = msgspec.structs.replace(found.live, prints=bytearray()), "taken over"
+    return SourceStep(
+        partition=partition,
+        merchant=finding.merchant,
+        location=finding.location,
+        source=found.source,
+        sequence=finding.sequence,
+        finding=finding.code,
+        why=why,
+        token=found.token,
+        right=msgspec.structs.replace(right, skipped=0),
+    )
 
 
 def _known_step(finding: Finding, partition: int) -> KnownStep:

@@ -14,7 +14,7 @@ from engine.scripts import script
 from engine.store import Store
 from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState, RowKey
 from reconciler.past import Past
-from reconciler.sources import FoldedSource, SourceKey, quarantine_text, source_texts
+from reconciler.sources import FoldedSource, SourceKey, as_text, quarantine_text, source_texts
 
 MAX_CALL_KEYS: Final = 1_000
 """Keys in one call: some 5 ms of the store's time, so that reads still have their turn."""
@@ -176,7 +176,7 @@ def _source_item(keys: PartitionKeys, name: SourceKey, source: FoldedSource) -> 
     merchant, location, _ = name
     fields: list[Any] = []
     for field, text in source_texts(source).items():
-        fields += (field, _as_text(text))
+        fields += (field, as_text(text))
     return _Item(
         (
             keys.feed(*name),
@@ -189,7 +189,7 @@ def _source_item(keys: PartitionKeys, name: SourceKey, source: FoldedSource) -> 
             name[2],
             location_member(merchant, location),
             fields,
-            _as_text(bytes(source.prints)),
+            as_text(bytes(source.prints)),
         ),
         1,
     )
@@ -200,7 +200,7 @@ def _quarantine_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_I
     for the_id, event in state.quarantine.items():
         by_location[event.merchant, event.location] += (
             the_id,
-            _as_text(quarantine_text(event)),
+            as_text(quarantine_text(event)),
         )
     for place, pairs in by_location.items():
         for start in range(0, len(pairs), 2 * MAX_ITEM_ROWS):
@@ -226,14 +226,4 @@ def _text(value: Any) -> msgspec.Raw:
     The script can keep it as it comes: packed here it is byte for byte what the scripts would
     pack themselves. msgpack's type for bytes is none that they could read.
     """
-    return _as_text(_encode(value))
-
-
-def _as_text(packed: bytes) -> msgspec.Raw:
-    """Pack bytes as a text, whatever they are."""
-    size = len(packed)
-    if size < 32:
-        return msgspec.Raw(bytes((0xA0 | size,)) + packed)
-    if size < 2**8:
-        return msgspec.Raw(bytes((0xD9, size)) + packed)
-    return msgspec.Raw(b"\xdb" + size.to_bytes(4, "big") + packed)
+    return as_text(_encode(value))

@@ -24,6 +24,7 @@ class FoldedSource(msgspec.Struct, array_like=True):
     watermark: int = 0
     highest: int = 0
     ahead: list[list[int]] = []
+    skipped: int = 0
     prints: bytearray = msgspec.field(default_factory=bytearray)
 
     def hear(self, at_ms: int, occurred_at_ms: int) -> None:
@@ -50,6 +51,7 @@ class FoldedSource(msgspec.Struct, array_like=True):
     def skip(self, number: int) -> None:
         """Give up on all that is missing up to a number."""
         self.watermark = max(self.watermark, number)
+        self.skipped = max(self.skipped, number)
         self._close([one for one in self.ahead if one[1] > number])
         self.highest = max(self.highest, self.watermark)
 
@@ -90,9 +92,20 @@ def source_texts(source: FoldedSource) -> dict[str, bytes]:
         texts["highest"] = b"%d" % source.highest
         # As cmsgpack packs them, which writes an empty array as such too.
         texts["ahead"] = _encode(source.ahead)
+        texts["skipped"] = b"%d" % source.skipped
     return texts
 
 
 def quarantine_text(event: FoldedQuarantined) -> bytes:
     """Return an event that was set aside as the scripts keep it."""
     return _encode(event.body)
+
+
+def as_text(packed: bytes) -> msgspec.Raw:
+    """Pack bytes as a text, whatever they are."""
+    size = len(packed)
+    if size < 32:
+        return msgspec.Raw(bytes((0xA0 | size,)) + packed)
+    if size < 2**8:
+        return msgspec.Raw(bytes((0xD9, size)) + packed)
+    return msgspec.Raw(b"\xdb" + size.to_bytes(4, "big") + packed)

@@ -11,9 +11,10 @@ import msgspec
 from engine.dispatch import Command
 from engine.keys import PartitionKeys, digest, location_member
 from engine.ledger import Levels
-from reconciler.findings import RecordEvidence, SegmentEvidence
+from reconciler.findings import AsideEvidence, RecordEvidence, SegmentEvidence
 from reconciler.fold import FoldedReservation
 from reconciler.past import Past
+from reconciler.sources import FoldedSource, as_text, quarantine_text
 
 Place = tuple[str, str]
 """(merchant, location)."""
@@ -184,6 +185,70 @@ class RecordStep(msgspec.Struct, frozen=True, kw_only=True, tag="seen"):
         )
 
 
+class SourceStep(msgspec.Struct, frozen=True, kw_only=True, tag="source"):
+    """What a source of events has sent becomes `right`."""
+
+    partition: int
+    merchant: str
+    location: str
+    source: str
+    sequence: int
+    finding: str
+    why: str
+    token: str
+    right: FoldedSource
+
+    def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
+        """Make the command."""
+        right, name = self.right, (self.merchant, self.location, self.source)
+        place = location_member(self.merchant, self.location)
+        state = (right.mode, right.heard_at_ms, right.occurred_at_ms, right.watermark)
+        return Command(
+            (
+                keys.feed(*name),
+                keys.prints(*name),
+                keys.feeds(self.merchant, self.location),
+                keys.feeding,
+            ),
+            (
+                _id(self, self.source, self.token),
+                *_head(self, "source", actor, reason),
+                self.source,
+                self.token,
+                (*state, right.highest, right.ahead),
+                as_text(bytes(right.prints)),
+                place,
+            ),
+        )
+
+
+class AsideStep(msgspec.Struct, frozen=True, kw_only=True, tag="set_aside"):
+    """An event is among those set aside, or no longer, as the ledger says."""
+
+    partition: int
+    merchant: str
+    location: str
+    sequence: int
+    finding: str
+    why: str
+    event: AsideEvidence
+
+    def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
+        """Make the command."""
+        event = self.event
+        body = "" if event.body is None else as_text(quarantine_text(event.body))
+        return Command(
+            (keys.quarantine(self.merchant, self.location),),
+            (
+                _id(self, event.event, event.token),
+                *_head(self, "set_aside", actor, reason),
+                event.event,
+                event.token,
+                body,
+            ),
+        )
+
+
 class RemoveStep(msgspec.Struct, frozen=True, kw_only=True, tag="remove"):
     """A key goes that no operation made, or that holds another type than it should.
 
@@ -285,6 +350,8 @@ ScriptStep = (
     | IndexStep
     | ListingStep
     | RecordStep
+    | SourceStep
+    | AsideStep
     | RemoveStep
     | KnownStep
     | SequenceStep
@@ -294,7 +361,7 @@ RepairStep = ScriptStep | SegmentStep
 WAVES: Final[tuple[tuple[type[msgspec.Struct], ...], ...]] = (
     (SequenceStep,),
     (RemoveStep,),
-    (RowStep, HoldStep, RecordStep),
+    (RowStep, HoldStep, RecordStep, SourceStep, AsideStep),
     (IndexStep, ListingStep),
     (SegmentStep,),
     (KnownStep,),

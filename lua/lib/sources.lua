@@ -2,13 +2,14 @@
 --
 -- Hash feed: mode ('sequence' or 'ids'), heard_at and occurred_at (ms; when it was last heard of, and
 -- the latest that it told of), and of a source with sequences watermark (all up to it have come),
--- highest, and ahead (msgpack {{first, last, since}, ...}: what came past the watermark, and when).
+-- highest, skipped (numbers up to it were given up on), and ahead (msgpack {{first, last, since}, ...}: what came past the watermark, and when).
 -- String prints: 4 bytes of the fingerprint of each of the last PRINTS sequences, so that another
 -- event under a number that was used is told from a repetition.
 
 local MAX_RANGES = 1000
 local PRINTS, PRINT_BYTES = 1024, 4
-local SOURCE_FIELDS = {'mode', 'heard_at', 'occurred_at', 'watermark', 'highest', 'ahead'}
+local SOURCE_FIELDS = {'mode', 'heard_at', 'occurred_at', 'watermark', 'highest', 'ahead',
+  'skipped'}
 
 local sources, touched_sources = {}, {}
 
@@ -25,7 +26,7 @@ local function source_at(name, key, prints_key, feeds_key, feeding_key, member)
     feeding_key = feeding_key, member = member,
     mode = f[1] or '', heard_at = tonumber(f[2]) or 0, occurred_at = tonumber(f[3]) or 0,
     watermark = tonumber(f[4]) or 0, highest = tonumber(f[5]) or 0,
-    ahead = f[6] and cmsgpack.unpack(f[6]) or {}, prints = {},
+    ahead = f[6] and cmsgpack.unpack(f[6]) or {}, skipped = tonumber(f[7]) or 0, prints = {},
   }
   sources[key] = source
   return source
@@ -103,6 +104,7 @@ end
 -- Gives up on all that is missing up to a number.
 local function skip_to(source, number)
   source.watermark = math.max(source.watermark, number)
+  source.skipped = math.max(source.skipped, number)
   while source.ahead[1] and source.ahead[1][2] <= number do table.remove(source.ahead, 1) end
   close_gaps(source)
   source.highest = math.max(source.highest, source.watermark)
@@ -122,7 +124,7 @@ local function compare_print(source, number, fingerprint, occurred_at)
     local text = redis.call('GETRANGE', source.prints_key, first, first + PRINT_BYTES - 1)
     print = #text == PRINT_BYTES and struct.unpack('>I4', text) or 0
   end
-  if print == 0 then return 'new' end
+  if print == 0 then return number <= source.skipped and 'new' or 'same' end
   return print == print_of(fingerprint) and 'same' or 'other'
 end
 
@@ -133,7 +135,8 @@ local function write_sources()
       'occurred_at', integer(source.occurred_at))
     if source.highest > 0 then
       redis.call('HSET', source.key, 'watermark', integer(source.watermark),
-        'highest', integer(source.highest), 'ahead', cmsgpack.pack(source.ahead))
+        'highest', integer(source.highest), 'ahead', cmsgpack.pack(source.ahead),
+        'skipped', integer(source.skipped))
       for slot, print in pairs(source.prints) do
         redis.call('SETRANGE', source.prints_key, integer(slot * PRINT_BYTES),
           struct.pack('>I4', print))
