@@ -10,11 +10,12 @@ import msgspec
 from engine.keys import MOVED_KEY, PartitionKeys, location_member, reservation_hash
 from engine.limits import RECENT_MS, RETENTION_MS
 from engine.model import ReservationState
+from engine.packing import passed_on
 from engine.scripts import script
 from engine.store import Store
 from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState, RowKey
 from reconciler.past import Past
-from reconciler.sources import FoldedSource, SourceKey, as_text, quarantine_text, source_texts
+from reconciler.sources import FoldedSource, SourceKey, quarantine_text, source_texts
 
 MAX_CALL_KEYS: Final = 1_000
 """Keys in one call: some 5 ms of the store's time, so that reads still have their turn."""
@@ -176,7 +177,7 @@ def _source_item(keys: PartitionKeys, name: SourceKey, source: FoldedSource) -> 
     merchant, location, _ = name
     fields: list[Any] = []
     for field, text in source_texts(source).items():
-        fields += (field, as_text(text))
+        fields += (field, passed_on(text))
     return _Item(
         (
             keys.feed(*name),
@@ -189,7 +190,7 @@ def _source_item(keys: PartitionKeys, name: SourceKey, source: FoldedSource) -> 
             name[2],
             location_member(merchant, location),
             fields,
-            as_text(bytes(source.prints)),
+            passed_on(bytes(source.prints)),
         ),
         1,
     )
@@ -200,7 +201,7 @@ def _quarantine_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_I
     for the_id, event in state.quarantine.items():
         by_location[event.merchant, event.location] += (
             the_id,
-            as_text(quarantine_text(event)),
+            passed_on(quarantine_text(event)),
         )
     for place, pairs in by_location.items():
         for start in range(0, len(pairs), 2 * MAX_ITEM_ROWS):
@@ -226,4 +227,4 @@ def _text(value: Any) -> msgspec.Raw:
     The script can keep it as it comes: packed here it is byte for byte what the scripts would
     pack themselves. msgpack's type for bytes is none that they could read.
     """
-    return as_text(_encode(value))
+    return passed_on(_encode(value))

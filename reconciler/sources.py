@@ -99,13 +99,3 @@ def source_texts(source: FoldedSource) -> dict[str, bytes]:
 def quarantine_text(event: FoldedQuarantined) -> bytes:
     """Return an event that was set aside as the scripts keep it."""
     return _encode(event.body)
-
-
-def as_text(packed: bytes) -> msgspec.Raw:
-    """Pack bytes as a text, whatever they are."""
-    size = len(packed)
-    if size < 32:
-        return msgspec.Raw(bytes((0xA0 | size,)) + packed)
-    if size < 2**8:
-        return msgspec.Raw(bytes((0xD9, size)) + packed)
-    return msgspec.Raw(b"\xdb" + size.to_bytes(4, "big") + packed)

@@ -11,10 +11,11 @@ import msgspec
 from engine.dispatch import Command
 from engine.keys import PartitionKeys, digest, location_member
 from engine.ledger import Levels
+from engine.packing import passed_on
 from reconciler.findings import AsideEvidence, RecordEvidence, SegmentEvidence
 from reconciler.fold import FoldedReservation
 from reconciler.past import Past
-from reconciler.sources import FoldedSource, as_text, quarantine_text
+from reconciler.sources import FoldedSource, quarantine_text
 
 Place = tuple[str, str]
 """(merchant, location)."""
@@ -216,7 +217,7 @@ class SourceStep(msgspec.Struct, frozen=True, kw_only=True, tag="source"):
                 self.source,
                 self.token,
                 (*state, right.highest, right.ahead),
-                as_text(bytes(right.prints)),
+                passed_on(bytes(right.prints)),
                 place,
             ),
         )
@@ -236,7 +237,7 @@ class AsideStep(msgspec.Struct, frozen=True, kw_only=True, tag="set_aside"):
     def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
         """Make the command."""
         event = self.event
-        body = "" if event.body is None else as_text(quarantine_text(event.body))
+        body = "" if event.body is None else passed_on(quarantine_text(event.body))
         return Command(
             (keys.quarantine(self.merchant, self.location),),
             (
