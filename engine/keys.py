@@ -105,6 +105,8 @@ class PartitionKeys:
     locations: str = field(init=False)
     feeding: str = field(init=False)
     """Sorted set of the locations that have sources of events, as in `locations`."""
+    shortfalls: str = field(init=False)
+    """Hash of what is promised and not there, from a digest of the row's name."""
     intake: str = field(init=False)
     """Stream that integrators may write events to; see docs/start/feeds.md."""
     archive: str = field(init=False)
@@ -121,6 +123,7 @@ class PartitionKeys:
         object.__setattr__(self, "holds", f"{tag}:holds")
         object.__setattr__(self, "locations", f"{tag}:locations")
         object.__setattr__(self, "feeding", f"{tag}:feeding")
+        object.__setattr__(self, "shortfalls", f"{tag}:shortfalls")
         object.__setattr__(self, "intake", f"{tag}:intake")
         object.__setattr__(self, "archive", f"{tag}:archive")
         object.__setattr__(self, "readers", f"{tag}:readers")

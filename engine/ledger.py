@@ -28,6 +28,7 @@ class OperationKind(StrEnum):
     EXPIRE = "expire"
     MOVE = "move"
     FEED = "feed"
+    SHORTFALL = "shortfall"
     CONFIGURE = "configure"
     REPAIR = "repair"
     REBUILD = "rebuild"

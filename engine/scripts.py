@@ -16,6 +16,7 @@ VERBS: Final = (
     "expire",
     "move",
     "feed",
+    "shortfall",
     "configure",
     "repair",
 )

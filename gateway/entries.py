@@ -43,12 +43,21 @@ class PickedLine(msgspec.Struct, frozen=True):
     quantity: int
 
 
+class Endangered(msgspec.Struct, frozen=True):
+    """A reservation `units` of which are not there."""
+
+    reservation: str
+    units: int
+    state: ReservationState
+
+
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
     `type` is a movement's or an event's; `superseded` says that a later count has it already, and
     `event_id`, `sequence`, `verdict`, `why` and `raw` tell of an event of a source. `reference` is
-    a movement's, `order_ref` a reservation's. `source`, of a rebuild, is the store
+    a movement's, `order_ref` a reservation's. `units`, `since`, `how` and `endangered` are of a
+    shortfall; units of 0 say that it is over. `source`, of a rebuild, is the store
     that was rebuilt, and of a movement the system that reported it. `repaired` is what a repair put
     right, `finding` what the audit had found there.
     """
@@ -72,6 +81,10 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     missing: list[MissingLine] | UnsetType = UNSET
     picked: list[PickedLine] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
+    units: int | UnsetType = UNSET
+    since: Time | UnsetType = UNSET
+    how: str | UnsetType = UNSET
+    endangered: list[Endangered] | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -207,6 +220,13 @@ def _committed(detail: Sequence[Any]) -> Details:
 _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.MOVE: _moved,
     OperationKind.FEED: _fed,
+    OperationKind.SHORTFALL: lambda detail: Details(
+        sku=detail[0],
+        units=detail[1],
+        since=time_text(detail[2]),
+        how=detail[3],
+        endangered=[Endangered(*one) for one in detail[4]],
+    ),
     OperationKind.RESERVE: _reserved,
     OperationKind.CONFIRM: lambda detail: Details(order_ref=detail[0] or UNSET),
     OperationKind.EXTEND: lambda detail: Details(expires_at=time_text(detail[0])),

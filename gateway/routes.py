@@ -33,6 +33,7 @@ from gateway import (
     ledger,
     movements,
     reservations,
+    shortfalls,
     stock,
     wire,
 )
@@ -381,6 +382,16 @@ OPERATIONS: Final = (
         role=Role.FEED,
         changes=True,
         successes=(Success(200, feed_bodies.Decision, "What became of it"),),
+    ),
+    Operation(
+        name="listShortfalls",
+        method="GET",
+        path=_LOCATION + "/shortfalls",
+        tag="Feeds",
+        summary="List what is promised and not there, whose it is, and the ways out",
+        handler=shortfalls.list_shortfalls,
+        role=Role.READ,
+        successes=(Success(200, shortfalls.ShortfallList, "The shortfalls"),),
     ),
     *(
         Operation(

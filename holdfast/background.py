@@ -16,6 +16,7 @@ import structlog
 from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.outcomes import StoreUnavailable
+from engine.shortfalls import ShortfallKeeper
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper
 from gateway import logs
@@ -43,6 +44,7 @@ async def run(settings: StoreSettings, upkeep: ReconcilerSettings) -> int:
         async with asyncio.TaskGroup() as group:
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
+            group.create_task(ShortfallKeeper(inventory).run(stop))
             group.create_task(Intake(inventory, Feeds(inventory)).run(stop))
     finally:
         await inventory.close()

@@ -54,7 +54,17 @@ MAX_KEPT_ITEMS: Final = 200_000
 them a partition's ledger is read anew where that is needed."""
 
 _FIXED: Final = frozenset(
-    {"meta", "ledger", "holds", "locations", "archive", "readers", "feeding", "intake"}
+    {
+        "meta",
+        "ledger",
+        "holds",
+        "locations",
+        "archive",
+        "readers",
+        "feeding",
+        "intake",
+        "shortfalls",
+    }
 )
 _WORKING: Final = frozenset({"lease", "probe"})
 

@@ -145,7 +145,7 @@ class Contradictions:
         if kind is OperationKind.REPAIR:
             self._settle(operation, sequence, seen)
             return
-        if kind is OperationKind.REBUILD:
+        if kind in (OperationKind.REBUILD, OperationKind.SHORTFALL):
             return
         reservation = state.reservations.get(operation.id)
         again = self._check_once(operation, sequence, at_ms, state, seen)

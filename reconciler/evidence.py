@@ -90,7 +90,8 @@ def row_findings(
         )
 
     found = [finding(*difference) for difference in _row_differences(row)]
-    if row.past_differs and row.live is not None:
+    # Where the row itself differs, its past is mended with it.
+    if row.past_differs and row.live is not None and row.live == row.ledger:
         detail = "the row does not remember when its units came and went as the ledger says"
         remedy = "written again as the ledger says: a late count must find it"
         found.append(finding(Invariant.FOLD, Code.PAST_DIFFERS, detail, remedy))

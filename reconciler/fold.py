@@ -110,6 +110,7 @@ class PartitionState(msgspec.Struct):
     seen: dict[str, FoldedSeen] = msgspec.field(default_factory=dict)
     sources: dict[SourceKey, FoldedSource] = msgspec.field(default_factory=dict)
     quarantine: dict[str, FoldedQuarantined] = msgspec.field(default_factory=dict)
+    shortfalls: dict[str, tuple[int, int, str, str, str, str]] = msgspec.field(default_factory=dict)
 
     def prune(self, now_ms: int) -> None:
         """Forget what the store has forgotten: endings and idempotency records past their time."""
@@ -194,6 +195,12 @@ class Fold:
             )
         elif kind is OperationKind.REPAIR:
             self._repair(operation, at_ms)
+        elif kind is OperationKind.SHORTFALL:
+            sku, units, since_ms, how, _ = operation.detail
+            self.state.shortfalls.pop(operation.id, None)
+            if units:
+                body = (since_ms, units, how, operation.merchant, operation.location, sku)
+                self.state.shortfalls[operation.id] = body
         elif kind is not OperationKind.REBUILD:
             self._change_reservation(operation, sequence, at_ms)
 

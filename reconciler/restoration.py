@@ -114,6 +114,8 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
     for name, source in state.sources.items():
         yield _source_item(keys, name, source)
     yield from _quarantine_items(keys, state)
+    for the_id, body in state.shortfalls.items():
+        yield _Item((keys.shortfalls,), ("quarantine", (the_id, _text(body))), 1)
 
 
 def _row_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:

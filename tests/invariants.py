@@ -179,7 +179,7 @@ class Audit:
             # What was set aside may be booked or dropped later, under the same id.
             settled = detail[11] in ("quarantined", "dropped", "skipped")
             effect = (kind, merchant, detail[11] if settled else "booked", the_id)
-        if kind != "repair" and effect in partition.effects:
+        if kind not in ("repair", "shortfall", "offline") and effect in partition.effects:
             self._violated("Once", f"{where} was done in {partition.effects[effect]} already")
         partition.effects[effect] = sequence
         if kind == "feed" and (

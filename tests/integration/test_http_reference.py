@@ -14,6 +14,7 @@ import pytest
 from engine.access import Role, create_key
 from engine.inventory import Inventory
 from engine.outcomes import HoldfastError
+from engine.shortfalls import ShortfallKeeper
 from engine.store import StoreSettings, close_quietly, connect
 from engine.sweeper import Sweeper, sweep_warnings
 from gateway.problems import KINDS
@@ -59,6 +60,7 @@ async def swept(settings: StoreSettings) -> AsyncIterator[None]:
     inventory = await Inventory.open(settings)
     stop = asyncio.Event()
     sweeper = asyncio.create_task(Sweeper(inventory).run(stop))
+    keeper = asyncio.create_task(ShortfallKeeper(inventory).run(stop))
 
     async def tells() -> bool:
         return not await sweep_warnings(inventory.store)
@@ -66,7 +68,7 @@ async def swept(settings: StoreSettings) -> AsyncIterator[None]:
     await eventually(tells, within_seconds=COMMAND_SECONDS)
     yield
     stop.set()
-    await sweeper
+    await asyncio.gather(sweeper, keeper)
     await inventory.close()
 
 

@@ -15,8 +15,10 @@ import msgspec
 import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
+from engine.model import MovementType
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
+from engine.shortfalls import ShortfallKeeper
 from engine.store import close_quietly, connect
 from gateway.feeds import read_event
 from tests.shop import ACTOR, LOCATION, Shop, new_key
@@ -184,6 +186,8 @@ async def run_every_verb(shop: Shop) -> None:
             shop.release(ids[2]),
             return_exceptions=True,
         )
+    await shop.move(MovementType.SALE, "tea", 30)
+    assert await ShortfallKeeper(inventory).round() > 0
     await shop.release(partial.reservation.id)
     await run_feeds(shop, skus)
     await shop.set_clock((held[-1].reservation.expires_at_ms or 0) + 1)
