@@ -40,6 +40,7 @@ SOURCE_FIELDS: Final = (
     "highest",
     "ahead",
     "skipped",
+    "beats",
 )
 """Of a source's hash, in the order that `_source` takes them."""
 
@@ -130,7 +131,8 @@ class Gap(msgspec.Struct, frozen=True):
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """A source of events of a location; times in ms, 0 where there is none yet.
 
-    `watermark` is the sequence up to which everything has come, `highest` the last that came.
+    `watermark` is the sequence up to which everything has come, `highest` the last that came. One
+    that `beats` has sent heartbeats, so its silence means something.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     occurred_at_ms: int
     watermark: int
     highest: int
+    beats: bool
     gaps: tuple[Gap, ...]
 
     def state(self, now_ms: int, *, heartbeat_ms: int) -> "SourceState":
@@ -508,7 +511,7 @@ def _fingerprint(event: FeedEvent) -> str:
 
 
 def _source(name: str, fields: Sequence[bytes | None]) -> Source:
-    mode, *numbers, ahead, _ = fields
+    mode, *numbers, ahead, _, beats = fields
     heard_at_ms, occurred_at_ms, watermark, highest = (int(number or 0) for number in numbers)
     gaps = []
     reached = watermark
@@ -522,6 +525,7 @@ def _source(name: str, fields: Sequence[bytes | None]) -> Source:
         occurred_at_ms=occurred_at_ms,
         watermark=watermark,
         highest=highest,
+        beats=beats is not None,
         gaps=tuple(gaps),
     )
 

@@ -78,7 +78,14 @@ from engine.validation import (
 
 Answer = TypeVar("Answer")
 
-ROW_FIELDS: Final = ("on_hand", "reserved", "safety_stock", "deficit", "version")
+ROW_FIELDS: Final = (
+    "on_hand",
+    "reserved",
+    "safety_stock",
+    "deficit",
+    "version",
+    "offline_buffer",
+)
 MAX_RECLAIM_ROUNDS: Final = 2
 """How many groups of due holds a reserve takes back before it says no."""
 
@@ -628,6 +635,10 @@ class Inventory:
             keys.locations,
             keys.seen(merchant, operation),
         )
+
+    def keys_of(self, merchant: str, location: str) -> PartitionKeys:
+        """Return the keys of a location's partition. Raises InvalidCommand."""
+        return self._keys_of(merchant, location)
 
     def _keys_of(self, merchant: str, location: str) -> PartitionKeys:
         check_id("merchant", merchant)

@@ -164,6 +164,14 @@ class PartitionKeys:
         """Hash of the events of a location that were set aside (`lua/lib/quarantine.lua`)."""
         return f"{self.tag}:quarantine:{encode(merchant)}:{encode(location)}"
 
+    def rates(self, merchant: str, location: str) -> str:
+        """Hash of how fast a location's rows sell (`engine.offline`)."""
+        return f"{self.tag}:rates:{encode(merchant)}:{encode(location)}"
+
+    def offline(self, merchant: str, location: str) -> str:
+        """Hash of what is held back while a location's tills are silent (`lua/offline.lua`)."""
+        return f"{self.tag}:offline:{encode(merchant)}:{encode(location)}"
+
     def seen(self, merchant: str, operation: str) -> str:
         """Idempotency record of an operation id (see `digest`)."""
         return f"{self.tag}:seen:{encode(merchant)}:{operation}"

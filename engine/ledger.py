@@ -29,6 +29,7 @@ class OperationKind(StrEnum):
     MOVE = "move"
     FEED = "feed"
     SHORTFALL = "shortfall"
+    OFFLINE = "offline"
     CONFIGURE = "configure"
     REPAIR = "repair"
     REBUILD = "rebuild"

@@ -13,6 +13,8 @@ class Row(msgspec.Struct, frozen=True):
 
     `deficit` counts units that left the shelf although the books had none (a receipt not booked
     yet, or a miscount); arrivals pay it first. `version` rises by one at every change.
+    `offline_buffer` is held back while the location's tills are silent; what a write answers does
+    not tell it.
     """
 
     merchant: str
@@ -23,11 +25,13 @@ class Row(msgspec.Struct, frozen=True):
     safety_stock: int
     deficit: int
     version: int
+    offline_buffer: int = 0
 
     @property
     def available(self) -> int:
         """Units that can still be promised."""
-        return max(0, self.on_hand - self.reserved - self.safety_stock)
+        held_back = self.safety_stock + self.offline_buffer
+        return max(0, self.on_hand - self.reserved - held_back)
 
     @property
     def shortfall(self) -> int:

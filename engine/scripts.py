@@ -17,6 +17,7 @@ VERBS: Final = (
     "move",
     "feed",
     "shortfall",
+    "offline",
     "configure",
     "repair",
 )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from engine.feeds import Verdict
+from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange
 from engine.model import ReservationState
@@ -57,7 +57,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `type` is a movement's or an event's; `superseded` says that a later count has it already, and
     `event_id`, `sequence`, `verdict`, `why` and `raw` tell of an event of a source. `reference` is
     a movement's, `order_ref` a reservation's. `units`, `since`, `how` and `endangered` are of a
-    shortfall; units of 0 say that it is over. `source`, of a rebuild, is the store
+    shortfall; units of 0 say that it is over. `state` is a location's whose tills were silent, and
+    `held_back` the units that are no longer promised there. `source`, of a rebuild, is the store
     that was rebuilt, and of a movement the system that reported it. `repaired` is what a repair put
     right, `finding` what the audit had found there.
     """
@@ -85,6 +86,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: Time | UnsetType = UNSET
     how: str | UnsetType = UNSET
     endangered: list[Endangered] | UnsetType = UNSET
+    state: SourceState | UnsetType = UNSET
+    held_back: list[PickedLine] | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -220,6 +223,11 @@ def _committed(detail: Sequence[Any]) -> Details:
 _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.MOVE: _moved,
     OperationKind.FEED: _fed,
+    OperationKind.OFFLINE: lambda detail: Details(
+        state=SourceState(detail[0]),
+        since=time_text(detail[1]),
+        held_back=[PickedLine(sku, units) for sku, units in detail[2]],
+    ),
     OperationKind.SHORTFALL: lambda detail: Details(
         sku=detail[0],
         units=detail[1],

@@ -16,6 +16,7 @@ from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.feeds import Feeds
 from engine.history import History
 from engine.inventory import Inventory
+from engine.offline import FreshnessView
 from engine.outcomes import HistoryUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
@@ -66,6 +67,7 @@ class Service:
         self._inventory: Inventory | None = None
         self._history: History | None = None
         self._feeds: Feeds | None = None
+        self._freshness: FreshnessView | None = None
         self._keys: KeyCache | None = None
         self._facts: StoreFacts | None = None
         self._reasons = ["the store was not asked yet"]
@@ -86,6 +88,7 @@ class Service:
             self._inventory = None
             self._history = None
             self._feeds = None
+            self._freshness = None
             self._keys = None
 
     @property
@@ -101,6 +104,13 @@ class Service:
         if self._feeds is None:
             self._feeds = Feeds(self.inventory)
         return self._feeds
+
+    @property
+    def freshness(self) -> FreshnessView:
+        """How locations are. Raises StoreUnavailable while the store was not opened yet."""
+        if self._freshness is None:
+            self._freshness = FreshnessView(self.inventory)
+        return self._freshness
 
     @property
     def history(self) -> History:

@@ -59,7 +59,11 @@ async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer
             check_id(f"rows[{i}].location", wanted.location)
             check_id(f"rows[{i}].sku", wanted.sku)
         raise
-    data = [wire.availability_row(*pair) for pair in zip(body.rows, rows, strict=True)]
+    fresh = await call.service.freshness.of(call.merchant, [one.location for one in body.rows])
+    data = [
+        wire.availability_row(wanted, row, fresh[wanted.location].state)
+        for wanted, row in zip(body.rows, rows, strict=True)
+    ]
     return Answer(200, wire.Availability(data, wire.time_text(asked_at_ms)))
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from engine import model
+from engine.feeds import SourceState
 from engine.limits import (
     DEFAULT_TTL_MS,
     MAX_BATCH_MOVEMENTS,
@@ -204,11 +205,21 @@ class Stock(msgspec.Struct, frozen=True):
     shortfall: Annotated[int, Meta(ge=0, description="max(0, reserved - on_hand).")]
     deficit: Annotated[int, Meta(ge=0, description="Units that left although the books had none.")]
     version: Version
+    offline_buffer: (
+        Annotated[
+            int, Meta(ge=0, description="Units held back while the location's tills are silent.")
+        ]
+        | UnsetType
+    ) = UNSET
     as_of: Time | UnsetType = UNSET
 
 
 class AvailabilityRow(msgspec.Struct, frozen=True):
-    """One answered row; where the location has none (`known` is false) all numbers are 0."""
+    """One answered row; where the location has none (`known` is false) all numbers are 0.
+
+    `freshness` is the location's: `degraded` while its tills are silent, `catching_up` while what
+    they have sold meanwhile comes in. `offline_buffer` units are held back then.
+    """
 
     location: str
     sku: str
@@ -219,6 +230,8 @@ class AvailabilityRow(msgspec.Struct, frozen=True):
     safety_stock: int
     shortfall: int
     version: int
+    offline_buffer: int = 0
+    freshness: SourceState = SourceState.LIVE
 
 
 class Availability(msgspec.Struct, frozen=True):
@@ -429,13 +442,18 @@ def stock(row: model.Row) -> Stock:
         row.shortfall,
         row.deficit,
         row.version,
+        min(row.offline_buffer, row.on_hand) or UNSET,
     )
 
 
-def availability_row(wanted: RowRequest, row: model.Row | None) -> AvailabilityRow:
+def availability_row(
+    wanted: RowRequest, row: model.Row | None, freshness: SourceState = SourceState.LIVE
+) -> AvailabilityRow:
     """Make the answer of one row of a question; None is a row that does not exist."""
     if row is None:
-        return AvailabilityRow(wanted.location, wanted.sku, False, 0, 0, 0, 0, 0, 0)
+        return AvailabilityRow(
+            wanted.location, wanted.sku, False, 0, 0, 0, 0, 0, 0, freshness=freshness
+        )
     return AvailabilityRow(
         row.location,
         row.sku,
@@ -446,6 +464,8 @@ def availability_row(wanted: RowRequest, row: model.Row | None) -> AvailabilityR
         row.safety_stock,
         row.shortfall,
         row.version,
+        min(row.offline_buffer, row.on_hand),
+        freshness,
     )
 
 

@@ -15,6 +15,7 @@ import structlog
 
 from engine.feeds import Feeds
 from engine.inventory import Inventory
+from engine.offline import OfflineKeeper
 from engine.outcomes import StoreUnavailable
 from engine.shortfalls import ShortfallKeeper
 from engine.store import StoreSettings
@@ -45,6 +46,7 @@ async def run(settings: StoreSettings, upkeep: ReconcilerSettings) -> int:
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
             group.create_task(ShortfallKeeper(inventory).run(stop))
+            group.create_task(OfflineKeeper(inventory, Feeds(inventory)).run(stop))
             group.create_task(Intake(inventory, Feeds(inventory)).run(stop))
     finally:
         await inventory.close()

@@ -41,7 +41,11 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True):
-    """What can be promised of one row; `known` is False, and all units 0, where there is none."""
+    """What can be promised of one row; `known` is False, and all units 0, where there is none.
+
+    `freshness` is `degraded` or `catching_up` while the location's tills are silent or behind, and
+    `offline_buffer` units are held back then.
+    """
 
     location: str
     sku: str
@@ -52,6 +56,8 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True):
     safety_stock: int
     shortfall: int
     version: int
+    offline_buffer: int = 0
+    freshness: str = "live"
 
 
 class Availabilities(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ from engine.outcomes import (
     StoreFault,
     StoreUnavailable,
 )
+from engine.store import pairs
 from engine.validation import check_id
 from gateway.feeds import read_event
 from gateway.problems import InvalidRequest
@@ -228,9 +229,8 @@ def _read_entries(reply: Any) -> Iterator[Sequence[Any]]:
 
 def _entry(raw: Sequence[Any], tries: int) -> _Entry:
     stream_id, flat = raw
-    pairs = flat.items() if isinstance(flat, Mapping) else zip(flat[::2], flat[1::2], strict=True)
     fields = {
-        name.decode(errors="replace"): value.decode(errors="replace") for name, value in pairs
+        name.decode(errors="replace"): value.decode(errors="replace") for name, value in pairs(flat)
     }
     merchant, location, source = (
         _id_or(fields.get(name, ""), UNKNOWN) for name in ("merchant", "location", "source")

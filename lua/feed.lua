@@ -71,7 +71,7 @@ local function put(event, lines, weighed, verdict, why, source, seen_key)
       event.event_id, event.number, verdict, why, event.raw})
   if event.act == 'take' then
     -- The time of one that is set aside may be wrong.
-    hear(source, verdict == 'quarantined' and 0 or event.occurred_at)
+    hear(source, verdict == 'quarantined' and 0 or event.occurred_at, event.kind)
     if event.number > 0 then
       note_sequence(source, event.number, event.fingerprint)
     else
@@ -115,7 +115,7 @@ end
 
 local function take(event, first, source, quarantine)
   if event.kind == 'heartbeat' and event.number == 0 then
-    hear(source, event.occurred_at)
+    hear(source, math.min(event.occurred_at, now), 'heartbeat')
     return {'ok', now, 0, 'applied', ''}
   end
   local mode = event.number > 0 and 'sequence' or 'ids'

@@ -124,7 +124,9 @@ local function repair_row(command, first)
   end
   changed[key] = true
   -- Whatever the key held goes first, as it may be of another type.
+  local buffer = redis.call('TYPE', key)['ok'] == 'hash' and redis.call('HGET', key, 'offline_buffer')
   write('DEL', key)
+  if buffer then write('HSET', key, 'offline_buffer', buffer) end
   past_writes(key, KEYS[first + 3], past, deltas[1] - deltas[4])
   touched_rows[#touched_rows + 1] = {
     key = key, exists = true, on_hand = levels[1], reserved = levels[2], safety_stock = levels[3],

@@ -6,14 +6,14 @@
 --          each item
 -- ARGV     rebuild id, then msgpack of items:
 --          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit,
---           counted}, ...}}
+--           counted, offline_buffer}, ...}}
 --            keys: SKU index of the location, then the row of each
 --          {'recent', {{at, units}, ...}, keep until}
 --            keys: recent changes of a row
 --          {'source', name, location member, {field, text, ...}, prints}
 --            keys: source, its prints, sources of the location, locations with sources
 --          {'quarantine', {id, body, ...}}
---            keys: quarantine of the location, or shortfalls of the partition
+--            keys: quarantine of the location, shortfalls of the partition, or what is held back
 --          {'reservation', id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
 --           created_at, keep until}
 --            keys: reservation, open index of its location. Times are ms, 0 where they do not apply.
@@ -44,6 +44,7 @@ local function restore_rows(item)
     -- As in lib/rows.lua, a row without a deficit does not pay for the column.
     if row[6] ~= '0' then redis.call('HSET', key, 'deficit', row[6]) end
     if row[7] ~= '' then redis.call('HSET', key, 'counted', row[7]) end
+    if row[8] ~= '0' then redis.call('HSET', key, 'offline_buffer', row[8]) end
     listed[2 * i - 1] = '0'
     listed[2 * i] = row[1]
   end

@@ -66,7 +66,7 @@ _FIXED: Final = frozenset(
         "shortfalls",
     }
 )
-_WORKING: Final = frozenset({"lease", "probe"})
+_WORKING: Final = frozenset({"lease", "probe", "rates", "offline"})
 
 
 class AuditSettings(msgspec.Struct, frozen=True, kw_only=True):

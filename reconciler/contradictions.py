@@ -398,6 +398,8 @@ def _said(
         if counted is not None:
             return counted - (_books(levels) - _books(deltas)), 0, 0
         return movement_units(operation), 0, 0
+    if kind is OperationKind.OFFLINE:
+        return 0, 0, 0
     if kind is OperationKind.CONFIGURE:
         return 0, 0, int(detail[0]) - (levels.safety_stock - deltas.safety_stock)
     if kind is OperationKind.RESERVE:

@@ -48,6 +48,7 @@ class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     version: int
     sequence: int
     past: Past | None = None
+    offline_buffer: int = 0
 
     def levels(self) -> tuple[int, int, int, int]:
         """Return on_hand, reserved, safety_stock and deficit."""
@@ -110,6 +111,7 @@ class PartitionState(msgspec.Struct):
     seen: dict[str, FoldedSeen] = msgspec.field(default_factory=dict)
     sources: dict[SourceKey, FoldedSource] = msgspec.field(default_factory=dict)
     quarantine: dict[str, FoldedQuarantined] = msgspec.field(default_factory=dict)
+    offline: dict[tuple[str, str], str] = msgspec.field(default_factory=dict)
     shortfalls: dict[str, tuple[int, int, str, str, str, str]] = msgspec.field(default_factory=dict)
 
     def prune(self, now_ms: int) -> None:
@@ -195,6 +197,13 @@ class Fold:
             )
         elif kind is OperationKind.REPAIR:
             self._repair(operation, at_ms)
+        elif kind is OperationKind.OFFLINE:
+            place = (operation.merchant, operation.location)
+            for sku, held_back in operation.detail[2]:
+                self.state.rows[*place, sku].offline_buffer = held_back
+            self.state.offline.pop(place, None)
+            if operation.detail[0] != "live":
+                self.state.offline[place] = f"{operation.detail[0]} {operation.detail[1]}"
         elif kind is OperationKind.SHORTFALL:
             sku, units, since_ms, how, _ = operation.detail
             self.state.shortfalls.pop(operation.id, None)

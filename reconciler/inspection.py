@@ -23,6 +23,8 @@ MAX_INSPECTED: Final = 400
 MISSING: Final = "missing"
 """The token of a key that is not there."""
 
+_ROW_FIELDS: Final = tuple(field for field in ROW_FIELDS if field != "offline_buffer")
+
 Hash = dict[bytes, bytes]
 
 
@@ -97,7 +99,7 @@ def _value(look: Look, value: Any) -> Value:
 
 def row_token(value: Value) -> str:
     """Return the token of a row's hash as it was found; `lua/repair.lua` computes the same."""
-    return hash_token(value, ROW_FIELDS)
+    return hash_token(value, _ROW_FIELDS)
 
 
 def reservation_token(value: Value) -> str:

@@ -328,6 +328,7 @@ class _Rebuild:
         state.sources.update(piece.sources)
         state.quarantine.update(piece.quarantine)
         state.shortfalls.update(piece.shortfalls)
+        state.offline.update(piece.offline)
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
         path = self._archive.path(snapshot_path(partition, sequence))
@@ -512,6 +513,8 @@ def _cut(state: PartitionState, partitions: int) -> dict[int, PartitionState]:
     for the_id, event in state.quarantine.items():
         number = partition_of(event.merchant, event.location, partitions)
         pieces[number].quarantine[the_id] = event
+    for place, told in state.offline.items():
+        pieces[partition_of(*place, partitions)].offline[place] = told
     for the_id, short in state.shortfalls.items():
         pieces[partition_of(short[3], short[4], partitions)].shortfalls[the_id] = short
     return pieces

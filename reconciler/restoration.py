@@ -114,6 +114,12 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
     for name, source in state.sources.items():
         yield _source_item(keys, name, source)
     yield from _quarantine_items(keys, state)
+    for place, told in state.offline.items():
+        yield _Item((keys.offline(*place),), ("quarantine", ("", told)), 1)
+    for (merchant, location, sku), row in state.rows.items():
+        if row.offline_buffer:
+            pair = (f"s{sku}", str(row.offline_buffer))
+            yield _Item((keys.offline(merchant, location),), ("quarantine", pair), 1)
     for the_id, body in state.shortfalls.items():
         yield _Item((keys.shortfalls,), ("quarantine", (the_id, _text(body))), 1)
 
@@ -220,6 +226,7 @@ def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
         str(row.version),
         str(row.deficit),
         "" if row.past is None else row.past.counted(),
+        str(row.offline_buffer),
     )
 
 

@@ -301,6 +301,9 @@ class Audit:
             self._violated("Fold", f"row {name} is in {where} only")
         for name in folded.keys() & live.keys():
             fields = live[name]
+            buffer = fields.pop(b"offline_buffer", b"1")
+            if not _CANONICAL.fullmatch(buffer):
+                self._violated("Integer", f"row {name}: the offline buffer is {buffer!r}")
             counted = fields.pop(b"counted", b"1-00000000")
             if not _COUNTED.fullmatch(counted):
                 self._violated("Integer", f"row {name}: counted is {counted!r}")

@@ -5,7 +5,8 @@ local rows, touched_rows = {}, {}
 local function row_at(key)
   local row = rows[key]
   if row then return row end
-  local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version')
+  local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
+    'offline_buffer')
   row = {
     key = key,
     exists = f[5] ~= false,
@@ -14,6 +15,8 @@ local function row_at(key)
     safety_stock = tonumber(f[3]) or 0,
     deficit = tonumber(f[4]) or 0,
     version = tonumber(f[5]) or 0,
+    -- Units that are held back while the location's tills are silent; mostly not there.
+    offline_buffer = f[6] and tonumber(f[6]) or 0,
     touched = false,
     -- What only a reserve touches is all that most calls write.
     shelf_touched = f[5] == false,
@@ -25,7 +28,7 @@ local function row_at(key)
 end
 
 local function available(row)
-  local units = row.on_hand - row.reserved - row.safety_stock
+  local units = row.on_hand - row.reserved - row.safety_stock - row.offline_buffer
   if units < 0 then return 0 end
   return units
 end

@@ -2,14 +2,14 @@
 --
 -- Hash feed: mode ('sequence' or 'ids'), heard_at and occurred_at (ms; when it was last heard of, and
 -- the latest that it told of), and of a source with sequences watermark (all up to it have come),
--- highest, skipped (numbers up to it were given up on), and ahead (msgpack {{first, last, since}, ...}: what came past the watermark, and when).
+-- beats (1: it has sent heartbeats), highest, skipped (numbers up to it were given up on), and ahead (msgpack {{first, last, since}, ...}: what came past the watermark, and when).
 -- String prints: 4 bytes of the fingerprint of each of the last PRINTS sequences, so that another
 -- event under a number that was used is told from a repetition.
 
 local MAX_RANGES = 1000
 local PRINTS, PRINT_BYTES = 1024, 4
 local SOURCE_FIELDS = {'mode', 'heard_at', 'occurred_at', 'watermark', 'highest', 'ahead',
-  'skipped'}
+  'skipped', 'beats'}
 
 local sources, touched_sources = {}, {}
 
@@ -26,13 +26,15 @@ local function source_at(name, key, prints_key, feeds_key, feeding_key, member)
     feeding_key = feeding_key, member = member,
     mode = f[1] or '', heard_at = tonumber(f[2]) or 0, occurred_at = tonumber(f[3]) or 0,
     watermark = tonumber(f[4]) or 0, highest = tonumber(f[5]) or 0,
-    ahead = f[6] and cmsgpack.unpack(f[6]) or {}, skipped = tonumber(f[7]) or 0, prints = {},
+    ahead = f[6] and cmsgpack.unpack(f[6]) or {}, skipped = tonumber(f[7]) or 0,
+    beats = f[8] and 1 or 0, prints = {},
   }
   sources[key] = source
   return source
 end
 
-local function hear(source, occurred_at)
+local function hear(source, occurred_at, kind)
+  if kind == 'heartbeat' then source.beats = 1 end
   if not source.touched then
     source.touched = true
     touched_sources[#touched_sources + 1] = source
@@ -133,6 +135,7 @@ local function write_sources()
     local source = touched_sources[i]
     redis.call('HSET', source.key, 'mode', source.mode, 'heard_at', integer(source.heard_at),
       'occurred_at', integer(source.occurred_at))
+    if source.beats == 1 then redis.call('HSET', source.key, 'beats', '1') end
     if source.highest > 0 then
       redis.call('HSET', source.key, 'watermark', integer(source.watermark),
         'highest', integer(source.highest), 'ahead', cmsgpack.pack(source.ahead),

@@ -16,6 +16,7 @@ import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.model import MovementType
+from engine.offline import OfflineKeeper
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
 from engine.shortfalls import ShortfallKeeper
@@ -190,6 +191,9 @@ async def run_every_verb(shop: Shop) -> None:
     assert await ShortfallKeeper(inventory).round() > 0
     await shop.release(partial.reservation.id)
     await run_feeds(shop, skus)
+    keeper = OfflineKeeper(inventory, Feeds(inventory))
+    assert await keeper.round(now_ms=await shop.clock_ms() + 10**8) > 0
+    await keeper.round()
     await shop.set_clock((held[-1].reservation.expires_at_ms or 0) + 1)
     assert (await inventory.expire_due(shop.keys().partition)).expired == 2
 
@@ -210,6 +214,9 @@ async def run_feeds(shop: Shop, skus: Sequence[str]) -> None:
             )
             for number, kind in enumerate([*list(EventType)[:-1]] * 3)
         ]
+        now = await shop.clock_ms()
+        beat = FeedEvent(event_id="beat", type=EventType.HEARTBEAT, occurred_at_ms=now)
+        await feeds.take(shop.merchant, LOCATION, source, [beat], actor=ACTOR)
         late = msgspec.structs.replace(events[0], event_id="late", sku="new", sequence=30 * counts)
         late = msgspec.structs.replace(late, occurred_at_ms=now_ms - 80 * 3_600_000)
         later = msgspec.structs.replace(late, event_id="later", sequence=31 * counts)
