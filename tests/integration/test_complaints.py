@@ -16,6 +16,7 @@ from engine.outcomes import (
     ReservationEnded,
     ShortLine,
 )
+from tests.events import Till
 from tests.shop import ACTOR, Shop
 
 
@@ -152,6 +153,18 @@ async def test_complaint_15_a_recount_is_taken_while_units_are_reserved(shop: Sh
     await shop.reserve([("tea", 4)])
     counted = await shop.move(MovementType.COUNT, "tea", 3)
     assert (counted.row.on_hand, counted.row.reserved, counted.row.shortfall) == (3, 4, 1)
+    await shop.audit()
+
+
+async def test_complaint_15_an_offline_sale_is_not_posted_twice(shop: Shop) -> None:
+    """A till sends its backlog again after a lost answer, in another order, and under way twice."""
+    till = Till(shop)
+    await shop.receive("tea", 20)
+    backlog = [await till.event("sale", 1, sequence=number, ago=60) for number in range(1, 11)]
+    first, second = await asyncio.gather(till.send(*backlog), till.send(*reversed(backlog)))
+    assert sorted(first + second) == ["applied"] * 10 + ["duplicate"] * 10
+    assert await till.send(*backlog[5:], *backlog[:5]) == ["duplicate"] * 10
+    assert (await shop.row("tea")).on_hand == 10
     await shop.audit()
 
 
