@@ -4,14 +4,13 @@ An event is taken once, under its source's sequence or its id, and leaves its ro
 had come in order (docs/concepts/feeds.md). Each event has a verdict of its own.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import msgspec
 
-from engine.dispatch import Command, Dispatcher
+from engine.dispatch import Command
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, encode, location_member, partition_of
 from engine.limits import (
@@ -146,7 +145,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     def state(self, now_ms: int, *, heartbeat_ms: int) -> "SourceState":
         """Return how it is."""
-        if now_ms - self.heard_at_ms > heartbeat_ms:
+        if self.beats and now_ms - self.heard_at_ms > heartbeat_ms:
             return SourceState.DEGRADED
         return SourceState.CATCHING_UP if self.gaps else SourceState.LIVE
 
@@ -161,7 +160,7 @@ class SourceState(StrEnum):
 
     LIVE = "live"
     DEGRADED = "degraded"
-    """It was not heard of for longer than its heartbeat may take."""
+    """It sends heartbeats, and was not heard of for longer than they may take."""
     CATCHING_UP = "catching_up"
     """It is heard of, and some of what it sent is still missing."""
 
@@ -276,6 +275,7 @@ class _Place(msgspec.Struct, frozen=True):
                 location_member(self.merchant, self.location),
                 raw,
             ),
+            self.merchant,
         )
 
 
@@ -286,7 +286,7 @@ class Feeds:
         """Take events by each merchant's policy."""
         self.policies = Policies(inventory.store)
         self._inventory = inventory
-        self._dispatch = Dispatcher(inventory.store, inventory.keys)
+        self._dispatch = inventory.dispatcher
 
     # Events
 
@@ -308,15 +308,11 @@ class Feeds:
         check_batch("events", len(events), MAX_BATCH_EVENTS)
         check_id("source", source)
         place = await self._place(merchant, location, source, actor)
-        answers = await asyncio.gather(
-            *(self._take(place, event) for event in events), return_exceptions=True
-        )
-        taken: list[Taken | HoldfastError] = []
+        answers = await self._dispatch.bulk(self._take(place, event) for event in events)
         for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, HoldfastError):
+            if isinstance(answer, Exception) and not isinstance(answer, HoldfastError):
                 raise answer
-            taken.append(answer)
-        return taken
+        return cast(list[Taken | HoldfastError], answers)
 
     async def _take(self, place: _Place, event: FeedEvent) -> Taken:
         check_event(event)

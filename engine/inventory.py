@@ -134,6 +134,11 @@ class Inventory:
         """Close the connections; callers that still wait get an error."""
         await self.store.close()
 
+    @property
+    def dispatcher(self) -> Dispatcher:
+        """Carries the commands of other parts of the engine too, in turn with its own."""
+        return self._dispatch
+
     # Reading
 
     async def row(self, merchant: str, location: str, sku: str) -> Row:

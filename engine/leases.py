@@ -1,5 +1,6 @@
 """Leases: one owner a background job and partition, fenced by a number that only rises."""
 
+import time
 from typing import Final
 
 from engine.keys import PartitionKeys
@@ -19,12 +20,21 @@ class Lease:
         self.key = keys.lease(job)
         self._owner = owner
         self.fence = 0
+        self._renewed_at = 0.0
 
     async def renew(self, ttl_ms: int = LEASE_TTL_MS) -> bool:
         """Get or keep the lease for `ttl_ms` from now; return whether it is ours."""
         reply = await self._store.call(script("lease"), (self.key,), self._owner, ttl_ms)
         self.fence = int(reply)
         return self.fence > 0
+
+    async def hold(self) -> bool:
+        """Get or keep the lease, without a call while most of its time is left."""
+        now = time.monotonic()
+        if self.fence and now - self._renewed_at < LEASE_TTL_MS / 1000 / 3:
+            return True
+        self._renewed_at = now
+        return await self.renew()
 
     async def give_up(self) -> None:
         """Let another owner have it at once."""

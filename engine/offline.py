@@ -17,7 +17,7 @@ import msgspec
 import structlog
 
 from engine.clock import clock_ms
-from engine.dispatch import Command, Dispatcher
+from engine.dispatch import Command
 from engine.estimator import Rate, buffer_units
 from engine.feeds import Feeds, Source, SourceState
 from engine.inventory import Inventory
@@ -82,7 +82,7 @@ class OfflineKeeper:
         self._inventory = inventory
         self._store = inventory.store
         self._feeds = feeds
-        self._dispatch = Dispatcher(inventory.store, inventory.keys)
+        self._dispatch = inventory.dispatcher
         owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._leases = [
             Lease(inventory.store, keys, "offline", owner=owner) for keys in inventory.keys
@@ -112,7 +112,7 @@ class OfflineKeeper:
         """
         changed = 0
         for keys in self._inventory.keys:
-            if not await self._leases[keys.partition].renew():
+            if not await self._leases[keys.partition].hold():
                 continue
             await self._read_sales(keys)
             at_ms = await clock_ms(self._store, keys) if now_ms is None else now_ms

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
-from engine.dispatch import Command, Dispatcher
+from engine.dispatch import Command
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, partition_of
 from engine.leases import Lease
@@ -200,7 +200,7 @@ class ShortfallKeeper:
         self._store = inventory.store
         self._shortfalls = Shortfalls(inventory)
         self._policies = Policies(inventory.store)
-        self._dispatch = Dispatcher(inventory.store, inventory.keys)
+        self._dispatch = inventory.dispatcher
         owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._leases = [
             Lease(inventory.store, keys, "shortfalls", owner=owner) for keys in inventory.keys
@@ -230,7 +230,7 @@ class ShortfallKeeper:
         """
         recorded = 0
         for keys in self._inventory.keys:
-            if await self._leases[keys.partition].renew():
+            if await self._leases[keys.partition].hold():
                 recorded += await self._partition(keys)
         return recorded
 

@@ -100,7 +100,7 @@ class MissingSequences(msgspec.Struct, frozen=True):
 class FeedSource(msgspec.Struct, frozen=True):
     """A source of events. `watermark` is the number up to which all have come, 0 without numbers.
 
-    It is `live`; `degraded` where it was not heard of for longer than its heartbeat may take; or
+    It is `live`; `degraded` where it sends heartbeats and was silent for too long; or
     `catching_up` where it is heard of and numbers are missing. `lag_seconds` is how long ago the
     latest thing happened that it told of.
     """

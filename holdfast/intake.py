@@ -125,7 +125,7 @@ class Intake:
         lengths = await self._store.read([("EXISTS", keys.intake) for keys in self._keys])
         done = 0
         for keys, exists in zip(self._keys, lengths, strict=True):
-            if exists and await self._leases[keys.partition].renew():
+            if exists and await self._leases[keys.partition].hold():
                 done += await self._round_of(keys)
         return done
 

@@ -38,6 +38,7 @@ from holdfast.cli.connection import JSON_ASKED, NotRunning, SetupProblem, json_o
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output
 from holdfast.client import ApiError, ServiceUnreachable, UnexpectedAnswer
+from holdfast.epcis import EpcisRefused
 from holdfast.ledger_file import ParquetMissing
 from holdfast.settings import SettingsRefused
 from holdfast.stock_file import FileRefused
@@ -107,7 +108,7 @@ def _failure(fault: Exception) -> _Failure:
         return _Failure(ExitCode.SETUP, "setup", f"{fault}.")
     if isinstance(fault, SettingsRefused):
         return _Failure(ExitCode.USAGE, "invalid_settings", str(fault))
-    if isinstance(fault, FileRefused):
+    if isinstance(fault, FileRefused | EpcisRefused):
         return _Failure(ExitCode.USAGE, "invalid_file", f"The file cannot be read: {fault}.")
     if isinstance(fault, REFUSALS):
         code = ExitCode.UNREACHABLE if isinstance(fault, StoreUnavailable) else ExitCode.SETUP
@@ -202,6 +203,7 @@ for _command in (
     reservations.release,
     reservations.reservation,
     reservations.reservations,
+    feeds.feed,
     feeds.feeds,
     ledger.history,
     ledger.ledger,

@@ -1,5 +1,6 @@
-"""`holdfast feeds`: sources of events, what was set aside, and policies."""
+"""`holdfast feed` and `holdfast feeds`: files of events, sources, quarantine, and policies."""
 
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -8,7 +9,9 @@ from engine.limits import MAX_PAGE
 from engine.policies import OnShortfall, WhenOffline
 from holdfast import feed_calls
 from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output, moment
+from holdfast.feed_file import send_file
 
 MAX_GAPS_SHOWN: Final = 3
 
@@ -194,3 +197,41 @@ def _gaps(gaps: tuple[feed_calls.Missing, ...]) -> str:
     ]
     more = [f"and {len(gaps) - MAX_GAPS_SHOWN} more"] if len(gaps) > MAX_GAPS_SHOWN else []
     return ", ".join([*shown, *more]) or "-"
+
+
+@click.command(short_help="Send a file of events.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@merchant_option
+@location_option
+@click.option("--source", required=True, help="The till or supplier that tells of them.")
+@service_options
+@json_option
+def feed(
+    service: Service, file: Path, merchant: str, location: str, source: str, output: Output
+) -> None:
+    """Send the events of FILE: a CSV, or an EPCIS 2.0 document (.json).
+
+    May be repeated: an event is booked once. Exit code 1 where some were not booked.
+    """
+    with service.client() as client, output.progress("events") as bar:
+        done = 0
+
+        def on_sent(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.show("sent", done, None)
+
+        report = send_file(
+            client, file, merchant=merchant, location=location, source=source, on_sent=on_sent
+        )
+    output.document(report)
+    if not output.as_json:
+        output.text(
+            f"{report.events:,} events: {report.applied:,} applied, {report.duplicate:,} had come "
+            f"before, {report.superseded:,} superseded, {report.quarantined:,} set aside, "
+            f"{report.rejected:,} rejected"
+        )
+        for problem in report.problems:
+            output.note(f"{problem.place} ({problem.event_id or 'no id'}): {problem.detail}")
+    if report.quarantined or report.rejected:
+        raise click.exceptions.Exit(ExitCode.REFUSED)

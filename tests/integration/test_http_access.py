@@ -30,6 +30,14 @@ BODIES: dict[str, Any] = {
         ]
     },
     "changeSettings": {"safety_stock": 1},
+    "takeEvents": {
+        "events": [
+            {"event_id": "1", "type": "heartbeat", "occurred_at": "2026-01-01T00:00:00Z"},
+        ]
+    },
+    "skipEvents": {"through": 5},
+    "writeMerchantFeedPolicy": {},
+    "writeLocationFeedPolicy": {},
 }
 
 
@@ -38,7 +46,12 @@ async def request(
 ) -> httpx.Response:
     """Make a request of the operation that would succeed with the right key."""
     path = operation.path.format(
-        merchant=merchant, location="berlin", sku="tea", reservation=reservation
+        merchant=merchant,
+        location="berlin",
+        sku="tea",
+        reservation=reservation,
+        source="till",
+        event="0" * 24,
     )
     headers = {"Idempotency-Key": f"of {operation.name}"}
     if operation.name == "changeSettings":

@@ -13,7 +13,7 @@ def outcome(policy: str, *sales: Sale, stock: int = 2) -> tuple[int, int, int]:
     """Cut a stretch under a policy; return (promised, oversold, lost)."""
     buffers = {"live": None, "trust": lambda *_: 0, "one": lambda *_: 1, "freeze": lambda *_: 99}
     result = Result(policy)
-    cut(result, 0, sales, stock, buffers[policy])  # type: ignore[arg-type]
+    cut(result, 0, sales, stock, buffers[policy])
     return result.promised, result.oversold, result.lost
 
 
