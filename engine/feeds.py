@@ -323,7 +323,8 @@ class Feeds:
     ) -> Taken:
         """Give up on all sequence numbers up to `through` that have not come.
 
-        One that comes after all is still taken, as long as it is among the last 1,024.
+        One that comes after all is still taken, as long as it is among the last 1,024. Raises
+        LimitExceeded where nothing as high as `through` has come.
         """
         check_id("source", source)
         check_count("through", through)

@@ -348,6 +348,7 @@ OPERATIONS: Final = (
         role=Role.FEED,
         changes=True,
         successes=(Success(200, feed_bodies.Decision, "What became of it"),),
+        problems=(LimitExceeded,),
     ),
     Operation(
         name="listQuarantine",
@@ -370,7 +371,7 @@ OPERATIONS: Final = (
         role=Role.FEED,
         changes=True,
         successes=(Success(200, feed_bodies.Decision, "What became of it"),),
-        problems=(LimitExceeded,),
+        problems=(LimitExceeded, IdempotencyKeyReused),
     ),
     Operation(
         name="dropEvent",

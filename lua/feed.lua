@@ -17,7 +17,8 @@
 --            skipped, or absent: nothing of that id was set aside
 --          {'replayed', at, sequence}    it came before
 --          {'key_reused'}                another event came under its id or its sequence
---          {'limit_exceeded', field, most}  too much is missing or was set aside: send it again later
+--          {'limit_exceeded', field, most}  too much is missing or was set aside: send it again later;
+--            or nothing past `most` has come, so there is nothing to skip
 --          {'invalid', field}
 -- Ledger   feed, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later,
 --          sku, event_id, sequence, verdict, why, raw}
@@ -160,6 +161,8 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
     if source.mode ~= 'sequence' or event.number <= source.watermark then
       return {'ok', now, 0, 'absent', ''}
     end
+    -- What comes after the last that came is not missing: nobody knows that it exists.
+    if event.number > source.highest then return {'limit_exceeded', 'through', source.highest} end
     hear(source, 0)
     skip_to(source, event.number)
     return put(event, {}, NOTHING, 'skipped', '', source, nil)

@@ -28,6 +28,7 @@ from engine.clock import clock_ms
 from engine.keys import (
     API_KEYS_KEY,
     MOVED_KEY,
+    POLICIES_KEY,
     STORE_KEY,
     PartitionKeys,
     moved_reservation_id,
@@ -365,7 +366,8 @@ class _Rebuild:
         record = self._record
         await self._write_origin()
         if self._source.live is not None:
-            await _copy_api_keys(self._source.live, self._target)
+            for key in (API_KEYS_KEY, POLICIES_KEY):
+                await _copy_settings(self._source.live, self._target, key)
         detail = msgspec.msgpack.encode(
             (record.source, record.until.text(), record.source_partitions)
         )
@@ -548,12 +550,12 @@ async def _replace(objects: Objects, path: str, data: bytes) -> None:
         raise RebuildRefused(f"{path} was written by another rebuild just now")
 
 
-async def _copy_api_keys(live: Store, target: Store) -> None:
-    """Let the clients of the old store in; keys that the target has already stay as they are."""
+async def _copy_settings(live: Store, target: Store, key: str) -> None:
+    """Take over API keys, or policies; what the target has already stays as it is."""
     try:
-        (found,) = await live.read([("HGETALL", API_KEYS_KEY)])
+        (found,) = await live.read([("HGETALL", key)])
     except StoreUnavailable as error:
-        log.warning("the API keys were not taken over", error=str(error))
+        log.warning("settings were not taken over", key=key, error=str(error))
         return
     for field, value in pairs(found):
-        await target.read([("HSETNX", API_KEYS_KEY, field, value)])
+        await target.read([("HSETNX", key, field, value)])

@@ -202,12 +202,20 @@ class Trade:
                     sequence=number if source == "till" else 0,
                 )
             )
+        if self.draw.random() < 0.3:
+            beat = FeedEvent(
+                event_id="beat", type=EventType.HEARTBEAT, occurred_at_ms=now_ms - 60_000
+            )
+            events.append(beat)
         await feeds.take(self.merchant, location, source, events, actor=ACTOR)
         aside = (await feeds.quarantined(self.merchant, location)).items
         if aside and self.draw.random() < 0.3:
             await feeds.drop(self.merchant, location, self.draw.choice(aside).id, actor=ACTOR)
         if source == "till" and self.draw.random() < 0.1:
-            await feeds.skip(self.merchant, location, source, through=number, actor=ACTOR)
+            (found,) = [
+                one for one in await feeds.sources(self.merchant, location) if one.name == source
+            ]
+            await feeds.skip(self.merchant, location, source, through=found.highest, actor=ACTOR)
 
     def _reservation(self) -> str:
         return self.draw.choice(self.reservations) if self.reservations else "rsv_0_" + "0" * 24
@@ -247,9 +255,13 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
             )
         elif parsed.noun == "seen" or parsed.noun in ("recent", "prints"):
             found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
-        elif parsed.noun in ("feed", "quarantine"):
+        elif parsed.noun in ("feed", "quarantine", "offline"):
             fields = await any_client.hgetall(raw)
-            found[name] = {field: fields[field] for field in fields if field != b"heard_at"}
+            # What a heartbeat says is not in the ledger.
+            heard = (b"heard_at", b"occurred_at", b"beats")
+            found[name] = {field: fields[field] for field in fields if field not in heard}
+        elif parsed.noun == "shortfalls":
+            found.setdefault(name, {}).update(await any_client.hgetall(raw))
         elif parsed.noun in ("open", "skus", "holds", "locations", "feeds", "feeding"):
             members = dict(await any_client.zrange(raw, 0, -1, withscores=True))
             is_ids = parsed.noun in ("open", "holds")

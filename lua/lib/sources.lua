@@ -130,6 +130,23 @@ local function compare_print(source, number, fingerprint, occurred_at)
   return print == print_of(fingerprint) and 'same' or 'other'
 end
 
+-- Slots beside each other are written in one call: a batch mostly counts on.
+local function write_prints(source)
+  local slots = {}
+  for slot in pairs(source.prints) do slots[#slots + 1] = slot end
+  table.sort(slots)
+  local first, texts = nil, {}
+  for i, slot in ipairs(slots) do
+    first = first or slot
+    texts[#texts + 1] = struct.pack('>I4', source.prints[slot])
+    if slots[i + 1] ~= slot + 1 then
+      redis.call('SETRANGE', source.prints_key, integer(first * PRINT_BYTES),
+        table.concat(texts))
+      first, texts = nil, {}
+    end
+  end
+end
+
 local function write_sources()
   for i = 1, #touched_sources do
     local source = touched_sources[i]
@@ -140,10 +157,7 @@ local function write_sources()
       redis.call('HSET', source.key, 'watermark', integer(source.watermark),
         'highest', integer(source.highest), 'ahead', cmsgpack.pack(source.ahead),
         'skipped', integer(source.skipped))
-      for slot, print in pairs(source.prints) do
-        redis.call('SETRANGE', source.prints_key, integer(slot * PRINT_BYTES),
-          struct.pack('>I4', print))
-      end
+      write_prints(source)
     end
     redis.call('ZADD', source.feeds_key, '0', source.name)
     redis.call('ZADD', source.feeding_key, '0', source.member)

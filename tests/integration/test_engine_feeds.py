@@ -9,7 +9,7 @@ import pytest
 from engine.feed_watch import FeedWatch
 from engine.feeds import EventType, FeedEvent, SourceState
 from engine.model import Movement, MovementType
-from engine.outcomes import InvalidCommand
+from engine.outcomes import InvalidCommand, LimitExceeded
 from engine.policies import PolicyPart
 from gateway.feeds import read_event
 from reconciler import past
@@ -115,6 +115,8 @@ async def test_gaps_show_and_are_alarmed_and_given_up(shop: Shop) -> None:
     assert not [a for a in await watch.round(now_ms) if shop.merchant in a.text]
     (alarm,) = [a for a in await watch.round(now_ms + 10_000) if a.code == "feed_gap"]
     assert alarm.code == "feed_gap"
+    with pytest.raises(LimitExceeded):
+        await till.feeds.skip(shop.merchant, LOCATION, TILL, through=10, actor=ACTOR)
     skipped = await till.feeds.skip(shop.merchant, LOCATION, TILL, through=4, actor=ACTOR)
     assert skipped.verdict == "skipped"
     late = await till.event("sale", 1, sequence=3)

@@ -1,22 +1,23 @@
 """Feeds over HTTP: a verdict an event, and whose they are."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import httpx
 
 from tests.gateways import Api, Shelf, assert_problem
 
+A_MINUTE_AGO: Final = datetime.now(UTC) - timedelta(minutes=1)
+
 
 def event(event_id: str, kind: str = "sale", quantity: int = 1, **fields: Any) -> dict[str, Any]:
-    """Return an event of a minute ago."""
-    at = datetime.now(UTC) - timedelta(minutes=1)
+    """Return an event of a minute ago: always of the same moment, so that it can be repeated."""
     return {
         "event_id": event_id,
         "type": kind,
         "sku": "tea",
         "quantity": quantity,
-        "occurred_at": at.isoformat(),
+        "occurred_at": A_MINUTE_AGO.isoformat(),
         **fields,
     }
 

@@ -221,7 +221,7 @@ async def run_feeds(shop: Shop, skus: Sequence[str]) -> None:
         late = msgspec.structs.replace(late, occurred_at_ms=now_ms - 80 * 3_600_000)
         later = msgspec.structs.replace(late, event_id="later", sequence=31 * counts)
         await feeds.take(shop.merchant, LOCATION, source, [*events, late, later], actor=ACTOR)
-        await feeds.skip(shop.merchant, LOCATION, source, through=20, actor=ACTOR)
+        await feeds.skip(shop.merchant, LOCATION, source, through=8, actor=ACTOR)
     aside = (await feeds.quarantined(shop.merchant, LOCATION)).items
     assert len(aside) == 4
     await feeds.retry(shop.merchant, LOCATION, aside[0].id, actor=ACTOR, read=read_event)

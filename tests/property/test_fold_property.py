@@ -6,6 +6,7 @@ reservations, indexes and idempotency records, with the same number of partition
 
 import asyncio
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.feeds import Feeds
 from engine.inventory import Inventory
+from engine.offline import OfflineKeeper
+from engine.shortfalls import ShortfallKeeper
 from engine.store import Store, close_quietly, connect
 from reconciler.archive import Archive, read_store_id
 from reconciler.archiver import Archiver, ArchiverSettings
@@ -85,6 +89,7 @@ class Example:
         self.objects = Objects.open(str(path / "archive"))
         self.seed = seed
         self.partitions = partitions
+        self.draw_hours = seed % 48
 
     async def check(
         self, past: list[tuple[int, int, int, bool]], tail: int, target_partitions: int | None
@@ -105,6 +110,10 @@ class Example:
                         await Snapshots(archive).make(partition)
             for trade in trades:
                 await trade.run(tail)
+            await ShortfallKeeper(inventory).round()
+            now_ms = time.time_ns() // 1_000_000
+            offline = OfflineKeeper(inventory, Feeds(inventory))
+            await offline.round(now_ms=now_ms + self.draw_hours * 3_600_000)
             reader = LedgerReader(inventory.store, inventory.keys, archive)
             for partition in range(self.partitions):
                 await self._check_folds(reader, archive, partition)

@@ -292,6 +292,7 @@ class Harmed:
                     held[sku] += quantity
         for sku in (*SKUS, "planted"):
             fields = await self._client.hgetall(self._row_key(sku))
+            fields.pop(b"counted", None)
             row = {name.decode(): int(text) for name, text in fields.items()}
             assert all(number >= 0 for number in row.values()), (sku, row)
             assert row.get("reserved", 0) == held[sku], (sku, row, held)
@@ -312,6 +313,7 @@ class Harmed:
                     safety_stock[sku] = detail[0]
         for sku in SKUS:
             fields = await self._client.hgetall(self._row_key(sku))
+            fields.pop(b"counted", None)
             row = {name.decode(): int(text) for name, text in fields.items()}
             assert row.get("on_hand", 0) == max(0, books[sku]), (sku, row, books)
             assert row.get("deficit", 0) == max(0, -books[sku]), (sku, row, books)
