@@ -33,12 +33,16 @@ class OperationKind(StrEnum):
 
 
 class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A row's units, or the change of each."""
+    """A row's units, or the change of each.
+
+    `low_stock_threshold` is a setting and moves no unit; a row that has none does not write it.
+    """
 
     on_hand: int
     reserved: int
     safety_stock: int
     deficit: int
+    low_stock_threshold: int = 0
 
 
 class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):

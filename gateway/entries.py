@@ -8,8 +8,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange
-from engine.model import MovementType, ReservationState
-from gateway.wire import MissingLine, Time, Version, time_text
+from engine.model import MovementType, ReservationState, time_text
+from gateway.wire import MissingLine, Time, Version
 
 
 class Changes(msgspec.Struct, frozen=True):

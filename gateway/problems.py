@@ -14,7 +14,7 @@ import msgspec
 
 from engine.access import Role
 from engine.limits import MAX_KEY_CHARACTERS
-from engine.model import Movement
+from engine.model import Movement, time_text
 from engine.outcomes import (
     HistoryUnavailable,
     HoldfastError,
@@ -36,7 +36,7 @@ from engine.outcomes import (
     StoreUnavailable,
     VersionConflict,
 )
-from gateway.wire import ConfirmRequest, ItemProblem, Problem, ProblemError, time_text
+from gateway.wire import ConfirmRequest, ItemProblem, Problem, ProblemError
 
 MAX_DETAIL_CHARACTERS: Final = 500
 """Of a problem's texts: some quote the caller, who may have sent anything."""

@@ -2,6 +2,7 @@
 
 import time
 
+from engine.model import time_text
 from engine.outcomes import InvalidCommand, VersionConflict
 from engine.validation import check_id
 from gateway import ledger, wire
@@ -60,7 +61,7 @@ async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer
             check_id(f"rows[{i}].sku", wanted.sku)
         raise
     data = [wire.availability_row(*pair) for pair in zip(body.rows, rows, strict=True)]
-    return Answer(200, wire.Availability(data, wire.time_text(asked_at_ms)))
+    return Answer(200, wire.Availability(data, time_text(asked_at_ms)))
 
 
 async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:

@@ -7,7 +7,6 @@ must be JSON integers, unknown fields are refused, and times are RFC 3339 in UTC
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
 from typing import Annotated, Final, Generic, TypeVar
 
 import msgspec
@@ -26,7 +25,7 @@ from engine.limits import (
     MAX_TTL_MS,
     MIN_TTL_MS,
 )
-from engine.model import MovementType, ReservationState
+from engine.model import MovementType, ReservationState, time_text
 
 Item = TypeVar("Item")
 
@@ -400,16 +399,6 @@ class Readiness(msgspec.Struct, frozen=True):
     reasons: list[str]
     warnings: list[str]
     store: str | None
-
-
-def time_text(time_ms: int) -> str:
-    """Format ms since 1970 as RFC 3339 in UTC."""
-    return f"{_second_text(time_ms // 1000)}.{time_ms % 1000:03d}Z"
-
-
-@lru_cache(maxsize=4_096)
-def _second_text(time_seconds: int) -> str:
-    return datetime.fromtimestamp(time_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _optional_time(time_ms: int | None) -> str | None:

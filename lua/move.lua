@@ -11,7 +11,7 @@
 --   detail   {reason, reference, source, occurred_at}, kept in the ledger as given
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit,
---           change of on_hand}
+--           change of on_hand, low_stock_threshold where the row has one}
 --          {'key_reused'}
 --          {'version_conflict', version}
 --          {'insufficient_on_hand', {{sku, requested, on_hand, known}}}
@@ -68,6 +68,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
     {kind, quantity, detail[1], detail[2], detail[3], detail[4]})
   local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
     row.safety_stock, row.deficit, on_hand}
+  if row.low_stock_threshold > 0 then reply[10] = row.low_stock_threshold end
   remember(KEYS[first + 3], fingerprint, reply)
   return reply
 end)

@@ -5,7 +5,8 @@
 -- KEYS     meta (its field `rebuilding` names the rebuild), holds, location index, then the keys of
 --          each item
 -- ARGV     rebuild id, then msgpack of items:
---          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit}, ...}}
+--          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit,
+--            low_stock_threshold}, ...}}
 --            keys: SKU index of the location, then the row of each
 --          {'reservation', id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
 --           created_at, keep until}
@@ -34,8 +35,9 @@ local function restore_rows(item)
     local row, key = rows[i], KEYS[first + i]
     redis.call('HSET', key, 'on_hand', row[2], 'reserved', row[3], 'safety_stock', row[4],
       'version', row[5])
-    -- As in lib/rows.lua, a row without a deficit does not pay for the column.
+    -- As in lib/rows.lua, a row without a deficit or a threshold does not pay for the column.
     if row[6] ~= '0' then redis.call('HSET', key, 'deficit', row[6]) end
+    if row[7] ~= '0' then redis.call('HSET', key, 'low_stock_threshold', row[7]) end
     listed[2 * i - 1] = '0'
     listed[2 * i] = row[1]
   end

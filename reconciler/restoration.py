@@ -168,6 +168,7 @@ def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
         str(row.safety_stock),
         str(row.version),
         str(row.deficit),
+        str(row.low_stock_threshold),
     )
 
 

@@ -5,7 +5,8 @@ local rows, touched_rows = {}, {}
 local function row_at(key)
   local row = rows[key]
   if row then return row end
-  local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version')
+  local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
+    'low_stock_threshold')
   row = {
     key = key,
     exists = f[5] ~= false,
@@ -14,6 +15,7 @@ local function row_at(key)
     safety_stock = tonumber(f[3]) or 0,
     deficit = tonumber(f[4]) or 0,
     version = tonumber(f[5]) or 0,
+    low_stock_threshold = tonumber(f[6]) or 0,
     touched = false,
     -- What only a reserve touches is all that most calls write.
     shelf_touched = f[5] == false,
@@ -30,11 +32,28 @@ local function available(row)
   return units
 end
 
-local LINE, LEVELS_OF = array_of(4), array_of(4)
+local LINE, LEVELS_OF, LOW_LEVELS_OF = array_of(4), array_of(4), array_of(5)
+
+-- The line of a row that has a threshold, or gets or loses one.
+local function low_line(row, sku, on_hand, reserved, safety_stock, deficit, change)
+  local deltas = LEVELS_OF .. cmsgpack.pack(on_hand, reserved, safety_stock, deficit)
+  if change then
+    row.low_stock_threshold = row.low_stock_threshold + change
+    row.sets_threshold = true
+    deltas = LOW_LEVELS_OF
+      .. cmsgpack.pack(on_hand, reserved, safety_stock, deficit, change)
+  end
+  return LINE .. cmsgpack.pack(sku, row.version) .. LOW_LEVELS_OF
+    .. cmsgpack.pack(row.on_hand, row.reserved, row.safety_stock, row.deficit,
+      row.low_stock_threshold)
+    .. deltas
+end
 
 -- Applies the deltas to the copy and returns the ledger's line for it, as msgpack:
--- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}.
-local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
+-- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}. A row that
+-- has a low_stock_threshold says so as a fifth of its levels, so that a reader of the ledger can
+-- tell from this line alone when the row falls to it; `low_stock_threshold` is its change, or nil.
+local function change_row(row, sku, on_hand, reserved, safety_stock, deficit, low_stock_threshold)
   row.on_hand = row.on_hand + on_hand
   row.reserved = row.reserved + reserved
   row.safety_stock = row.safety_stock + safety_stock
@@ -45,6 +64,9 @@ local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
   if not row.touched then
     row.touched = true
     touched_rows[#touched_rows + 1] = row
+  end
+  if low_stock_threshold or row.low_stock_threshold > 0 then
+    return low_line(row, sku, on_hand, reserved, safety_stock, deficit, low_stock_threshold)
   end
   return LINE .. cmsgpack.pack(sku, row.version)
     .. LEVELS_OF .. cmsgpack.pack(row.on_hand, row.reserved, row.safety_stock, row.deficit)
@@ -76,6 +98,14 @@ local function write_rows()
       redis.call('HSET', row.key, 'on_hand', integer(row.on_hand),
         'reserved', integer(row.reserved), 'safety_stock', integer(row.safety_stock),
         'version', integer(row.version))
+    end
+    if row.sets_threshold then
+      -- As with the deficit: a row without a threshold does not pay for the column.
+      if row.low_stock_threshold > 0 then
+        redis.call('HSET', row.key, 'low_stock_threshold', integer(row.low_stock_threshold))
+      else
+        redis.call('HDEL', row.key, 'low_stock_threshold')
+      end
     end
   end
 end
