@@ -19,6 +19,7 @@ class Changes(msgspec.Struct, frozen=True):
     reserved: int
     safety_stock: int
     deficit: int
+    low_stock_threshold: int | UnsetType = UNSET
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
     deficit: int
     version: Version
     changes: Changes
+    low_stock_threshold: int | UnsetType = UNSET
 
 
 class PickedLine(msgspec.Struct, frozen=True):
@@ -62,6 +64,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     missing: list[MissingLine] | UnsetType = UNSET
     picked: list[PickedLine] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
+    low_stock_threshold: int | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -148,7 +151,14 @@ def _row(change: RowChange) -> LedgerRow:
         max(0, levels.reserved - levels.on_hand),
         levels.deficit,
         change.version,
-        Changes(deltas.on_hand, deltas.reserved, deltas.safety_stock, deltas.deficit),
+        Changes(
+            deltas.on_hand,
+            deltas.reserved,
+            deltas.safety_stock,
+            deltas.deficit,
+            deltas.low_stock_threshold or UNSET,
+        ),
+        levels.low_stock_threshold or UNSET,
     )
 
 
@@ -190,7 +200,9 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
         state_before=ReservationState(detail[0]), reason=detail[2] or UNSET
     ),
     OperationKind.EXPIRE: lambda detail: Details(state_before=ReservationState(detail[0])),
-    OperationKind.CONFIGURE: lambda detail: Details(safety_stock=detail[0]),
+    OperationKind.CONFIGURE: lambda detail: Details(
+        safety_stock=detail[0], low_stock_threshold=detail[1] if len(detail) > 1 else UNSET
+    ),
     OperationKind.REPAIR: lambda detail: Details(
         repaired=detail[0], reason=detail[1] or UNSET, finding=detail[2] or UNSET
     ),

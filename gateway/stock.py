@@ -2,6 +2,8 @@
 
 import time
 
+from msgspec import UNSET
+
 from engine.model import time_text
 from engine.outcomes import InvalidCommand, VersionConflict
 from engine.validation import check_id
@@ -65,7 +67,7 @@ async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer
 
 
 async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
-    """Set a row's safety stock, if the row is at the version that the request names."""
+    """Change a row's settings, if the row is at the version that the request names."""
     key = key_of(call)
     expected = expected_version(call)
     try:
@@ -74,7 +76,10 @@ async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
             call.path["location"],
             call.path["sku"],
             key=key,
-            safety_stock=body.safety_stock,
+            safety_stock=None if body.safety_stock is UNSET else body.safety_stock,
+            low_stock_threshold=(
+                None if body.low_stock_threshold is UNSET else body.low_stock_threshold
+            ),
             expected_version=expected,
             actor=call.actor,
         )

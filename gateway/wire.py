@@ -65,6 +65,7 @@ OccurredAt = Annotated[
 PickedUnits = Annotated[
     int, Meta(ge=0, le=MAX_QUANTITY, description="Units that leave the shelf; at most those held.")
 ]
+Setting = Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
 MovementQuantity = Annotated[
     int,
     Meta(
@@ -169,9 +170,13 @@ class MovementBatchRequest(Request, frozen=True, kw_only=True):
 
 
 class SettingsRequest(Request, frozen=True, kw_only=True):
-    """A row's settings. `safety_stock` units are never promised."""
+    """A row's settings, one at least. `safety_stock` units are never promised.
 
-    safety_stock: Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
+    The row is low, and tells so once, when `available` falls to `low_stock_threshold`; 0 is none.
+    """
+
+    safety_stock: Setting | UnsetType = UNSET
+    low_stock_threshold: Setting | UnsetType = UNSET
 
 
 class RowRequest(Request, frozen=True, kw_only=True):
@@ -203,6 +208,12 @@ class Stock(msgspec.Struct, frozen=True):
     shortfall: Annotated[int, Meta(ge=0, description="max(0, reserved - on_hand).")]
     deficit: Annotated[int, Meta(ge=0, description="Units that left although the books had none.")]
     version: Version
+    low_stock_threshold: (
+        Annotated[
+            int, Meta(description="Where the row has one: it is low at or below so many available.")
+        ]
+        | UnsetType
+    ) = UNSET
     as_of: Time | UnsetType = UNSET
 
 
@@ -418,6 +429,7 @@ def stock(row: model.Row) -> Stock:
         row.shortfall,
         row.deficit,
         row.version,
+        row.low_stock_threshold or UNSET,
     )
 
 

@@ -313,17 +313,19 @@ class Client:
         location: str,
         sku: str,
         *,
-        safety_stock: int,
+        safety_stock: int | None = None,
+        low_stock_threshold: int | None = None,
         expected_version: int,
         key: str | None = None,
     ) -> Stock:
-        """Set the units kept back; `expected_version` is the row's, `calls.NEW_ROW` for none."""
+        """Change settings; `expected_version` is the row's, `calls.NEW_ROW` for none."""
         return self.send(
             calls.configure(
                 merchant,
                 location,
                 sku,
                 safety_stock=safety_stock,
+                low_stock_threshold=low_stock_threshold,
                 expected_version=expected_version,
                 key=key or new_key(),
             )
@@ -537,17 +539,19 @@ class AsyncClient:
         location: str,
         sku: str,
         *,
-        safety_stock: int,
+        safety_stock: int | None = None,
+        low_stock_threshold: int | None = None,
         expected_version: int,
         key: str | None = None,
     ) -> Stock:
-        """Set the units kept back; `expected_version` is the row's, `calls.NEW_ROW` for none."""
+        """Change settings; `expected_version` is the row's, `calls.NEW_ROW` for none."""
         return await self.send(
             calls.configure(
                 merchant,
                 location,
                 sku,
                 safety_stock=safety_stock,
+                low_stock_threshold=low_stock_threshold,
                 expected_version=expected_version,
                 key=key or new_key(),
             )

@@ -109,6 +109,9 @@ local function repair_row(command, first)
     has_deficit = false, low_stock_threshold = levels[5], sets_threshold = levels[5] > 0,
   }
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
+  -- As change_row() writes them: a row without a threshold does not pay for it.
+  if levels[5] == 0 then levels[5] = nil end
+  if deltas[5] == 0 then deltas[5] = nil end
   return {'ok', record('repair', id, merchant, location, actor, '',
     {cmsgpack.pack({sku, version, levels, deltas})}, {what, reason, finding, found})}
 end
