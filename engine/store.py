@@ -109,7 +109,7 @@ class StoreSettings(msgspec.Struct, frozen=True):
         )
 
 
-def connect(settings: StoreSettings, *, max_connections: int = MAX_CONNECTIONS + 16) -> Client:
+def connect(settings: StoreSettings, *, max_connections: int = MAX_CALLS + 16) -> Client:
     """Make a client of the store; nothing is sent before the first command."""
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),

@@ -17,7 +17,6 @@ import asyncio
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -29,6 +28,7 @@ from engine.keys import PartitionKeys
 from engine.ledger import Operation, OperationKind, decode_operations
 from engine.scripts import script
 from engine.store import Client, Store, StoreSettings, close_quietly, connect
+from engine.tasks import end_task
 
 MAX_BATCH_ENTRIES: Final = 1_024
 """Entries in one batch, shared among the partitions: a group of 128 carts can make one entry of
@@ -192,11 +192,7 @@ class Tail:
         trace: TracebackType | None,
     ) -> None:
         """Stop reading and close the connections."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*(end_task(task) for task in self._tasks))
         self._tasks = []
         if self._client is not None:
             await close_quietly(self._client)

@@ -99,6 +99,16 @@ class RateLimited(HoldfastError):
         super().__init__("the key has asked for more than its rate limit allows")
 
 
+class ForeignOrigin(HoldfastError):
+    """A page of another site tries to open a socket."""
+
+    code = "foreign_origin"
+
+    def __init__(self) -> None:
+        """Say how to mend it."""
+        super().__init__("a page may open a socket only to the host that it came from")
+
+
 class NotFound(HoldfastError):
     """There is no such path, or it is another merchant's: the two look alike."""
 
@@ -174,6 +184,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     IdempotencyKeyRequired: Kind(400, "Idempotency-Key required"),
     Unauthenticated: Kind(401, "Unauthenticated"),
     Forbidden: Kind(403, "Forbidden"),
+    ForeignOrigin: Kind(403, "Foreign origin"),
     NotFound: Kind(404, "Not found"),
     RowNotFound: Kind(404, "Row not found"),
     ReservationNotFound: Kind(404, "Reservation not found"),

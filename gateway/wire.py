@@ -7,7 +7,7 @@ must be JSON integers, unknown fields are refused, and times are RFC 3339 in UTC
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -50,6 +50,7 @@ Time = Annotated[
         extra_json_schema={"format": "date-time"},
     ),
 ]
+Age = Annotated[int, Meta(ge=0, description="How old the answer is at most, in milliseconds.")]
 TtlSeconds = Annotated[
     int,
     Meta(
@@ -84,6 +85,33 @@ UndecodedMovement = Annotated[
 """Decoded one by one, so that a malformed one is refused alone."""
 
 FIRST_OCCURRED_AT: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+MAX_STALENESS_MS: Final = 60_000
+"""The oldest answer that may be asked for: beyond it an answer is none."""
+
+
+class Consistency(StrEnum):
+    """Whether an answer may come from the gateway's view of the rows, or must from the store."""
+
+    BOUNDED = "bounded"
+    STRONG = "strong"
+
+
+class Source(StrEnum):
+    """Where an answer comes from: the gateway's own view of the rows, or the store."""
+
+    VIEW = "view"
+    STORE = "store"
+
+
+class Reading(NamedTuple):
+    """A row, None where there is none, which was so `age_ms` ago at most, at `as_of_ms`."""
+
+    row: model.Row | None
+    as_of_ms: int
+    age_ms: int
+    source: Source
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,15 +215,22 @@ class RowRequest(Request, frozen=True, kw_only=True):
 
 
 class AvailabilityRequest(Request, frozen=True, kw_only=True):
-    """The rows that are asked about, in the order in which they are answered."""
+    """The rows that are asked about, in the order in which they are answered.
+
+    `max_staleness_ms` is how old the answer may be, 1,000 unless it is named; `consistency` strong
+    has the store asked.
+    """
 
     rows: Annotated[list[RowRequest], Meta(min_length=1, max_length=MAX_BATCH_ROWS)]
+    max_staleness_ms: Annotated[int, Meta(ge=0, le=MAX_STALENESS_MS)] | None = None
+    consistency: Consistency | None = None
 
 
 class Stock(msgspec.Struct, frozen=True):
     """One row: what is on the shelf and what can still be promised.
 
-    `as_of` is there where a past moment was asked for.
+    An answer to a question about it has `as_of`: every change that was made by then is in it. A row
+    as it is now has `age_ms`, how long ago that is at most, and `source`.
     """
 
     merchant: str
@@ -215,6 +250,8 @@ class Stock(msgspec.Struct, frozen=True):
         | UnsetType
     ) = UNSET
     as_of: Time | UnsetType = UNSET
+    age_ms: Age | UnsetType = UNSET
+    source: Source | UnsetType = UNSET
 
 
 class AvailabilityRow(msgspec.Struct, frozen=True):
@@ -232,10 +269,15 @@ class AvailabilityRow(msgspec.Struct, frozen=True):
 
 
 class Availability(msgspec.Struct, frozen=True):
-    """The rows in the order of the question; no number is older than `as_of`."""
+    """The rows in the order of the question; no number is older than `as_of`.
+
+    `source` is view where any of them came from there.
+    """
 
     data: list[AvailabilityRow]
     as_of: Time
+    age_ms: Age
+    source: Source
 
 
 class Movement(msgspec.Struct, frozen=True):
@@ -430,6 +472,26 @@ def stock(row: model.Row) -> Stock:
         row.deficit,
         row.version,
         row.low_stock_threshold or UNSET,
+    )
+
+
+def fresh_stock(row: model.Row, reading: Reading) -> Stock:
+    """Make the answer of a row that was read just now."""
+    return Stock(
+        row.merchant,
+        row.location,
+        row.sku,
+        row.on_hand,
+        row.reserved,
+        row.safety_stock,
+        row.available,
+        row.shortfall,
+        row.deficit,
+        row.version,
+        row.low_stock_threshold or UNSET,
+        time_text(reading.as_of_ms),
+        reading.age_ms,
+        reading.source,
     )
 
 

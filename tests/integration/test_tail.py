@@ -115,7 +115,8 @@ async def test_an_outage_is_waited_out_and_loses_nothing(
         after = await own_shop.receive("tea", 5)
         await listener.until(lambda: len(listener.entries) == 2)
     assert listener.ids(own_shop.merchant) == [before.id, after.id]
-    assert listener.others == [Reconnected((0,))]
+    # A server that is still loading may take the connection and then not answer.
+    assert set(listener.others) == {Reconnected((0,))}
 
 
 async def test_what_is_missing_and_what_is_told_anew_stands_before_the_entry(
