@@ -293,12 +293,13 @@ def stock_page(
     )
 
 
-def stock(merchant: str, location: str, sku: str) -> Call[Stock]:
-    """Read one row."""
+def stock(merchant: str, location: str, sku: str, *, strong: bool = False) -> Call[Stock]:
+    """Read one row, which may be a moment old; `strong` has the store asked."""
     return Call(
         method="GET",
         path=_merchant_path(merchant, "locations", location, "stock", sku),
         decoder=_STOCK,
+        query=(("consistency", "strong"),) if strong else (),
     )
 
 

@@ -285,9 +285,9 @@ class Client:
             if cursor is None:
                 return
 
-    def stock(self, merchant: str, location: str, sku: str) -> Stock:
+    def stock(self, merchant: str, location: str, sku: str, *, strong: bool = False) -> Stock:
         """Read one row."""
-        return self.send(calls.stock(merchant, location, sku))
+        return self.send(calls.stock(merchant, location, sku, strong=strong))
 
     def stock_page(
         self, merchant: str, location: str, *, limit: int | None = None, cursor: str | None = None
@@ -510,9 +510,9 @@ class AsyncClient:
             if cursor is None:
                 return
 
-    async def stock(self, merchant: str, location: str, sku: str) -> Stock:
+    async def stock(self, merchant: str, location: str, sku: str, *, strong: bool = False) -> Stock:
         """Read one row."""
-        return await self.send(calls.stock(merchant, location, sku))
+        return await self.send(calls.stock(merchant, location, sku, strong=strong))
 
     async def stock_page(
         self, merchant: str, location: str, *, limit: int | None = None, cursor: str | None = None
