@@ -290,7 +290,7 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     state = _STATES[kind]
     expires_at_ms, order_ref, picked, reason = None, None, None, None
     if kind is OperationKind.RESERVE:
-        expires_at_ms, order_ref = detail[1], detail[2]
+        order_ref, expires_at_ms = detail[1], detail[3]
     elif kind is OperationKind.CONFIRM:
         order_ref, lines = detail[0], None
     elif kind is OperationKind.EXTEND:

@@ -25,7 +25,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisClusterException, RedisError
 
 from engine.keys import PartitionKeys
-from engine.ledger import Operation, OperationKind, decode_operations
+from engine.ledger import Entry, Operation, OperationKind, decode_operations, read_entries
 from engine.scripts import script
 from engine.store import Client, Store, StoreSettings, close_quietly, connect
 from engine.tasks import end_task
@@ -217,6 +217,7 @@ class Tail:
                     signals = await reader.check() if reader.lost else []
                     batch = await reader.read(self._block_ms, signals)
                 except _CONNECTION_LOST:
+                    await reader.drop()
                     reader.lost = True
                     jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
                     await asyncio.sleep(backoff_seconds * jitter)
@@ -240,10 +241,11 @@ class _Place:
         self.stream_id = cursor.stream_id
         self.sequence = cursor.sequence
 
-    def take(self, entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Signal]:
+    def take(self, entries: Iterable[tuple[bytes, Sequence[bytes]]]) -> list[Signal]:
         """Move on past entries; what is odd about them stands before the first concerned."""
         signals: list[Signal] = []
-        for stream_id, fields in entries:
+        for stream_id, flat in entries:
+            fields = dict(zip(flat[::2], flat[1::2], strict=True))
             entry = TailEntry(
                 self.partition,
                 stream_id.decode(),
@@ -288,6 +290,7 @@ class _Reader:
         self._places = places
         self._by_key = {place.keys.ledger.encode(): place for place in places}
         self._count = count
+        self._connection: Any = None
         self.lost = False
 
     async def check(self) -> list[Signal]:
@@ -326,13 +329,31 @@ class _Reader:
         caught_up = [place.partition for place in self._places if place.partition not in more]
         return Batch(tuple(found), tuple(caught_up), sent_at)
 
+    async def drop(self) -> None:
+        """Give the connection up: the next command makes another one, to whoever serves then."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
     async def _run(self, *command: str | int) -> Any:
+        """Run a command on the one connection, which is never made anew behind our back.
+
+        The driver's pool would do so, and what a failover undid in that moment would not be seen.
+        """
+        if self._connection is None:
+            self._connection = await self._connect()
+        await self._connection.send_command(*command)
+        return await self._connection.read_response()
+
+    async def _connect(self) -> Any:
         if isinstance(self._client, RedisCluster):
-            # The driver would ask the server at each call which keys an XREAD has.
             await self._client.initialize()
+            if self.lost:
+                # The slot may be another node's by now.
+                await self._client.nodes_manager.initialize()
             node = self._client.get_node_from_key(self._places[0].keys.ledger)
-            return await cast(Any, self._client).execute_command(*command, target_nodes=node)
-        return await cast(Any, self._client).execute_command(*command)
+            return cast(Any, node).acquire_connection()
+        return await cast(Any, self._client.connection_pool).get_connection()
 
 
 async def current_ends(store: Store, keys: Sequence[PartitionKeys]) -> dict[int, Cursor]:
@@ -361,13 +382,13 @@ async def cursors_before(
     commands: list[tuple[str | int, ...]] = []
     for one in keys:
         commands.append(("HMGET", one.archive, "trimmed_before", "stream_id"))
-        commands.append(("XRANGE", one.ledger, "-", "+", "COUNT", 1))
         commands.append(("HGET", one.meta, "sequence"))
     replies = await store.read(commands)
+    firsts = await asyncio.gather(*(read_entries(store, one, count=1) for one in keys))
     cursor = Cursor(f"{max(0, at_ms - 1)}-{_LAST_OF_A_MILLISECOND}")
     start = stream_position(cursor.stream_id)
-    for place in zip(replies[::3], replies[1::3], replies[2::3], strict=True):
-        if not _is_whole(start, *place):
+    for archived, sequence, first in zip(replies[::2], replies[1::2], firsts, strict=True):
+        if not _is_whole(start, archived, int(sequence or 0), first):
             return None
     return {one.partition: cursor for one in keys}
 
@@ -377,22 +398,24 @@ _LAST_OF_A_MILLISECOND: Final = 2**64 - 1
 
 
 def _is_whole(
-    start: tuple[int, int], archived: Sequence[bytes | None], first: Any, sequence: bytes | None
+    start: tuple[int, int],
+    archived: Sequence[bytes | None],
+    sequence: int,
+    first: Sequence[Entry],
 ) -> bool:
     """Tell whether every entry that a partition ever had past `start` is certainly still there.
 
-    `archived` says what may have been trimmed, `first` is the first entry that there is, and
-    `sequence` the last operation by the partition's own count.
+    `archived` says what may have been trimmed, `sequence` is the last operation by the partition's
+    own count, and `first` the first entry that there is.
     """
     if first:
-        stream_id, fields = first[0]
-        if stream_position(stream_id.decode()) <= start or int(fields[b"seq"]) == 1:
+        (entry,) = first
+        if stream_position(entry.stream_id) <= start or entry.sequence == 1:
             return True
-        (operation, *_) = decode_operations(fields[b"ops"])
-        if operation.kind is OperationKind.REBUILD:
+        if entry.operations[0].kind is OperationKind.REBUILD:
             # What came before it was written to another store.
             return False
-    elif not int(sequence or 0):
+    elif not sequence:
         return True
     trimmed_before = archived[0] or archived[1]
     return trimmed_before is not None and stream_position(trimmed_before.decode()) <= start

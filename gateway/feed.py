@@ -28,6 +28,10 @@ BLOCK_MS: Final = 100
 """How long a read of the tail waits. What it has seen is proven current that often while nothing
 happens, so an answer of the view is that old at most; ten idle reads a second cost nothing."""
 
+BLOCK_IN_CLUSTER_MS: Final = 400
+"""The same where each partition has a read of its own, 256 of them: less often, and still often
+enough for an answer that may be a second old."""
+
 IDLE_SECONDS: Final = 30.0
 """How long the tail is followed after the last read through the view, where nobody subscribes."""
 
@@ -116,8 +120,10 @@ class Feed:
 
         The tail must be `ready`. `key_id` is whose streams are counted together.
         """
-        if self._closing or not self._ready.is_set():
-            raise StoreUnavailable("this gateway is shutting down" if self._closing else "")
+        if self._closing:
+            raise StoreUnavailable("this gateway is shutting down")
+        if not self._ready.is_set():
+            raise StoreUnavailable()
         if len(self._all) >= MAX_STREAMS or self._of_key.get(key_id, 0) >= MAX_STREAMS_OF_A_KEY:
             raise Overloaded(retry_after_ms=5_000)
         subscription = Subscription(interest, self.edge)
@@ -182,7 +188,8 @@ class Feed:
     async def _follow_once(self) -> None:
         keys = self._inventory.keys
         ends = await current_ends(self._inventory.store, keys)
-        async with Tail(self._settings, keys, ends, block_ms=BLOCK_MS) as tail:
+        block_ms = BLOCK_IN_CLUSTER_MS if self._settings.cluster else BLOCK_MS
+        async with Tail(self._settings, keys, ends, block_ms=block_ms) as tail:
             self._start_at(ends)
             async for batch in tail:
                 self._take(batch)

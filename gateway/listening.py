@@ -185,14 +185,21 @@ class Listening:
             merchant, count = interest.merchant, inventory.partitions
             numbers = {partition_of(merchant, place, count) for place in interest.locations}
             keys = [keys[number] for number in sorted(numbers)]
-        before = await cursors_before(inventory.store, keys, position.base_ms)
+        try:
+            before = await cursors_before(inventory.store, keys, position.base_ms)
+        except msgspec.DecodeError:
+            return Anew.UNREADABLE
         if before is None:
             return Anew.WINDOW_PASSED
         told: list[Told] = []
         left = MAX_REPLAYED_ENTRIES
         for one in keys:
             start = position.cursor(one.partition) or before[one.partition]
-            entries = await self._entries(one.partition, start, until[one.partition], left)
+            try:
+                entries = await self._entries(one.partition, start, until[one.partition], left)
+            except msgspec.DecodeError:
+                # Of a kind that only a newer version of the product knows.
+                return Anew.UNREADABLE
             if isinstance(entries, Anew):
                 return entries
             left -= len(entries)

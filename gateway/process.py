@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -128,7 +129,9 @@ def _listener(settings: GatewaySettings) -> socket.socket:
 def _raise_file_limit() -> None:
     """Allow as many connections as the system lets this process have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Some systems say that there is no limit and then take none that high.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _exit(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -42,7 +42,7 @@ class EventReader:
                 await self.read()
 
     async def read(self) -> Event | None:
-        """Read to the next blank line; None where that was no event, or the stream has ended."""
+        """Read to the next blank line; None where that was no event. Raises EOFError at the end."""
         name, data = "message", []
         async for line in self._lines:
             if not line:
@@ -59,6 +59,8 @@ class EventReader:
                 self.retry_ms = int(value)
             elif what == "":
                 self.heartbeats += 1
+        else:
+            raise EOFError(f"the stream has ended after {self.events[-3:]}")
         if not data:
             return None
         event = Event(name, json.loads("\n".join(data)), self.last_id)

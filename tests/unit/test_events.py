@@ -102,7 +102,7 @@ def test_an_event_says_what_the_row_is_and_where_it_stands() -> None:
     [
         (
             OperationKind.RESERVE,
-            (900_000, AT_MS, "cart 1", []),
+            (900_000, "cart 1", [], AT_MS),
             {"state": "held", "lines": [("tea", 2)], "expires_at": AT, "order_ref": "cart 1"},
         ),
         (
@@ -157,7 +157,7 @@ def test_every_type_has_its_event_and_comes_back_from_its_json() -> None:
         operation(
             OperationKind.RESERVE,
             change((9, 0, 0, 0, 0), (9, 2, 0, 0, 0)),
-            detail=(1, AT_MS, "", []),
+            detail=(1, "", [], AT_MS),
         )
     )
     back = msgspec.json.decode(msgspec.json.encode(held), type=AnyEvent)
