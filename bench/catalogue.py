@@ -16,6 +16,7 @@ from bench import (
     refusals,
     scripts,
     shop,
+    streams,
 )
 from bench.figures import Aim, Conditions, Experiment, Figure, Sample, Samples
 
@@ -201,6 +202,17 @@ HTTP: Final = (
             aims=(READ_MS,),
         ),
         partial(http.read_at_rate, make_shop=shop.uniform),
+    ),
+    _one(
+        Figure(
+            name="http.stream.lag",
+            unit=MS,
+            meaning=(
+                f"p99 from commit to client, {streams.STREAMS:,} streams, "
+                f"{streams.CHANGES_PER_SECOND:,} changes/s"
+            ),
+        ),
+        streams.lag,
     ),
 )
 

@@ -84,6 +84,7 @@ ROW_FIELDS: Final = (
     "safety_stock",
     "deficit",
     "version",
+    "low_stock_threshold",
     "offline_buffer",
 )
 MAX_RECLAIM_ROUNDS: Final = 2
@@ -310,7 +311,7 @@ class Inventory:
             )
         return Moved(
             id=operation,
-            row=_replied_row(merchant, location, movement.sku, reply),
+            row=_replied_row(merchant, location, movement.sku, reply, settings_at=9),
             on_hand_change=reply[8],
             at_ms=reply[1],
             sequence=reply[2],
@@ -337,19 +338,30 @@ class Inventory:
         sku: str,
         *,
         key: str,
-        safety_stock: int,
+        safety_stock: int | None = None,
+        low_stock_threshold: int | None = None,
         expected_version: int,
         actor: str,
     ) -> Configured:
-        """Set a row's safety stock if it still is at `expected_version` (0: make the row).
+        """Change a row's settings if it still is at `expected_version` (0: make the row).
+
+        A setting that is None stays as it is; one of them must be given.
 
         Raises VersionConflict, IdempotencyKeyReused, InvalidCommand.
         """
         keys = self._keys_of(merchant, location)
         check_id("sku", sku)
         check_key(key)
-        check_quantity("safety_stock", safety_stock, least=0)
+        if safety_stock is None and low_stock_threshold is None:
+            raise InvalidCommand("safety_stock", "name one setting at least")
+        if safety_stock is not None:
+            check_quantity("safety_stock", safety_stock, least=0)
+        if low_stock_threshold is not None:
+            check_quantity("low_stock_threshold", low_stock_threshold, least=0)
         check_count("expected_version", expected_version)
+        asked = [str(safety_stock), str(expected_version)]
+        if low_stock_threshold is not None:
+            asked.append(str(low_stock_threshold))
         operation = digest("configure", merchant, location, sku, key)
         command = Command(
             self._row_keys(keys, merchant, location, sku, operation),
@@ -358,11 +370,12 @@ class Inventory:
                 merchant,
                 location,
                 actor,
-                digest(str(safety_stock), str(expected_version)),
+                digest(*asked),
                 sku,
                 expected_version,
-                safety_stock,
+                -1 if safety_stock is None else safety_stock,
                 location_member(merchant, location),
+                -1 if low_stock_threshold is None else low_stock_threshold,
             ),
             merchant,
         )
@@ -372,7 +385,7 @@ class Inventory:
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
         return Configured(
-            row=_replied_row(merchant, location, sku, reply),
+            row=_replied_row(merchant, location, sku, reply, settings_at=8),
             at_ms=reply[1],
             sequence=reply[2],
             replayed=code is Outcome.REPLAYED,
@@ -668,9 +681,22 @@ def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None])
     return Row(merchant, location, sku, *numbers)
 
 
-def _replied_row(merchant: str, location: str, sku: str, reply: Sequence[Any]) -> Row:
+def _replied_row(
+    merchant: str, location: str, sku: str, reply: Sequence[Any], *, settings_at: int
+) -> Row:
+    """Read the row of a reply, whose settings that few rows have begin at `settings_at`."""
     version, on_hand, reserved, safety_stock, deficit = reply[3:8]
-    return Row(merchant, location, sku, on_hand, reserved, safety_stock, deficit, version)
+    return Row(
+        merchant,
+        location,
+        sku,
+        on_hand,
+        reserved,
+        safety_stock,
+        deficit,
+        version,
+        *reply[settings_at:],
+    )
 
 
 def _result(reservation: str, reply: list[Any], *, key: str = "") -> ReservationResult:

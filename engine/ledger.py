@@ -40,12 +40,18 @@ MOVEMENTS: Final = frozenset({OperationKind.MOVE, OperationKind.FEED})
 
 
 class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A row's units, or the change of each."""
+    """A row's units, or the change of each.
+
+    `low_stock_threshold` is a setting and moves no unit, and `offline_buffer` is held back while
+    the location's tills are silent; a row that has neither does not write them.
+    """
 
     on_hand: int
     reserved: int
     safety_stock: int
     deficit: int
+    low_stock_threshold: int = 0
+    offline_buffer: int = 0
 
 
 class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -1,6 +1,8 @@
 """What the engine takes and gives: rows, movements, reservations. All times are ms since 1970."""
 
+from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import msgspec
@@ -12,9 +14,9 @@ class Row(msgspec.Struct, frozen=True):
     """One (merchant, location, SKU): what is there and what can still be promised, in units.
 
     `deficit` counts units that left the shelf although the books had none (a receipt not booked
-    yet, or a miscount); arrivals pay it first. `version` rises by one at every change.
-    `offline_buffer` is held back while the location's tills are silent; what a write answers does
-    not tell it.
+    yet, or a miscount); arrivals pay it first. `version` rises by one at every change. The row is
+    low while `available` is at or below `low_stock_threshold`; 0 is no threshold.
+    `offline_buffer` is held back while the location's tills are silent.
     """
 
     merchant: str
@@ -25,6 +27,7 @@ class Row(msgspec.Struct, frozen=True):
     safety_stock: int
     deficit: int
     version: int
+    low_stock_threshold: int = 0
     offline_buffer: int = 0
 
     @property
@@ -149,3 +152,13 @@ class Page(msgspec.Struct, Generic[Item], frozen=True):
 
     items: tuple[Item, ...]
     next_after: str | None
+
+
+def time_text(time_ms: int) -> str:
+    """Format ms since 1970 as RFC 3339 in UTC."""
+    return f"{_second_text(time_ms // 1000)}.{time_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=4_096)
+def _second_text(time_seconds: int) -> str:
+    return datetime.fromtimestamp(time_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

@@ -109,7 +109,7 @@ class StoreSettings(msgspec.Struct, frozen=True):
         )
 
 
-def connect(settings: StoreSettings) -> Client:
+def connect(settings: StoreSettings, *, max_connections: int = MAX_CALLS + 16) -> Client:
     """Make a client of the store; nothing is sent before the first command."""
     options: dict[str, Any] = {
         "retry": Retry(NoBackoff(), 0),
@@ -117,7 +117,7 @@ def connect(settings: StoreSettings) -> Client:
         "socket_connect_timeout": settings.attempt_timeout_ms / 1000,
         "protocol": 2,
         # A caller waits on the semaphore, not on the pool; the few on top are for pings and keys.
-        "max_connections": MAX_CALLS + 16,
+        "max_connections": max_connections,
     }
     if settings.username:
         options["username"] = settings.username

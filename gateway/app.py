@@ -7,10 +7,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.outcomes import HoldfastError
-from gateway import docs
+from gateway import docs, websocket
 from gateway.calls import Answer
 from gateway.endpoints import Edge, Endpoint, refusal, respond
 from gateway.logs import AccessLog
@@ -32,7 +33,7 @@ def create_app(service: Service, *, access_log: AccessLog | None = None) -> ASGI
             await service.stop()
 
     app = Starlette(
-        routes=docs.routes(),
+        routes=[WebSocketRoute(websocket.PATH, websocket.Socket(service)), *docs.routes()],
         exception_handlers={HTTPException: _routing_refused, Exception: _failed},
         lifespan=lifespan,
     )

@@ -1,13 +1,14 @@
 """Who calls, and whether they may: bearer keys, roles and merchants."""
 
 from engine.access import ApiKey, Role
+from gateway.bearer import bearer
 from gateway.problems import Forbidden, NotFound, Unauthenticated
 from gateway.service import Service
 
 
 async def identify(service: Service, authorization: bytes | None) -> ApiKey:
     """Return the caller's key. Raises Unauthenticated, StoreUnavailable."""
-    secret = _bearer(authorization)
+    secret = bearer(authorization)
     key = None if secret is None else await service.authenticate(secret)
     if key is None:
         raise Unauthenticated
@@ -24,10 +25,3 @@ def permit(key: ApiKey, *, needed: Role, merchant: str) -> None:
         raise NotFound
     if not key.role.allows(needed):
         raise Forbidden(needed=needed, role=key.role)
-
-
-def _bearer(authorization: bytes | None) -> str | None:
-    """Return the token of an Authorization header of the scheme Bearer (RFC 6750)."""
-    if authorization is None or authorization[:7].lower() != b"bearer ":
-        return None
-    return authorization[7:].strip().decode("latin-1")

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
+from starlette.types import Receive, Send
 
 from engine.feeds import Feeds
 from engine.inventory import Inventory
@@ -23,6 +24,7 @@ class Call:
 
     `path` holds the decoded path parameters, `query` the query's, `headers` is by lower-case name.
     `actor` is who the ledger says did it, `bucket` what is left of the key's rate limit, if any.
+    `lists` holds the parameters that may stand many times.
     """
 
     service: Service
@@ -31,6 +33,8 @@ class Call:
     headers: dict[bytes, bytes]
     actor: str
     bucket: Bucket | None = None
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    key_id: str = ""
 
     @property
     def merchant(self) -> str:
@@ -56,6 +60,14 @@ class Answer:
     body: msgspec.Struct | None
     headers: list[Header] = field(default_factory=list)
     media_type: bytes = b"application/json"
+
+
+class Streaming(Protocol):
+    """A response that sends itself, and may have no end."""
+
+    async def respond(self, receive: Receive, send: Send, *, without_body: bool) -> None:
+        """Send it until either side has had enough."""
+        ...
 
 
 def answer_once(

@@ -33,6 +33,8 @@ REQUEST_ID: Final = "holdfast.request_id"
 """Where the edge leaves the request's id in the ASGI scope."""
 
 MAX_QUERY_FIELDS: Final = 20
+MAX_LIST_FIELDS: Final = 220
+"""Where some parameters may stand many times."""
 
 _REQUEST_ID_FORM = re.compile(rb"[!-~](?:[ -~]{0,126}[!-~])?")
 _PLAIN_ID = re.compile(rf"[A-Za-z0-9._~-]{{1,{MAX_ID_BYTES}}}")
@@ -45,6 +47,7 @@ _SINGLE = frozenset(
         b"idempotency-key",
         b"if-match",
         b"if-none-match",
+        b"last-event-id",
     }
 )
 """Headers that decide something: where one stands twice, nobody can say which is meant."""
@@ -71,6 +74,9 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
+        if scope["type"] == "websocket":
+            scope[REQUEST_ID] = _request_id(scope["headers"]).decode("ascii")
+            scope["path"] = scope["raw_path"].decode("latin-1")
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -123,7 +129,7 @@ class Endpoint:
             operation = self._by_method.get("GET" if without_body else method)
             if operation is None:
                 raise MethodNotAllowed(self.methods)
-            await self._admit(operation, scope, call)
+            await admit_call(operation, scope, call)
             if operation.request is None:
                 answer = await operation.handler(call, None)
             else:
@@ -136,6 +142,9 @@ class Endpoint:
                     answer = await operation.handler(call, body)
                 finally:
                     crowd.leave(merchant)
+            if not isinstance(answer, Answer):
+                await answer.respond(receive, send, without_body=without_body)
+                return
         except HoldfastError as error:
             answer = refusal(error, scope, body=body)
         except ClientGone:
@@ -144,29 +153,32 @@ class Endpoint:
             answer.headers = [*answer.headers, *call.bucket.fields()]
         await respond(send, answer, without_body=without_body)
 
-    async def _admit(self, operation: Operation, scope: Scope, call: Call) -> None:
-        """Fill in the call of a request whose sender may make it. Raises its refusal."""
-        call.headers = fields = _header_fields(scope["headers"])
-        if operation.role is None:
-            return
-        path, fault = _decoded_path(scope["path_params"])
-        key = await identify(self._service, fields.get(b"authorization"))
-        if key.rate_limit is not None:
-            call.bucket = self._service.rate_limits.of(key)
-        # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
-        permit(key, needed=operation.role, merchant=path.get("merchant", ""))
-        if call.bucket is not None:
-            call.bucket.take()
-        if fault is not None:
-            raise fault
-        call.path = path
-        call.query = _query(scope["query_string"], operation.query)
-        call.actor = key.actor
-
     def _decode(self, operation: Operation, body: bytes) -> object:
         if not body and not operation.body_required:
             body = b"{}"
         return decode(body, self._decoders[operation.method])
+
+
+async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
+    """Fill in the call of a request whose sender may make it. Raises its refusal."""
+    call.headers = fields = _header_fields(scope["headers"])
+    if operation.role is None:
+        return
+    path, fault = _decoded_path(scope["path_params"])
+    key = await identify(call.service, fields.get(b"authorization"))
+    if key.rate_limit is not None:
+        call.bucket = call.service.rate_limits.of(key)
+    # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
+    permit(key, needed=operation.role, merchant=path.get("merchant", ""))
+    if call.bucket is not None:
+        call.bucket.take()
+    if fault is not None:
+        raise fault
+    call.path = path
+    if scope["query_string"]:
+        call.query, call.lists = _query(scope["query_string"], operation.query, operation.lists)
+    call.actor = key.actor
+    call.key_id = key.id
 
 
 def refusal(error: HoldfastError, scope: Scope, *, body: object = None) -> Answer:
@@ -178,17 +190,21 @@ def refusal(error: HoldfastError, scope: Scope, *, body: object = None) -> Answe
     return Answer(document.status, document, headers(error), b"application/problem+json")
 
 
+def encoded(answer: Answer) -> tuple[bytes, list[Header]]:
+    """Return an answer's body and headers as they are sent."""
+    if answer.body is None:
+        return b"", answer.headers
+    body = _encode(answer.body)
+    return body, [
+        (b"content-type", answer.media_type),
+        (b"content-length", b"%d" % len(body)),
+        *answer.headers,
+    ]
+
+
 async def respond(send: Send, answer: Answer, *, without_body: bool = False) -> None:
     """Send an answer; for a HEAD only what its headers would be."""
-    body = b""
-    fields: list[Header] = answer.headers
-    if answer.body is not None:
-        body = _encode(answer.body)
-        fields = [
-            (b"content-type", answer.media_type),
-            (b"content-length", b"%d" % len(body)),
-            *fields,
-        ]
+    body, fields = encoded(answer)
     await send({"type": "http.response.start", "status": answer.status, "headers": fields})
     await send({"type": "http.response.body", "body": b"" if without_body else body})
 
@@ -239,27 +255,35 @@ def _decoded_segment(name: str, text: str) -> str:
     return segment
 
 
-def _query(text: bytes, known: Sequence[str]) -> dict[str, str]:
-    """Return the query's parameters. Raises InvalidRequest on one that is unknown or repeated."""
-    if not text:
-        return {}
+def _query(
+    text: bytes, known: Sequence[str], lists: Sequence[str]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return the query's parameters, and those that may stand many times.
+
+    Raises InvalidRequest on one that is unknown, or repeated and may not be.
+    """
+    most = MAX_LIST_FIELDS if lists else MAX_QUERY_FIELDS
     try:
         pairs = parse_qsl(
             text.decode("ascii"),
             keep_blank_values=True,
             errors="strict",
-            max_num_fields=MAX_QUERY_FIELDS,
+            max_num_fields=most,
         )
     except ValueError as error:
-        raise _bad_query("query", "must be at most 20 percent-encoded parameters") from error
+        raise _bad_query("query", f"must be at most {most} percent-encoded parameters") from error
     query: dict[str, str] = {}
+    many: dict[str, list[str]] = {}
     for name, value in pairs:
+        if name in lists:
+            many.setdefault(name, []).append(value)
+            continue
         if name not in known:
             raise _bad_query(name[:100], "there is no such parameter here")
         if name in query:
             raise _bad_query(name, "must be sent only once")
         query[name] = value
-    return query
+    return query, many
 
 
 def _bad_query(name: str, detail: str) -> InvalidRequest:

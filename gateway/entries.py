@@ -9,8 +9,8 @@ from msgspec import UNSET, Meta, UnsetType
 from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange
-from engine.model import ReservationState
-from gateway.wire import MissingLine, Time, Version, time_text
+from engine.model import ReservationState, time_text
+from gateway.wire import MissingLine, Time, Version
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -20,6 +20,8 @@ class Changes(msgspec.Struct, frozen=True):
     reserved: int
     safety_stock: int
     deficit: int
+    low_stock_threshold: int | UnsetType = UNSET
+    offline_buffer: int | UnsetType = UNSET
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -34,6 +36,8 @@ class LedgerRow(msgspec.Struct, frozen=True):
     deficit: int
     version: Version
     changes: Changes
+    low_stock_threshold: int | UnsetType = UNSET
+    offline_buffer: int | UnsetType = UNSET
 
 
 class PickedLine(msgspec.Struct, frozen=True):
@@ -82,6 +86,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     missing: list[MissingLine] | UnsetType = UNSET
     picked: list[PickedLine] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
+    low_stock_threshold: int | UnsetType = UNSET
     units: int | UnsetType = UNSET
     since: Time | UnsetType = UNSET
     how: str | UnsetType = UNSET
@@ -170,11 +175,20 @@ def _row(change: RowChange) -> LedgerRow:
         levels.on_hand,
         levels.reserved,
         levels.safety_stock,
-        max(0, levels.on_hand - levels.reserved - levels.safety_stock),
+        max(0, levels.on_hand - levels.reserved - levels.safety_stock - levels.offline_buffer),
         max(0, levels.reserved - levels.on_hand),
         levels.deficit,
         change.version,
-        Changes(deltas.on_hand, deltas.reserved, deltas.safety_stock, deltas.deficit),
+        Changes(
+            deltas.on_hand,
+            deltas.reserved,
+            deltas.safety_stock,
+            deltas.deficit,
+            deltas.low_stock_threshold or UNSET,
+            deltas.offline_buffer or UNSET,
+        ),
+        levels.low_stock_threshold or UNSET,
+        levels.offline_buffer or UNSET,
     )
 
 
@@ -243,7 +257,9 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
         state_before=ReservationState(detail[0]), reason=detail[2] or UNSET
     ),
     OperationKind.EXPIRE: lambda detail: Details(state_before=ReservationState(detail[0])),
-    OperationKind.CONFIGURE: lambda detail: Details(safety_stock=detail[0]),
+    OperationKind.CONFIGURE: lambda detail: Details(
+        safety_stock=detail[0], low_stock_threshold=detail[1] if len(detail) > 1 else UNSET
+    ),
     OperationKind.REPAIR: lambda detail: Details(
         repaired=detail[0], reason=detail[1] or UNSET, finding=detail[2] or UNSET
     ),

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from engine import feeds
 from engine.feeds import EventType, SourceState, Verdict
 from engine.limits import MAX_BATCH_EVENTS, MAX_EXACT
+from engine.model import time_text
 from engine.policies import OnShortfall, PolicyPart, WhenOffline
 from gateway.wire import (
     Id,
@@ -19,7 +20,6 @@ from gateway.wire import (
     Request,
     Text,
     Time,
-    time_text,
 )
 
 UndecodedEvent = Annotated[

@@ -10,6 +10,7 @@ import structlog
 from msgspec import UNSET
 
 from engine import feeds
+from engine.model import time_text
 from engine.outcomes import (
     HoldfastError,
     OutcomeUnknown,
@@ -78,7 +79,7 @@ async def list_sources(call: Call, _body: None) -> Answer:
         for source in found
     ]
     intake = call.feeds.intake_key(call.merchant, location)
-    return Answer(200, feed_bodies.FeedList(data, aside, intake, wire.time_text(now_ms)))
+    return Answer(200, feed_bodies.FeedList(data, aside, intake, time_text(now_ms)))
 
 
 async def skip(call: Call, body: feed_bodies.SkipRequest) -> Answer:

@@ -10,6 +10,7 @@ import msgspec
 from engine.history import Order, Position, Question
 from engine.keys import digest
 from engine.ledger import OperationKind
+from engine.model import time_text
 from engine.outcomes import InvalidCommand
 from engine.validation import check_id
 from gateway import entries, wire
@@ -58,7 +59,7 @@ async def read_past_stock(call: Call) -> Answer:
         if error.field != "at":
             raise
         raise _bad("at", error.remedy) from error
-    row = msgspec.structs.replace(wire.stock(past.row), as_of=wire.time_text(past.as_of_ms))
+    row = msgspec.structs.replace(wire.stock(past.row), as_of=time_text(past.as_of_ms))
     return Answer(200, row, [etag(past.row.version)])
 
 

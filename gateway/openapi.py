@@ -5,14 +5,17 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.events import EventType
 from engine.history import Order
 from engine.ledger import OperationKind
 from engine.limits import DEFAULT_PAGE, MAX_ID_BYTES, MAX_PAGE
 from gateway.feed_bodies import FeedEvent
+from gateway.freshness import DEFAULT_MAX_STALENESS_MS
+from gateway.interests import MAX_NAMES
 from gateway.paging import MAX_CURSOR_CHARACTERS
 from gateway.problems import kind_of
 from gateway.routes import OPERATIONS, HeaderField, Operation, Success, by_path
-from gateway.wire import BatchMovement, Problem
+from gateway.wire import MAX_STALENESS_MS, BatchMovement, Consistency, Problem
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 
@@ -40,6 +43,23 @@ _PATH_PARAMETERS: Final = {
 _ID: Final[dict[str, Any]] = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}
 
 _QUERY_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "max_staleness_ms": (
+        "How old the answer may be, in milliseconds.",
+        {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": MAX_STALENESS_MS,
+            "default": DEFAULT_MAX_STALENESS_MS,
+        },
+    ),
+    "consistency": (
+        "`strong` has the store asked, whatever the gateway knows.",
+        {"type": "string", "enum": [*Consistency], "default": Consistency.BOUNDED},
+    ),
+    "snapshot": (
+        "Whether the stream begins with the rows as they are.",
+        {"type": "boolean", "default": True},
+    ),
     "limit": (
         "How many items a page has at most.",
         {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
@@ -64,6 +84,12 @@ _QUERY_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "Which operations come first.",
         {"type": "string", "enum": [*Order], "default": Order.NEWEST},
     ),
+}
+
+_LIST_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "location": ("Only what is at one of these locations.", _ID),
+    "sku": ("Only what is about one of these SKUs.", _ID),
+    "type": ("Only events of these types.", {"type": "string", "enum": [*EventType]}),
 }
 
 _RESPONSE_HEADERS: Final = {
@@ -102,6 +128,7 @@ def document(version: str) -> dict[str, Any]:
             {"name": "Stock", "description": "What is there and what can still be promised."},
             {"name": "Reservations", "description": "Units promised to one order."},
             {"name": "Movements", "description": "Physical events at the shelf."},
+            {"name": "Real time", "description": "Hearing of changes as they happen."},
             {"name": "Ledger", "description": "What happened, when and by whom."},
             {"name": "Health", "description": "For load balancers and orchestrators."},
         ],
@@ -178,7 +205,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         for name, text in _PATH_PARAMETERS.items()
         if f"{{{name}}}" in operation.path
     ]
-    in_query = [
+    in_query: list[dict[str, Any]] = [
         {
             "name": name,
             "in": "query",
@@ -186,6 +213,17 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
             "schema": _QUERY_SCHEMAS[name][1],
         }
         for name in operation.query
+    ]
+    in_query += [
+        {
+            "name": name,
+            "in": "query",
+            "description": _LIST_SCHEMAS[name][0],
+            "schema": {"type": "array", "maxItems": MAX_NAMES, "items": _LIST_SCHEMAS[name][1]},
+            "style": "form",
+            "explode": True,
+        }
+        for name in operation.lists
     ]
     return [*in_path, *in_query, *[_header_parameter(one) for one in operation.header_fields]]
 
@@ -227,6 +265,8 @@ def _success(success: Success, limit: Sequence[str]) -> dict[str, Any]:
         "description": success.description,
         "headers": _headers((*success.headers, *limit)),
     }
+    if success.media_type:
+        made["content"] = {success.media_type: {"schema": {"type": "string"}}}
     if success.body is not None:
         made["content"] = {"application/json": {"schema": _schema_of(success.body)}}
     return made

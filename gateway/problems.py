@@ -15,7 +15,7 @@ import msgspec
 from engine.access import Role
 from engine.feeds import FeedEvent
 from engine.limits import MAX_KEY_CHARACTERS
-from engine.model import Movement
+from engine.model import Movement, time_text
 from engine.outcomes import (
     HistoryUnavailable,
     HoldfastError,
@@ -37,7 +37,7 @@ from engine.outcomes import (
     StoreUnavailable,
     VersionConflict,
 )
-from gateway.wire import ConfirmRequest, ItemProblem, Problem, ProblemError, time_text
+from gateway.wire import ConfirmRequest, ItemProblem, Problem, ProblemError
 
 MAX_DETAIL_CHARACTERS: Final = 500
 """Of a problem's texts: some quote the caller, who may have sent anything."""
@@ -98,6 +98,16 @@ class RateLimited(HoldfastError):
         """Keep the time to wait."""
         self.retry_after_ms = retry_after_ms
         super().__init__("the key has asked for more than its rate limit allows")
+
+
+class ForeignOrigin(HoldfastError):
+    """A page of another site tries to open a socket."""
+
+    code = "foreign_origin"
+
+    def __init__(self) -> None:
+        """Say how to mend it."""
+        super().__init__("a page may open a socket only to the host that it came from")
 
 
 class NotFound(HoldfastError):
@@ -175,6 +185,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     IdempotencyKeyRequired: Kind(400, "Idempotency-Key required"),
     Unauthenticated: Kind(401, "Unauthenticated"),
     Forbidden: Kind(403, "Forbidden"),
+    ForeignOrigin: Kind(403, "Foreign origin"),
     NotFound: Kind(404, "Not found"),
     RowNotFound: Kind(404, "Row not found"),
     ReservationNotFound: Kind(404, "Reservation not found"),

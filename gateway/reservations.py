@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 from msgspec import UNSET
 
-from engine.model import ReservationResult
+from engine.model import Reservation, ReservationResult
 from engine.outcomes import InvalidCommand
 from gateway import wire
 from gateway.calls import Answer, Call, answer_once
@@ -31,6 +31,7 @@ async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
         actor=call.actor,
     )
     held = result.reservation
+    _forget(call, held)
     path = f"/v1/merchants/{quote(held.merchant, safe='')}/reservations/{held.id}"
     return answer_once(
         201,
@@ -92,6 +93,7 @@ async def commit(call: Call, body: wire.CommitRequest) -> Answer:
     except InvalidCommand:
         await _refuse_unheld(call, picks)
         raise
+    _forget(call, result.reservation)
     return _answer(result)
 
 
@@ -100,7 +102,14 @@ async def release(call: Call, body: wire.ReleaseRequest) -> Answer:
     result = await call.inventory.release(
         call.merchant, call.path["reservation"], reason=body.reason, actor=call.actor
     )
+    _forget(call, result.reservation)
     return _answer(result)
+
+
+def _forget(call: Call, changed: Reservation) -> None:
+    """Have whoever made this change read its rows anew: it did not answer what they are now."""
+    skus = [line.sku for line in changed.lines]
+    call.service.feed.view.forget(changed.merchant, changed.location, skus)
 
 
 def _answer(result: ReservationResult) -> Answer:

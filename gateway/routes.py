@@ -29,15 +29,17 @@ from gateway import (
     entries,
     feed_bodies,
     feeds,
+    freshness,
     health,
     ledger,
     movements,
     reservations,
     shortfalls,
+    sse,
     stock,
     wire,
 )
-from gateway.calls import Answer, Call
+from gateway.calls import Answer, Call, Streaming
 from gateway.idempotency import ATTEMPT_FORM, ATTEMPT_HEADER
 from gateway.paging import QUERY
 from gateway.problems import (
@@ -52,8 +54,9 @@ from gateway.problems import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+from gateway.subscriptions import MAX_POSITION_CHARACTERS
 
-Handler = Callable[[Call, Any], Awaitable[Answer]]
+Handler = Callable[[Call, Any], Awaitable[Answer]] | Callable[[Call, Any], Awaitable[Streaming]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,16 @@ class HeaderField:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """An answer that is no problem; `body` None is no body, `headers` names what it brings."""
+    """An answer that is no problem; `body` None is no body, `headers` names what it brings.
+
+    `media_type` is of a body that has no schema.
+    """
 
     status: int
     body: type | None
     description: str
     headers: tuple[str, ...] = ()
+    media_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,8 @@ class Operation:
     """One method of one path.
 
     `role` None is open to everyone. `request` None takes no body; without `body_required` an empty
-    body stands for `{}`. `problems` are those of its own, beside the ones that its kind brings.
+    body stands for `{}`. Query parameters of `lists` may stand many times. `problems` are those of
+    its own, beside the ones that its kind brings.
     `items` counts what makes a request of many cost more than one (see `gateway.rate_limits`).
     """
 
@@ -98,6 +106,7 @@ class Operation:
     body_required: bool = True
     changes: bool = False
     query: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
     header_fields: tuple[HeaderField, ...] = ()
     problems: tuple[type[HoldfastError], ...] = ()
     items: Callable[[Any], int] | None = None
@@ -139,6 +148,13 @@ _IF_NONE_MATCH: Final = HeaderField(
 )
 _IF_CHANGED: Final = HeaderField(
     "If-None-Match", "Versions that the client has, in quotes; 304 where one is still current."
+)
+
+_LAST_EVENT_ID: Final = HeaderField(
+    "Last-Event-ID",
+    "The `id` of the last event that the client has; it hears what it missed, or that it must "
+    "start anew.",
+    most_characters=MAX_POSITION_CHARACTERS,
 )
 
 _COMMON: Final[tuple[type[HoldfastError], ...]] = (
@@ -191,7 +207,7 @@ OPERATIONS: Final = (
             Success(304, None, "The row is still at a version that If-None-Match names", ("ETag",)),
         ),
         header_fields=(_IF_CHANGED,),
-        query=("at",),
+        query=("at", *freshness.QUERY),
         problems=(RowNotFound, PastNotKept, HistoryUnavailable),
     ),
     Operation(
@@ -458,6 +474,27 @@ OPERATIONS: Final = (
         successes=(Success(200, entries.LedgerPage, "A page"),),
         query=ledger.QUERY,
         problems=(HistoryUnavailable,),
+    ),
+    Operation(
+        name="listen",
+        method="GET",
+        path=_MERCHANT + "/stream",
+        tag="Real time",
+        summary="Hear of every change as it happens",
+        handler=sse.listen,
+        role=Role.READ,
+        successes=(
+            Success(
+                200,
+                None,
+                "Server-sent events, without an end: a snapshot of the rows, then what changes",
+                media_type="text/event-stream",
+            ),
+        ),
+        query=sse.QUERY,
+        lists=sse.LISTS,
+        header_fields=(_LAST_EVENT_ID,),
+        problems=(LimitExceeded,),
     ),
     Operation(
         name="live",

@@ -21,7 +21,10 @@ from engine.outcomes import HistoryUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
+from gateway.bearer import bearer
 from gateway.crowd import Crowd
+from gateway.feed import Feed
+from gateway.listening import Listening
 from gateway.rate_limits import RateLimits
 from gateway.wire import Health, Readiness
 
@@ -65,6 +68,8 @@ class Service:
         self._partitions = partitions
         self._open_history = open_history
         self._inventory: Inventory | None = None
+        self._feed: Feed | None = None
+        self._listening: Listening | None = None
         self._history: History | None = None
         self._feeds: Feeds | None = None
         self._freshness: FreshnessView | None = None
@@ -83,6 +88,10 @@ class Service:
             self._opening.cancel()
             with suppress(asyncio.CancelledError):
                 await self._opening
+        if self._feed is not None:
+            await self._feed.stop()
+            self._feed = None
+            self._listening = None
         if self._inventory is not None:
             await self._inventory.store.close()
             self._inventory = None
@@ -113,6 +122,25 @@ class Service:
         return self._freshness
 
     @property
+    def feed(self) -> Feed:
+        """The tail of the ledger, and the view that it keeps. Raises StoreUnavailable."""
+        if self._feed is None:
+            raise StoreUnavailable()
+        return self._feed
+
+    @property
+    def listening(self) -> Listening:
+        """How subscribers begin. Raises StoreUnavailable."""
+        if self._listening is None:
+            raise StoreUnavailable()
+        return self._listening
+
+    def say_goodbye(self) -> None:
+        """End every stream, so that the process can end; requests under way go on."""
+        if self._feed is not None:
+            self._feed.say_goodbye()
+
+    @property
     def history(self) -> History:
         """What answers questions to the ledger. Raises StoreUnavailable and HistoryUnavailable."""
         if self._inventory is None:
@@ -130,6 +158,17 @@ class Service:
                 return None
             raise StoreUnavailable()
         return await self._keys.authenticate(secret)
+
+    async def still_admits(self, authorization: bytes, *, merchant: str) -> bool:
+        """Say whether the key of an open stream may go on; where the store is away it may."""
+        secret = bearer(authorization)
+        if secret is None:
+            return False
+        try:
+            key = await self.authenticate(secret)
+        except StoreUnavailable:
+            return True
+        return key is not None and key.merchant in (None, merchant)
 
     async def readiness(self) -> Readiness:
         """Ask the store for a sign of life, and say how things are."""
@@ -168,6 +207,8 @@ class Service:
                 partitions=self._partitions,
             )
             self._inventory = Inventory(store, partitions=facts.partitions)
+            self._feed = Feed(self._inventory, self._settings)
+            self._listening = Listening(self._feed, self._inventory)
             self._keys = KeyCache(store.client)
             self._facts = facts
             opened = True

@@ -3,9 +3,9 @@
 import msgspec
 
 from engine import shortfalls
-from engine.model import ReservationState
+from engine.model import ReservationState, time_text
 from gateway.calls import Answer, Call
-from gateway.wire import Time, time_text
+from gateway.wire import Time
 
 
 class EndangeredReservation(msgspec.Struct, frozen=True):

@@ -1,15 +1,18 @@
 """Rows: read, listed, asked about in bulk, and their settings."""
 
-import time
+from msgspec import UNSET
 
-from engine.outcomes import InvalidCommand, VersionConflict
+from engine.model import time_text
+from engine.outcomes import InvalidCommand, RowNotFound, VersionConflict
 from engine.validation import check_id
 from gateway import ledger, wire
 from gateway.calls import Answer, Call, answer_once
 from gateway.conditions import etag, expected_version, is_unchanged
+from gateway.freshness import max_age, max_age_of, read_row, read_rows
 from gateway.idempotency import key_of
 from gateway.paging import cursor, limit_of, place_of
 from gateway.problems import PreconditionFailed
+from gateway.wire import Source
 
 
 async def list_locations(call: Call, _body: None) -> Answer:
@@ -39,36 +42,49 @@ async def read_stock(call: Call, _body: None) -> Answer:
     """Read one row, as it is or with `at` as it was; its version is the ETag."""
     if "at" in call.query:
         return await ledger.read_past_stock(call)
-    path = call.path
-    row = await call.inventory.row(path["merchant"], path["location"], path["sku"])
+    location, sku = call.path["location"], call.path["sku"]
+    reading = await read_row(call, location, sku, max_age_ms=max_age_of(call))
+    row = reading.row
+    if row is None:
+        raise RowNotFound(merchant=call.merchant, location=location, sku=sku)
     if is_unchanged(call, row.version):
         return Answer(304, None, [etag(row.version)])
-    return Answer(200, wire.stock(row), [etag(row.version)])
+    return Answer(200, wire.fresh_stock(row, reading), [etag(row.version)])
 
 
 async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer:
     """Answer up to 500 rows in the order of the question."""
-    # Before the store is asked, so that no number is older than the answer says.
-    asked_at_ms = time.time_ns() // 1_000_000
     try:
-        rows = await call.inventory.rows(
-            call.merchant, [(wanted.location, wanted.sku) for wanted in body.rows]
+        readings = await read_rows(
+            call,
+            [(wanted.location, wanted.sku) for wanted in body.rows],
+            max_age_ms=max_age(body.max_staleness_ms, body.consistency),
         )
     except InvalidCommand:
         for i, wanted in enumerate(body.rows):
             check_id(f"rows[{i}].location", wanted.location)
             check_id(f"rows[{i}].sku", wanted.sku)
         raise
-    fresh = await call.service.freshness.of(call.merchant, [one.location for one in body.rows])
+    known = await call.service.freshness.of(call.merchant, [one.location for one in body.rows])
     data = [
-        wire.availability_row(wanted, row, fresh[wanted.location].state)
-        for wanted, row in zip(body.rows, rows, strict=True)
+        wire.availability_row(wanted, reading.row, known[wanted.location].state)
+        for wanted, reading in zip(body.rows, readings, strict=True)
     ]
-    return Answer(200, wire.Availability(data, wire.time_text(asked_at_ms)))
+    oldest = max(readings, key=lambda reading: reading.age_ms)
+    in_view = any(reading.source is Source.VIEW for reading in readings)
+    return Answer(
+        200,
+        wire.Availability(
+            data,
+            time_text(min(reading.as_of_ms for reading in readings)),
+            oldest.age_ms,
+            Source.VIEW if in_view else Source.STORE,
+        ),
+    )
 
 
 async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
-    """Set a row's safety stock, if the row is at the version that the request names."""
+    """Change a row's settings, if the row is at the version that the request names."""
     key = key_of(call)
     expected = expected_version(call)
     try:
@@ -77,13 +93,17 @@ async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
             call.path["location"],
             call.path["sku"],
             key=key,
-            safety_stock=body.safety_stock,
+            safety_stock=None if body.safety_stock is UNSET else body.safety_stock,
+            low_stock_threshold=(
+                None if body.low_stock_threshold is UNSET else body.low_stock_threshold
+            ),
             expected_version=expected,
             actor=call.actor,
         )
     except VersionConflict as error:
         raise PreconditionFailed(error.sku, expected=error.expected, actual=error.actual) from error
     row = configured.row
+    call.service.feed.view.learn(row)
     return answer_once(
         200, wire.stock(row), replayed=configured.replayed, headers=[etag(row.version)]
     )

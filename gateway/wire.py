@@ -7,8 +7,7 @@ must be JSON integers, unknown fields are refused, and times are RFC 3339 in UTC
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import lru_cache
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -27,7 +26,7 @@ from engine.limits import (
     MAX_TTL_MS,
     MIN_TTL_MS,
 )
-from engine.model import MovementType, ReservationState
+from engine.model import MovementType, ReservationState, time_text
 
 Item = TypeVar("Item")
 
@@ -52,6 +51,7 @@ Time = Annotated[
         extra_json_schema={"format": "date-time"},
     ),
 ]
+Age = Annotated[int, Meta(ge=0, description="How old the answer is at most, in milliseconds.")]
 TtlSeconds = Annotated[
     int,
     Meta(
@@ -67,6 +67,7 @@ OccurredAt = Annotated[
 PickedUnits = Annotated[
     int, Meta(ge=0, le=MAX_QUANTITY, description="Units that leave the shelf; at most those held.")
 ]
+Setting = Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
 MovementQuantity = Annotated[
     int,
     Meta(
@@ -85,6 +86,33 @@ UndecodedMovement = Annotated[
 """Decoded one by one, so that a malformed one is refused alone."""
 
 FIRST_OCCURRED_AT: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+MAX_STALENESS_MS: Final = 60_000
+"""The oldest answer that may be asked for: beyond it an answer is none."""
+
+
+class Consistency(StrEnum):
+    """Whether an answer may come from the gateway's view of the rows, or must from the store."""
+
+    BOUNDED = "bounded"
+    STRONG = "strong"
+
+
+class Source(StrEnum):
+    """Where an answer comes from: the gateway's own view of the rows, or the store."""
+
+    VIEW = "view"
+    STORE = "store"
+
+
+class Reading(NamedTuple):
+    """A row, None where there is none, which was so `age_ms` ago at most, at `as_of_ms`."""
+
+    row: model.Row | None
+    as_of_ms: int
+    age_ms: int
+    source: Source
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -171,9 +199,13 @@ class MovementBatchRequest(Request, frozen=True, kw_only=True):
 
 
 class SettingsRequest(Request, frozen=True, kw_only=True):
-    """A row's settings. `safety_stock` units are never promised."""
+    """A row's settings, one at least. `safety_stock` units are never promised.
 
-    safety_stock: Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
+    The row is low, and tells so once, when `available` falls to `low_stock_threshold`; 0 is none.
+    """
+
+    safety_stock: Setting | UnsetType = UNSET
+    low_stock_threshold: Setting | UnsetType = UNSET
 
 
 class RowRequest(Request, frozen=True, kw_only=True):
@@ -184,15 +216,22 @@ class RowRequest(Request, frozen=True, kw_only=True):
 
 
 class AvailabilityRequest(Request, frozen=True, kw_only=True):
-    """The rows that are asked about, in the order in which they are answered."""
+    """The rows that are asked about, in the order in which they are answered.
+
+    `max_staleness_ms` is how old the answer may be, 1,000 unless it is named; `consistency` strong
+    has the store asked.
+    """
 
     rows: Annotated[list[RowRequest], Meta(min_length=1, max_length=MAX_BATCH_ROWS)]
+    max_staleness_ms: Annotated[int, Meta(ge=0, le=MAX_STALENESS_MS)] | None = None
+    consistency: Consistency | None = None
 
 
 class Stock(msgspec.Struct, frozen=True):
     """One row: what is on the shelf and what can still be promised.
 
-    `as_of` is there where a past moment was asked for.
+    An answer to a question about it has `as_of`: every change that was made by then is in it. A row
+    as it is now has `age_ms`, how long ago that is at most, and `source`.
     """
 
     merchant: str
@@ -205,6 +244,12 @@ class Stock(msgspec.Struct, frozen=True):
     shortfall: Annotated[int, Meta(ge=0, description="max(0, reserved - on_hand).")]
     deficit: Annotated[int, Meta(ge=0, description="Units that left although the books had none.")]
     version: Version
+    low_stock_threshold: (
+        Annotated[
+            int, Meta(description="Where the row has one: it is low at or below so many available.")
+        ]
+        | UnsetType
+    ) = UNSET
     offline_buffer: (
         Annotated[
             int, Meta(ge=0, description="Units held back while the location's tills are silent.")
@@ -212,6 +257,8 @@ class Stock(msgspec.Struct, frozen=True):
         | UnsetType
     ) = UNSET
     as_of: Time | UnsetType = UNSET
+    age_ms: Age | UnsetType = UNSET
+    source: Source | UnsetType = UNSET
 
 
 class AvailabilityRow(msgspec.Struct, frozen=True):
@@ -235,10 +282,15 @@ class AvailabilityRow(msgspec.Struct, frozen=True):
 
 
 class Availability(msgspec.Struct, frozen=True):
-    """The rows in the order of the question; no number is older than `as_of`."""
+    """The rows in the order of the question; no number is older than `as_of`.
+
+    `source` is view where any of them came from there.
+    """
 
     data: list[AvailabilityRow]
     as_of: Time
+    age_ms: Age
+    source: Source
 
 
 class Movement(msgspec.Struct, frozen=True):
@@ -415,16 +467,6 @@ class Readiness(msgspec.Struct, frozen=True):
     store: str | None
 
 
-def time_text(time_ms: int) -> str:
-    """Format ms since 1970 as RFC 3339 in UTC."""
-    return f"{_second_text(time_ms // 1000)}.{time_ms % 1000:03d}Z"
-
-
-@lru_cache(maxsize=4_096)
-def _second_text(time_seconds: int) -> str:
-    return datetime.fromtimestamp(time_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
 def _optional_time(time_ms: int | None) -> str | None:
     return None if time_ms is None else time_text(time_ms)
 
@@ -442,7 +484,29 @@ def stock(row: model.Row) -> Stock:
         row.shortfall,
         row.deficit,
         row.version,
+        row.low_stock_threshold or UNSET,
         min(row.offline_buffer, row.on_hand) or UNSET,
+    )
+
+
+def fresh_stock(row: model.Row, reading: Reading) -> Stock:
+    """Make the answer of a row that was read just now."""
+    return Stock(
+        row.merchant,
+        row.location,
+        row.sku,
+        row.on_hand,
+        row.reserved,
+        row.safety_stock,
+        row.available,
+        row.shortfall,
+        row.deficit,
+        row.version,
+        row.low_stock_threshold or UNSET,
+        min(row.offline_buffer, row.on_hand) or UNSET,
+        time_text(reading.as_of_ms),
+        reading.age_ms,
+        reading.source,
     )
 
 

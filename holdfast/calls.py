@@ -38,6 +38,7 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     shortfall: int
     deficit: int
     version: int
+    low_stock_threshold: int = 0
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,12 +299,13 @@ def stock_page(
     )
 
 
-def stock(merchant: str, location: str, sku: str) -> Call[Stock]:
-    """Read one row."""
+def stock(merchant: str, location: str, sku: str, *, strong: bool = False) -> Call[Stock]:
+    """Read one row, which may be a moment old; `strong` has the store asked."""
     return Call(
         method="GET",
         path=_merchant_path(merchant, "locations", location, "stock", sku),
         decoder=_STOCK,
+        query=(("consistency", "strong"),) if strong else (),
     )
 
 
@@ -312,11 +314,13 @@ def configure(
     location: str,
     sku: str,
     *,
-    safety_stock: int,
+    safety_stock: int | None = None,
+    low_stock_threshold: int | None = None,
     expected_version: int,
     key: str,
 ) -> Call[Stock]:
-    """Set the units kept back from promising, if the row is still at the version given."""
+    """Change the settings that are given, if the row is still at the version given."""
+    settings = {"safety_stock": safety_stock, "low_stock_threshold": low_stock_threshold}
     condition = (
         ("If-None-Match", "*")
         if expected_version == NEW_ROW
@@ -327,7 +331,7 @@ def configure(
         path=_merchant_path(merchant, "locations", location, "stock", sku, "settings"),
         decoder=_STOCK,
         headers=(*_keyed(key), condition),
-        body=_json({"safety_stock": safety_stock}),
+        body=_json({name: units for name, units in settings.items() if units is not None}),
     )
 
 

@@ -285,9 +285,9 @@ class Client:
             if cursor is None:
                 return
 
-    def stock(self, merchant: str, location: str, sku: str) -> Stock:
+    def stock(self, merchant: str, location: str, sku: str, *, strong: bool = False) -> Stock:
         """Read one row."""
-        return self.send(calls.stock(merchant, location, sku))
+        return self.send(calls.stock(merchant, location, sku, strong=strong))
 
     def stock_page(
         self, merchant: str, location: str, *, limit: int | None = None, cursor: str | None = None
@@ -313,17 +313,19 @@ class Client:
         location: str,
         sku: str,
         *,
-        safety_stock: int,
+        safety_stock: int | None = None,
+        low_stock_threshold: int | None = None,
         expected_version: int,
         key: str | None = None,
     ) -> Stock:
-        """Set the units kept back; `expected_version` is the row's, `calls.NEW_ROW` for none."""
+        """Change settings; `expected_version` is the row's, `calls.NEW_ROW` for none."""
         return self.send(
             calls.configure(
                 merchant,
                 location,
                 sku,
                 safety_stock=safety_stock,
+                low_stock_threshold=low_stock_threshold,
                 expected_version=expected_version,
                 key=key or new_key(),
             )
@@ -508,9 +510,9 @@ class AsyncClient:
             if cursor is None:
                 return
 
-    async def stock(self, merchant: str, location: str, sku: str) -> Stock:
+    async def stock(self, merchant: str, location: str, sku: str, *, strong: bool = False) -> Stock:
         """Read one row."""
-        return await self.send(calls.stock(merchant, location, sku))
+        return await self.send(calls.stock(merchant, location, sku, strong=strong))
 
     async def stock_page(
         self, merchant: str, location: str, *, limit: int | None = None, cursor: str | None = None
@@ -537,17 +539,19 @@ class AsyncClient:
         location: str,
         sku: str,
         *,
-        safety_stock: int,
+        safety_stock: int | None = None,
+        low_stock_threshold: int | None = None,
         expected_version: int,
         key: str | None = None,
     ) -> Stock:
-        """Set the units kept back; `expected_version` is the row's, `calls.NEW_ROW` for none."""
+        """Change settings; `expected_version` is the row's, `calls.NEW_ROW` for none."""
         return await self.send(
             calls.configure(
                 merchant,
                 location,
                 sku,
                 safety_stock=safety_stock,
+                low_stock_threshold=low_stock_threshold,
                 expected_version=expected_version,
                 key=key or new_key(),
             )

@@ -18,6 +18,8 @@ class Changes(msgspec.Struct, frozen=True):
     reserved: int
     safety_stock: int
     deficit: int
+    low_stock_threshold: int = 0
+    offline_buffer: int = 0
 
 
 class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,8 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     deficit: int
     version: int
     changes: Changes
+    low_stock_threshold: int = 0
+    offline_buffer: int = 0
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):

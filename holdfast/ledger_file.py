@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
+from msgspec import structs
+
 from engine.history import reference_of
 from engine.ledger import MOVEMENTS, Levels, Operation, OperationKind
 
@@ -37,10 +39,12 @@ COLUMNS: Final = (
     "reserved",
     "safety_stock",
     "deficit",
+    "low_stock_threshold",
     "on_hand_change",
     "reserved_change",
     "safety_stock_change",
     "deficit_change",
+    "low_stock_threshold_change",
 )
 """Units and ms since 1970. An operation without rows, such as a confirmation, has one line with an
 empty `sku` and no numbers past `sequence`."""
@@ -127,8 +131,8 @@ def _movement(operation: Operation) -> tuple[str, str]:
     return "", ""
 
 
-def _units(levels: Levels) -> tuple[int, int, int, int]:
-    return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)
+def _units(levels: Levels) -> tuple[int, ...]:
+    return structs.astuple(levels)
 
 
 @contextmanager

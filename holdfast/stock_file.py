@@ -495,7 +495,7 @@ class StockImport:
             except ApiError as refusal:
                 if refusal.code != "version_conflict" or attempt == MAX_SETTINGS_ATTEMPTS:
                     raise
-                seen = await self._client.stock(self._merchant, row.location, row.sku)
+                seen = await self._client.stock(self._merchant, row.location, row.sku, strong=True)
             else:
                 self.report.settings_set += 1
                 return

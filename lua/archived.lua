@@ -36,10 +36,13 @@ for i = 2, #readers, 2 do
     keep_from = readers[i]
   end
 end
+-- What went once is gone, whatever window is asked for now.
+local trimmed_before = redis.call('HGET', KEYS[2], 'trimmed_before') or keep_from
+if earlier(trimmed_before, keep_from) then trimmed_before = keep_from end
 
 -- After this point nothing may fail.
 redis.call('HSET', KEYS[2], 'sequence', sequence, 'stream_id', stream_id, 'seal', seal,
-  'at', at_ms, 'fence', fence)
+  'at', at_ms, 'fence', fence, 'trimmed_before', trimmed_before)
 -- An approximate trim takes whole nodes of the stream only, and may be bounded; it leaves some
 -- entries longer than it had to, and never takes one too many.
 return {1, redis.call('XTRIM', KEYS[1], 'MINID', '~', keep_from, 'LIMIT', most)}

@@ -14,7 +14,7 @@
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record,
 --          recent changes of the row
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit,
---           change of on_hand}
+--           change of on_hand, low_stock_threshold, offline_buffer}; the last two as add_settings() has them
 --          {'key_reused'}
 --          {'version_conflict', version}
 --          {'insufficient_on_hand', {{sku, requested, on_hand, known}}}
@@ -63,6 +63,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
     {kind, quantity, detail[1], detail[2], detail[3], detail[4], event.superseded, event.later})
   local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
     row.safety_stock, row.deficit, on_hand}
+  add_settings(reply, row)
   remember(KEYS[first + 3], fingerprint, reply)
   return reply
 end)

@@ -23,8 +23,8 @@ local replies = each_command(function(first, _, id, merchant, location, actor, s
     if not is_integer(held_back, 0, MAX_TOTAL) then return {'invalid', 'units'} end
     local row = row_at(KEYS[first + i])
     if row.exists and row.offline_buffer ~= held_back then
-      row.offline_buffer = held_back
-      lines[#lines + 1] = change_row(row, sku, 0, 0, 0, 0)
+      local change = held_back - row.offline_buffer
+      lines[#lines + 1] = change_row(row, sku, 0, 0, 0, 0, nil, change)
       changed[#changed + 1] = {sku, held_back}
       writes[#writes + 1] = {row.key, 'offline_buffer', held_back}
       writes[#writes + 1] = {key, 's' .. sku, held_back}

@@ -38,8 +38,9 @@
 -- @include listing
 -- @include asof
 
-local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit'}
-local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version'}
+local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'low_stock_threshold'}
+local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
+  'low_stock_threshold'}
 local RESERVATION_FIELDS = {'state', 'expires_at', 'body', 'confirmed_at', 'ended_at', 'order_ref',
   'picked'}
 -- Where a reservation's body has it, as in lib/reservations.lua.
@@ -131,9 +132,17 @@ local function repair_row(command, first)
   touched_rows[#touched_rows + 1] = {
     key = key, exists = true, on_hand = levels[1], reserved = levels[2], safety_stock = levels[3],
     deficit = levels[4], version = version, touched = true, shelf_touched = true,
-    has_deficit = false,
+    has_deficit = false, low_stock_threshold = levels[5], sets_threshold = levels[5] > 0,
+    offline_buffer = tonumber(buffer or '0'),
   }
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
+  -- As change_row() writes them: what a row does not have it does not pay for.
+  if buffer then
+    levels[6] = tonumber(buffer)
+  elseif levels[5] == 0 then
+    levels[5] = nil
+  end
+  if deltas[5] == 0 then deltas[5] = nil end
   return {'ok', record('repair', id, merchant, location, actor, '',
     {cmsgpack.pack({sku, version, levels, deltas})}, {what, reason, finding, found})}
 end

@@ -6,7 +6,7 @@
 --          each item
 -- ARGV     rebuild id, then msgpack of items:
 --          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit,
---           counted, offline_buffer}, ...}}
+--            low_stock_threshold, counted, offline_buffer}, ...}}
 --            keys: SKU index of the location, then the row of each
 --          {'recent', {{at, units}, ...}, keep until}
 --            keys: recent changes of a row
@@ -41,10 +41,11 @@ local function restore_rows(item)
     local row, key = rows[i], KEYS[first + i]
     redis.call('HSET', key, 'on_hand', row[2], 'reserved', row[3], 'safety_stock', row[4],
       'version', row[5])
-    -- As in lib/rows.lua, a row without a deficit does not pay for the column.
+    -- As in lib/rows.lua, a row without a deficit or a threshold does not pay for the column.
     if row[6] ~= '0' then redis.call('HSET', key, 'deficit', row[6]) end
-    if row[7] ~= '' then redis.call('HSET', key, 'counted', row[7]) end
-    if row[8] ~= '0' then redis.call('HSET', key, 'offline_buffer', row[8]) end
+    if row[7] ~= '0' then redis.call('HSET', key, 'low_stock_threshold', row[7]) end
+    if row[8] ~= '' then redis.call('HSET', key, 'counted', row[8]) end
+    if row[9] ~= '0' then redis.call('HSET', key, 'offline_buffer', row[9]) end
     listed[2 * i - 1] = '0'
     listed[2 * i] = row[1]
   end

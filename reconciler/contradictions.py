@@ -276,7 +276,8 @@ class Contradictions:
         detail = (
             f"between versions {before.version} and {change.version} something else changed "
             f"on hand by {jump.on_hand:+d}, reserved by {jump.reserved:+d}, safety stock by "
-            f"{jump.safety_stock:+d}, deficit by {jump.deficit:+d}"
+            f"{jump.safety_stock:+d}, deficit by {jump.deficit:+d}, low_stock_threshold by "
+            f"{jump.low_stock_threshold:+d}"
         )
         notes = self._note_row(key, Note(Invariant.FOLD, Code.LEVELS_JUMPED, sequence, detail))
         if notes is not None:
@@ -428,6 +429,7 @@ def _follows(before: Levels, change: RowChange) -> bool:
         and before.reserved + deltas.reserved == levels.reserved
         and before.safety_stock + deltas.safety_stock == levels.safety_stock
         and before.deficit + deltas.deficit == levels.deficit
+        and before.low_stock_threshold + deltas.low_stock_threshold == levels.low_stock_threshold
     )
 
 
@@ -435,8 +437,8 @@ def _books(levels: Levels) -> int:
     return levels.on_hand - levels.deficit
 
 
-def _tuple(levels: Levels) -> tuple[int, int, int, int]:
-    return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)
+def _tuple(levels: Levels) -> tuple[int, ...]:
+    return msgspec.structs.astuple(levels)
 
 
 def _sum(first: Levels, second: Levels) -> Levels:

@@ -98,6 +98,7 @@ class _Shelf(msgspec.Struct):
     reserved: int
     safety_stock: int
     deficit: int
+    low_stock_threshold: int
     left_out: list[frozenset[str]]
 
     def add(self, units: int) -> None:
@@ -108,7 +109,13 @@ class _Shelf(msgspec.Struct):
 
     def levels(self) -> Levels:
         """Return them as the ledger writes them."""
-        return Levels(self.on_hand, self.reserved, self.safety_stock, self.deficit)
+        return Levels(
+            self.on_hand,
+            self.reserved,
+            self.safety_stock,
+            self.deficit,
+            self.low_stock_threshold,
+        )
 
     @property
     def available(self) -> int:
@@ -210,6 +217,8 @@ class Counterfactual:
             shelf.add(movement_units(operation))
         elif kind is OperationKind.CONFIGURE:
             shelf.safety_stock = int(operation.detail[0])
+            if len(operation.detail) > 1:
+                shelf.low_stock_threshold = int(operation.detail[1])
         elif kind is OperationKind.RESERVE:
             if deltas.reserved > shelf.available:
                 missing = deltas.reserved - shelf.available
@@ -222,6 +231,8 @@ class Counterfactual:
             shelf.add(deltas.on_hand - deltas.deficit)
             shelf.reserved = max(0, shelf.reserved + deltas.reserved)
             shelf.safety_stock = max(0, shelf.safety_stock + deltas.safety_stock)
+            threshold = shelf.low_stock_threshold + deltas.low_stock_threshold
+            shelf.low_stock_threshold = max(0, threshold)
 
 
 def _before(change: RowChange) -> _Shelf:
@@ -231,5 +242,6 @@ def _before(change: RowChange) -> _Shelf:
         levels.reserved - deltas.reserved,
         levels.safety_stock - deltas.safety_stock,
         levels.deficit - deltas.deficit,
+        levels.low_stock_threshold - deltas.low_stock_threshold,
         [],
     )

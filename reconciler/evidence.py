@@ -24,6 +24,17 @@ from reconciler.inspection import MISSING, Value
 
 _CANONICAL: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
 
+_ROW_FIELDS: Final = (
+    b"version",
+    b"on_hand",
+    b"reserved",
+    b"safety_stock",
+    b"deficit",
+    b"low_stock_threshold",
+)
+_OPTIONAL: Final = frozenset({b"deficit", b"low_stock_threshold"})
+"""Fields that a row does not have which never had a deficit, or has no threshold."""
+
 _decode_body = msgspec.msgpack.Decoder(Body).decode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
 
@@ -32,15 +43,13 @@ def to_row(value: Value) -> RowFacts | None:
     """Read a row's hash; None where there is none, or a number in it is not written as it must."""
     if not isinstance(value, dict):
         return None
-    names = (b"on_hand", b"reserved", b"safety_stock", b"deficit", b"version")
-    # A row that never had a deficit does not have the field.
-    texts = [value.get(name, b"0" if name == b"deficit" else b"") for name in names]
+    texts = [value.get(name, b"0" if name in _OPTIONAL else b"") for name in _ROW_FIELDS]
     if not all(_CANONICAL.fullmatch(text) for text in texts):
         return None
-    *units, version = map(int, texts)
-    if max(units) > MAX_TOTAL or version == 0:
+    version, *levels = map(int, texts)
+    if max(levels) > MAX_TOTAL or version == 0:
         return None
-    return RowFacts(Levels(*units), version)
+    return RowFacts(Levels(*levels), version)
 
 
 def to_reservation(value: Value) -> FoldedReservation | None:
@@ -278,8 +287,9 @@ def _row_text(row: RowFacts) -> str:
     levels = row.levels
     deficit = f", deficit {levels.deficit}" if levels.deficit else ""
     safety_stock = f", safety stock {levels.safety_stock}" if levels.safety_stock else ""
+    threshold = f", low at {levels.low_stock_threshold}" if levels.low_stock_threshold else ""
     return (
-        f"on hand {levels.on_hand}, reserved {levels.reserved}{safety_stock}{deficit}, "
+        f"on hand {levels.on_hand}, reserved {levels.reserved}{safety_stock}{deficit}{threshold}, "
         f"version {row.version}"
     )
 

@@ -47,12 +47,19 @@ class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     deficit: int
     version: int
     sequence: int
+    low_stock_threshold: int = 0
     past: Past | None = None
     offline_buffer: int = 0
 
-    def levels(self) -> tuple[int, int, int, int]:
-        """Return on_hand, reserved, safety_stock and deficit."""
-        return (self.on_hand, self.reserved, self.safety_stock, self.deficit)
+    def levels(self) -> tuple[int, int, int, int, int]:
+        """Return on_hand, reserved, safety_stock, deficit and low_stock_threshold."""
+        return (
+            self.on_hand,
+            self.reserved,
+            self.safety_stock,
+            self.deficit,
+            self.low_stock_threshold,
+        )
 
 
 class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
@@ -183,7 +190,14 @@ class Fold:
                 operation.merchant,
                 operation.location,
                 operation.fingerprint,
-                (at_ms, sequence, change.version, *_units(change.levels), change.deltas.on_hand),
+                (
+                    at_ms,
+                    sequence,
+                    change.version,
+                    *_units(change.levels),
+                    change.deltas.on_hand,
+                    *_settings(change.levels),
+                ),
                 at_ms,
             )
         elif kind is OperationKind.CONFIGURE:
@@ -192,7 +206,13 @@ class Fold:
                 operation.merchant,
                 operation.location,
                 operation.fingerprint,
-                (at_ms, sequence, change.version, *_units(change.levels)),
+                (
+                    at_ms,
+                    sequence,
+                    change.version,
+                    *_units(change.levels),
+                    *_settings(change.levels),
+                ),
                 at_ms,
             )
         elif kind is OperationKind.REPAIR:
@@ -231,14 +251,17 @@ class Fold:
                 or row.reserved + deltas.reserved != levels.reserved
                 or row.safety_stock + deltas.safety_stock != levels.safety_stock
                 or row.deficit + deltas.deficit != levels.deficit
+                or row.low_stock_threshold + deltas.low_stock_threshold
+                != levels.low_stock_threshold
             ):
                 self._disagree(
-                    "Fold", sequence, f"{row.levels()} plus {_units(deltas)} is not the result", key
+                    "Fold", sequence, f"{row.levels()} plus {deltas} is not the result", key
                 )
         row.on_hand = levels.on_hand
         row.reserved = levels.reserved
         row.safety_stock = levels.safety_stock
         row.deficit = levels.deficit
+        row.low_stock_threshold = levels.low_stock_threshold
         row.version = change.version
         row.sequence = sequence
 
@@ -408,3 +431,10 @@ _ENDINGS: Final = {
 
 def _units(levels: Levels) -> tuple[int, int, int, int]:
     return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)
+
+
+def _settings(levels: Levels) -> tuple[int, ...]:
+    """Return what a reply has at its end of a row that has a threshold or holds units back."""
+    if levels.offline_buffer:
+        return (levels.low_stock_threshold, levels.offline_buffer)
+    return (levels.low_stock_threshold,) if levels.low_stock_threshold else ()

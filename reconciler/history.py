@@ -241,7 +241,17 @@ class _Past:
         folded = snapshot.state.rows.get((question.merchant, location, sku))
         if folded is None:
             raise self._not_found()
-        row = Row(question.merchant, location, sku, *folded.levels(), folded.version)
+        row = Row(
+            question.merchant,
+            location,
+            sku,
+            folded.on_hand,
+            folded.reserved,
+            folded.safety_stock,
+            folded.deficit,
+            folded.version,
+            folded.low_stock_threshold,
+        )
         return PastRow(row, self._at_ms, folded.sequence)
 
     def _check_whole(self, *, above: int) -> None:
@@ -532,6 +542,7 @@ def _row(question: Question, change: RowChange) -> Row:
         levels.safety_stock,
         levels.deficit,
         change.version,
+        levels.low_stock_threshold,
     )
 
 

@@ -271,6 +271,7 @@ class _PartitionPlan:
             row.held + freed,
             max(0, base.safety_stock - row.safety_stock_drift),
             max(0, -books),
+            base.low_stock_threshold,
         )
         has_history = any(finding.code in _HISTORY for finding in findings)
         readable = row.live is not None or row.token == MISSING
@@ -427,6 +428,7 @@ def _why(row: RowEvidence, right: Levels, as_ledger: bool) -> str:
     text = (
         f"on hand {right.on_hand}, reserved {right.reserved}, safety stock {right.safety_stock}, "
         f"deficit {right.deficit}"
+        + (f", low at {right.low_stock_threshold}" if right.low_stock_threshold else "")
     )
     if row.ledger is None:
         return f"emptied: no operation made it: {text}" if right == _NOTHING else f"booked: {text}"
@@ -511,4 +513,5 @@ def _minus(first: Levels, second: Levels) -> Levels:
         first.reserved - second.reserved,
         first.safety_stock - second.safety_stock,
         first.deficit - second.deficit,
+        first.low_stock_threshold - second.low_stock_threshold,
     )

@@ -225,6 +225,7 @@ def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
         str(row.safety_stock),
         str(row.version),
         str(row.deficit),
+        str(row.low_stock_threshold),
         "" if row.past is None else row.past.counted(),
         str(row.offline_buffer),
     )

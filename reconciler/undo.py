@@ -250,6 +250,7 @@ def _step(partition: _Partition, difference: RowDifference, token: str) -> RowSt
             without.reserved - levels.reserved,
             without.safety_stock - levels.safety_stock,
             without.deficit - levels.deficit,
+            without.low_stock_threshold - levels.low_stock_threshold,
         ),
         past=row.past or Past(),
     )

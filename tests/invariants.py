@@ -33,7 +33,7 @@ MAX_TOTAL: Final = 10**12
 SCAN_COUNT: Final = 1_000
 READ_COUNT: Final = 1_000
 MAX_TOLD: Final = 20
-COLUMNS: Final = ("on_hand", "reserved", "safety_stock", "deficit")
+COLUMNS: Final = ("on_hand", "reserved", "safety_stock", "deficit", "low_stock_threshold")
 ARRIVALS: Final = ("receive", "return", "transfer_in")
 DEPARTURES: Final = ("sale", "transfer_out")
 LIVE: Final = ("held", "confirmed")
@@ -59,7 +59,7 @@ class Violation:
 
 @dataclass(slots=True)
 class _Row:
-    levels: tuple[int, int, int, int] = (0, 0, 0, 0)
+    levels: tuple[int, ...] = (0, 0, 0, 0, 0)
     version: int = 0
     books: int = 0
 
@@ -193,7 +193,7 @@ class Audit:
         changes = self._book_changes(kind, detail)
         for sku, version, levels, deltas in lines:
             row = partition.rows.setdefault((merchant, location, sku), _Row())
-            self._fold_line(row, kind, version, tuple(levels), tuple(deltas), f"{where} {sku}")
+            self._fold_line(row, kind, version, _five(levels), _five(deltas), f"{where} {sku}")
             is_count = kind in MOVEMENTS and detail[0] == "count"
             if kind == "repair":
                 row.books = levels[0] - levels[3]
@@ -238,13 +238,13 @@ class Audit:
             self._violated("Fold", f"{where}: {before} and {deltas} do not make {levels}")
         if any(type(n) is not int or not 0 <= n <= MAX_TOTAL for n in levels):
             self._violated("Integer", f"{where}: {levels}")
-        on_hand, reserved, safety_stock, _ = levels
+        on_hand, reserved, safety_stock, *_ = levels
         if kind == "reserve" and reserved + safety_stock > on_hand:
             self._violated("NoOversell", f"{where}: promised past what is available: {levels}")
         grew = max(0, reserved - on_hand) - max(0, before[1] - before[0])
         if kind not in (*MOVEMENTS, "repair") and grew > 0:
             self._violated("NoOversell", f"{where}: a {kind} made a shortfall: {levels}")
-        row.levels = cast(tuple[int, int, int, int], levels)
+        row.levels = levels
         row.version = version
 
     def _fold_promise(
@@ -488,7 +488,7 @@ def _row_facts(fields: dict[bytes, bytes]) -> dict[str, int | bytes]:
     facts: dict[str, int | bytes] = {
         column.decode(): int(text) if text.isdigit() else text for column, text in fields.items()
     }
-    return {"deficit": 0} | facts
+    return {"deficit": 0, "low_stock_threshold": 0} | facts
 
 
 async def assert_invariants(
@@ -496,3 +496,11 @@ async def assert_invariants(
 ) -> None:
     """Audit a quiet store from its first ledger entry on; see `Audit.check`."""
     await Audit(client, partitions=partitions).check(merchant=merchant)
+
+
+def _five(units: list[int]) -> tuple[int, ...]:
+    """Return levels or deltas with the threshold, which a row that has none does not write.
+
+    What is held back while tills are silent comes behind it, and is not counted here.
+    """
+    return (*units[: len(COLUMNS)], *[0] * (len(COLUMNS) - len(units)))

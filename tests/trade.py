@@ -113,7 +113,8 @@ class Trade:
     async def _configure(self) -> None:
         location, sku = self.draw.choice(LOCATIONS), self.draw.choice(SKUS)
         (row,) = await self.inventory.rows(self.merchant, [(location, sku)])
-        key, safety_stock = self._key(), self.draw.randint(0, 4)
+        key, safety_stock = self._key(), self.draw.choice((None, 0, 1, 2, 3, 4))
+        threshold = self.draw.choice((None, 0, 3, 5)) if safety_stock is not None else 2
         version = 0 if row is None else row.version
         await self._do(
             "configure",
@@ -123,6 +124,7 @@ class Trade:
                 sku,
                 key=key,
                 safety_stock=safety_stock,
+                low_stock_threshold=threshold,
                 expected_version=version,
                 actor=ACTOR,
             ),

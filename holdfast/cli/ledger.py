@@ -250,6 +250,7 @@ def _row_text(row: LedgerRow) -> str:
             ("reserved", changes.reserved),
             ("safety stock", changes.safety_stock),
             ("deficit", changes.deficit),
+            ("low-stock threshold", changes.low_stock_threshold),
         )
         if units
     ]

@@ -95,7 +95,7 @@ def stock(
                 output.table(["location"], [[name] for name in names[:limit]])
             shown = len(names)
         elif sku is not None:
-            row = client.stock(merchant, location, sku)
+            row = client.stock(merchant, location, sku, strong=True)
             output.document(row)
             if not output.as_json:
                 output.table(_COLUMNS, [_cells(row)])

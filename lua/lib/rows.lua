@@ -6,7 +6,7 @@ local function row_at(key)
   local row = rows[key]
   if row then return row end
   local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
-    'offline_buffer')
+    'low_stock_threshold', 'offline_buffer')
   row = {
     key = key,
     exists = f[5] ~= false,
@@ -15,8 +15,9 @@ local function row_at(key)
     safety_stock = tonumber(f[3]) or 0,
     deficit = tonumber(f[4]) or 0,
     version = tonumber(f[5]) or 0,
+    low_stock_threshold = tonumber(f[6]) or 0,
     -- Units that are held back while the location's tills are silent; mostly not there.
-    offline_buffer = f[6] and tonumber(f[6]) or 0,
+    offline_buffer = f[7] and tonumber(f[7]) or 0,
     touched = false,
     -- What only a reserve touches is all that most calls write.
     shelf_touched = f[5] == false,
@@ -35,9 +36,29 @@ end
 
 local LINE, LEVELS_OF = array_of(4), array_of(4)
 
+-- The line of a row that has a threshold or holds units back, or whose threshold or held back units
+-- change: it says so behind the four levels that every row has.
+local function long_line(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer)
+  if threshold then
+    row.low_stock_threshold = row.low_stock_threshold + threshold
+    row.sets_threshold = true
+  end
+  row.offline_buffer = row.offline_buffer + (buffer or 0)
+  local levels = {row.on_hand, row.reserved, row.safety_stock, row.deficit,
+    row.low_stock_threshold}
+  if row.offline_buffer > 0 then levels[6] = row.offline_buffer end
+  local deltas = {on_hand, reserved, safety_stock, deficit}
+  if threshold or buffer then deltas[5] = threshold or 0 end
+  if buffer then deltas[6] = buffer end
+  return cmsgpack.pack({sku, row.version, levels, deltas})
+end
+
 -- Applies the deltas to the copy and returns the ledger's line for it, as msgpack:
--- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}.
-local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
+-- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}. A row with
+-- a low_stock_threshold says it as a fifth of its levels and one with an offline_buffer as a sixth,
+-- so that a reader of the ledger can tell from this line alone what can be promised and when the
+-- row is low. `threshold` and `buffer` are the changes of these two, or nil.
+local function change_row(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer)
   row.on_hand = row.on_hand + on_hand
   row.reserved = row.reserved + reserved
   row.safety_stock = row.safety_stock + safety_stock
@@ -49,9 +70,20 @@ local function change_row(row, sku, on_hand, reserved, safety_stock, deficit)
     row.touched = true
     touched_rows[#touched_rows + 1] = row
   end
+  if threshold or buffer or row.low_stock_threshold > 0 or row.offline_buffer > 0 then
+    return long_line(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer)
+  end
   return LINE .. cmsgpack.pack(sku, row.version)
     .. LEVELS_OF .. cmsgpack.pack(row.on_hand, row.reserved, row.safety_stock, row.deficit)
     .. LEVELS_OF .. cmsgpack.pack(on_hand, reserved, safety_stock, deficit)
+end
+
+-- Adds to a reply what few rows have: the threshold, and the units held back.
+local function add_settings(reply, row)
+  if row.low_stock_threshold > 0 or row.offline_buffer > 0 then
+    reply[#reply + 1] = row.low_stock_threshold
+  end
+  if row.offline_buffer > 0 then reply[#reply + 1] = row.offline_buffer end
 end
 
 -- Units on the shelf after `quantity` more (or fewer) of them. Units that left the shelf although
@@ -79,6 +111,14 @@ local function write_rows()
       redis.call('HSET', row.key, 'on_hand', integer(row.on_hand),
         'reserved', integer(row.reserved), 'safety_stock', integer(row.safety_stock),
         'version', integer(row.version))
+    end
+    if row.sets_threshold then
+      -- As with the deficit: a row without a threshold does not pay for the column.
+      if row.low_stock_threshold > 0 then
+        redis.call('HSET', row.key, 'low_stock_threshold', integer(row.low_stock_threshold))
+      else
+        redis.call('HDEL', row.key, 'low_stock_threshold')
+      end
     end
   end
 end

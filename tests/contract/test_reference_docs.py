@@ -41,6 +41,8 @@ _RESERVATION = re.compile(r"rsv_\d+_[0-9a-f]{24}")
 _VARYING = (
     (re.compile(r'"(at|as_of|\w+_at)": ?"[^"]+"'), r'"\1":"(time)"'),
     (re.compile(r'"request_id": ?"[0-9a-f]{32}"'), '"request_id":"(id)"'),
+    (re.compile(r'"age_ms": ?\d+'), '"age_ms":0'),
+    (re.compile(r'"source": ?"(view|store)"'), '"source":"(source)"'),
     (_RESERVATION, "(reservation)"),
 )
 _HEADING = re.compile(r"^(#{1,6}) (.+?)\s*$", re.MULTILINE)

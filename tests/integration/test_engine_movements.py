@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from engine.ledger import read_entries
 from engine.model import Moved, Movement, MovementType, Row
 from engine.outcomes import (
     HoldfastError,
@@ -21,7 +22,13 @@ MOST_TOTAL = 10**12
 
 
 async def configure(
-    shop: Shop, safety_stock: int, expected_version: int, *, key: str = "", sku: str = "tea"
+    shop: Shop,
+    safety_stock: int | None,
+    expected_version: int,
+    *,
+    key: str = "",
+    sku: str = "tea",
+    low_stock_threshold: int | None = None,
 ) -> Row:
     configured = await shop.inventory.configure(
         shop.merchant,
@@ -29,6 +36,7 @@ async def configure(
         sku,
         key=key or new_key(),
         safety_stock=safety_stock,
+        low_stock_threshold=low_stock_threshold,
         expected_version=expected_version,
         actor=ACTOR,
     )
@@ -292,3 +300,40 @@ async def test_listings_page_through_rows_and_locations(shop: Shop) -> None:
     rest = await shop.inventory.list_locations(shop.merchant, after=first.next_after)
     assert first.items + rest.items == ("depot", LOCATION)
     assert rest.next_after is None
+
+
+async def test_a_threshold_is_set_and_taken_away_without_touching_the_rest(shop: Shop) -> None:
+    await shop.receive("tea", 5)
+    await configure(shop, 2, 1)
+    key = new_key()
+    low = await configure(shop, None, 2, key=key, low_stock_threshold=3)
+    assert low == Row(shop.merchant, LOCATION, "tea", 5, 0, 2, 0, 3, 3)
+    assert low == await shop.row("tea")
+    assert await configure(shop, None, 2, key=key, low_stock_threshold=3) == low
+    with pytest.raises(IdempotencyKeyReused):
+        await configure(shop, None, 2, key=key, low_stock_threshold=4)
+
+    # Whatever changes the row says it in the ledger, so that a reader need not remember it.
+    moved = await shop.receive("tea", 1)
+    assert moved.row.low_stock_threshold == 3
+    held = await shop.reserve([("tea", 1)])
+    await shop.commit(held.reservation.id)
+    assert (await configure(shop, 1, 6)).low_stock_threshold == 3
+    gone = await configure(shop, None, 7, low_stock_threshold=0)
+    assert (gone.low_stock_threshold, gone.safety_stock, gone.version) == (0, 1, 8)
+    entries = await read_entries(shop.inventory.store, shop.keys())
+    of_tea = [
+        (change.levels.low_stock_threshold, change.deltas.low_stock_threshold)
+        for entry in entries
+        for operation in entry.operations
+        if operation.merchant == shop.merchant
+        for change in operation.rows
+    ]
+    assert of_tea == [(0, 0), (0, 0), (3, 3), (3, 0), (3, 0), (3, 0), (3, 0), (0, -3)]
+    fields = await shop.client.execute_command(
+        "HKEYS", shop.keys().stock(shop.merchant, LOCATION, "tea")
+    )
+    assert b"low_stock_threshold" not in fields
+    with pytest.raises(InvalidCommand):
+        await configure(shop, None, 8)
+    await shop.audit()

@@ -32,8 +32,8 @@ def test_rows_are_what_their_last_change_says() -> None:
     book.configure("tea", 2)
     book.reserve([("tea", 4), ("mug", 1)])
     state = clean(book)
-    assert state.rows[MERCHANT, LOCATION, "tea"].levels() == (10, 4, 2, 0)
-    assert state.rows[MERCHANT, LOCATION, "mug"].levels() == (3, 1, 0, 0)
+    assert state.rows[MERCHANT, LOCATION, "tea"].levels() == (10, 4, 2, 0, 0)
+    assert state.rows[MERCHANT, LOCATION, "mug"].levels() == (3, 1, 0, 0, 0)
     assert state.rows[MERCHANT, LOCATION, "tea"].version == 3
     assert state.rows[MERCHANT, LOCATION, "tea"].sequence == 4
     assert (state.sequence, state.at_ms) == (4, START_MS)
@@ -71,7 +71,7 @@ def test_an_ending_closes_the_hold(
     assert not found.is_open
     assert (found.state, found.ended_at_ms, found.picked) == (state, START_MS + 5, picked)
     on_hand = 6 if ending == "commit" else 10
-    assert clean(book).rows[MERCHANT, LOCATION, "tea"].levels() == (on_hand, 0, 0, 0)
+    assert clean(book).rows[MERCHANT, LOCATION, "tea"].levels() == (on_hand, 0, 0, 0, 0)
 
 
 def test_a_confirm_takes_the_time_limit_away_and_names_the_order() -> None:
@@ -142,11 +142,11 @@ def test_a_version_that_does_not_follow_is_noticed() -> None:
     assert found.row == (MERCHANT, LOCATION, "tea")
 
 
-@pytest.mark.parametrize("column", range(4))
+@pytest.mark.parametrize("column", range(5))
 def test_a_result_that_its_deltas_do_not_make_is_noticed(column: int) -> None:
     book = Book()
     book.receive()
-    levels = [10, 0, 0, 0]
+    levels = [10, 0, 0, 0, 0]
     levels[column] += 1
     change = RowChange("tea", 2, Levels(*levels), Levels(0, 0, 0, 0))
     book.write(OperationKind.MOVE, "x", (change,), ("adjust", 1, "", "", "", 0))
@@ -160,7 +160,7 @@ def test_a_repair_is_believed() -> None:
     book.receive()
     book.repair("tea", 9, (4, 0, 0, 0))
     row = clean(book).rows[MERCHANT, LOCATION, "tea"]
-    assert (row.levels(), row.version) == ((4, 0, 0, 0), 9)
+    assert (row.levels(), row.version) == ((4, 0, 0, 0, 0), 9)
 
 
 def test_an_ending_of_nothing_and_a_second_ending_are_noticed() -> None:

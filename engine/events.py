@@ -1,0 +1,357 @@
+"""What happened, for whoever is told: typed events, made from the ledger's operations.
+
+An event is a CloudEvent (CNCF CloudEvents 1.0, JSON format) whose `data` says absolute values and
+versions, never a difference: a receiver that applies one only where its version is newer may get
+events twice or in any order. `events_of` is pure, so every reader of one operation makes the same
+events with the same ids. Crossings (`stock.low`, `stock.out`, `stock.back`, `stock.shortfall`) are
+told from the operation alone, as before = levels - deltas and after = levels: there is no memory
+that a restart could lose, and each crossing fires once.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any, ClassVar, Final, Literal
+from urllib.parse import quote
+
+import msgspec
+
+from engine.ledger import Levels, Operation, OperationKind, RowChange
+from engine.model import ReservationState, time_text
+
+SPEC_VERSION: Final = "1.0"
+"""Of CloudEvents."""
+
+
+class EventType(StrEnum):
+    """What a subscriber may ask for; the class of the same `type` has the data."""
+
+    STOCK_CHANGED = "stock.changed"
+    STOCK_LOW = "stock.low"
+    STOCK_OUT = "stock.out"
+    STOCK_BACK = "stock.back"
+    STOCK_SHORTFALL = "stock.shortfall"
+    RESERVATION_HELD = "reservation.held"
+    RESERVATION_CONFIRMED = "reservation.confirmed"
+    RESERVATION_EXTENDED = "reservation.extended"
+    RESERVATION_COMMITTED = "reservation.committed"
+    RESERVATION_RELEASED = "reservation.released"
+    RESERVATION_EXPIRED = "reservation.expired"
+
+
+class StockData(msgspec.Struct, frozen=True, kw_only=True):
+    """A row just after what happened, in units; `as_of` is when that was.
+
+    `operation` is the kind of the operation that changed the row.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    version: int
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    available: int
+    shortfall: int
+    deficit: int
+    low_stock_threshold: int
+    operation: str
+    as_of: str
+
+
+class LineData(msgspec.Struct, frozen=True):
+    """Units of one SKU."""
+
+    sku: str
+    quantity: int
+
+
+class ReservationData(msgspec.Struct, frozen=True, kw_only=True):
+    """A reservation just after what happened; `as_of` is when that was.
+
+    `lines` are the units that are held, or that were until it ended. The ledger does not repeat
+    them where a reservation is confirmed or extended, so there they are None. `picked` are the
+    units that left the shelf, None unless it was committed. `expires_at` is None unless it is held.
+    """
+
+    merchant: str
+    location: str
+    reservation: str
+    state: ReservationState
+    lines: tuple[LineData, ...] | None
+    as_of: str
+    expires_at: str | None = None
+    order_ref: str | None = None
+    picked: tuple[LineData, ...] | None = None
+    reason: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """The envelope that every event has.
+
+    `id` is unique with `source`, and the same whoever makes the event. `time` is the partition's
+    clock. `subject` is a SKU, or the id of a reservation.
+    """
+
+    type_name: ClassVar[EventType]
+
+    id: str
+    source: str
+    subject: str
+    time: str
+    specversion: Literal["1.0"] = "1.0"
+    datacontenttype: Literal["application/json"] = "application/json"
+
+
+class StockEvent(Event, frozen=True, kw_only=True):
+    """The base of the events about a row."""
+
+    data: StockData
+
+
+class StockChanged(StockEvent, frozen=True, kw_only=True, tag="stock.changed"):
+    """A row changed: each change has one, whatever else is told of it."""
+
+    type_name = EventType.STOCK_CHANGED
+
+
+class StockLow(StockEvent, frozen=True, kw_only=True, tag="stock.low"):
+    """`available` fell to the row's `low_stock_threshold` or below it."""
+
+    type_name = EventType.STOCK_LOW
+
+
+class StockOut(StockEvent, frozen=True, kw_only=True, tag="stock.out"):
+    """`available` fell to 0."""
+
+    type_name = EventType.STOCK_OUT
+
+
+class StockBack(StockEvent, frozen=True, kw_only=True, tag="stock.back"):
+    """`available` rose above 0; a row that is made with stock has one, too."""
+
+    type_name = EventType.STOCK_BACK
+
+
+class StockShortfall(StockEvent, frozen=True, kw_only=True, tag="stock.shortfall"):
+    """More is promised than is there, by `shortfall`, and just before it was not."""
+
+    type_name = EventType.STOCK_SHORTFALL
+
+
+class ReservationEvent(Event, frozen=True, kw_only=True):
+    """The base of the events about a reservation."""
+
+    data: ReservationData
+
+
+class ReservationHeld(ReservationEvent, frozen=True, kw_only=True, tag="reservation.held"):
+    """Units were promised for a while."""
+
+    type_name = EventType.RESERVATION_HELD
+
+
+class ReservationConfirmed(
+    ReservationEvent, frozen=True, kw_only=True, tag="reservation.confirmed"
+):
+    """The order was placed: the hold no longer expires."""
+
+    type_name = EventType.RESERVATION_CONFIRMED
+
+
+class ReservationExtended(ReservationEvent, frozen=True, kw_only=True, tag="reservation.extended"):
+    """The hold runs on."""
+
+    type_name = EventType.RESERVATION_EXTENDED
+
+
+class ReservationCommitted(
+    ReservationEvent, frozen=True, kw_only=True, tag="reservation.committed"
+):
+    """The units of `picked` left the shelf; the rest went back."""
+
+    type_name = EventType.RESERVATION_COMMITTED
+
+
+class ReservationReleased(ReservationEvent, frozen=True, kw_only=True, tag="reservation.released"):
+    """The units were given back."""
+
+    type_name = EventType.RESERVATION_RELEASED
+
+
+class ReservationExpired(ReservationEvent, frozen=True, kw_only=True, tag="reservation.expired"):
+    """The time of the hold was up, and the units went back."""
+
+    type_name = EventType.RESERVATION_EXPIRED
+
+
+AnyEvent = (
+    StockChanged
+    | StockLow
+    | StockOut
+    | StockBack
+    | StockShortfall
+    | ReservationHeld
+    | ReservationConfirmed
+    | ReservationExtended
+    | ReservationCommitted
+    | ReservationReleased
+    | ReservationExpired
+)
+"""Every event there is: what a decoder, a schema or a test goes through."""
+
+EVENTS: Final[Mapping[EventType, type[AnyEvent]]] = {
+    event.type_name: event for event in AnyEvent.__args__
+}
+
+_CROSSINGS: Final[tuple[tuple[type[StockEvent], Callable[[Levels, Levels], bool]], ...]] = (
+    (StockLow, lambda before, after: _is_low(after) and not _is_low(before)),
+    (StockOut, lambda before, after: _available(after) == 0 < _available(before)),
+    (StockBack, lambda before, after: _available(before) == 0 < _available(after)),
+    (StockShortfall, lambda before, after: _shortfall(before) == 0 < _shortfall(after)),
+)
+
+
+def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int) -> list[AnyEvent]:
+    """Return what an operation tells, in the order in which it is told; see the module's text.
+
+    A repair or a setting has the events of the row that it changed, and a kind that changes
+    neither row nor reservation has none.
+    """
+    stem = f"{at_ms}-{partition}-{sequence}"
+    source = source_of(operation.merchant, operation.location)
+    time = time_text(at_ms)
+    events: list[AnyEvent] = []
+    for change in operation.rows:
+        for event in _stock_classes(change):
+            events.append(
+                event(
+                    id=f"{stem}-{len(events)}",
+                    source=source,
+                    subject=change.sku,
+                    time=time,
+                    data=_stock_data(operation, change, time),
+                )
+            )
+    made = _RESERVATION_EVENTS.get(operation.kind)
+    if made is not None:
+        events.append(
+            made(
+                id=f"{stem}-{len(events)}",
+                source=source,
+                subject=operation.id,
+                time=time,
+                data=_reservation_data(operation, time),
+            )
+        )
+    return events
+
+
+def source_of(merchant: str, location: str) -> str:
+    """Return the `source` of a location's events: the path that it has in the API."""
+    return f"/v1/merchants/{quote(merchant, safe='')}/locations/{quote(location, safe='')}"
+
+
+def _stock_classes(change: RowChange) -> list[type[Any]]:
+    """Return the classes of the events that one row's change has."""
+    after = change.levels
+    before = _before(after, change.deltas)
+    found: list[type[Any]] = [StockChanged]
+    found += [event for event, crossed in _CROSSINGS if crossed(before, after)]
+    return found
+
+
+def _stock_data(operation: Operation, change: RowChange, time: str) -> StockData:
+    levels = change.levels
+    return StockData(
+        merchant=operation.merchant,
+        location=operation.location,
+        sku=change.sku,
+        version=change.version,
+        on_hand=levels.on_hand,
+        reserved=levels.reserved,
+        safety_stock=levels.safety_stock,
+        available=_available(levels),
+        shortfall=_shortfall(levels),
+        deficit=levels.deficit,
+        low_stock_threshold=levels.low_stock_threshold,
+        operation=operation.kind,
+        as_of=time,
+    )
+
+
+def _reservation_data(operation: Operation, time: str) -> ReservationData:
+    """Read what an operation's `detail` tells; docs/reference/ledger.md names its elements."""
+    kind, detail = operation.kind, operation.detail
+    # Of what a reserve held and an ending gave up: each row's change of `reserved` is the line.
+    lines: tuple[LineData, ...] | None = tuple(
+        [LineData(change.sku, abs(change.deltas.reserved)) for change in operation.rows]
+    )
+    state = _STATES[kind]
+    expires_at_ms, order_ref, picked, reason = None, None, None, None
+    if kind is OperationKind.RESERVE:
+        order_ref, expires_at_ms = detail[1], detail[3]
+    elif kind is OperationKind.CONFIRM:
+        order_ref, lines = detail[0], None
+    elif kind is OperationKind.EXTEND:
+        expires_at_ms, lines = detail[0], None
+    elif kind is OperationKind.COMMIT:
+        picked = tuple([LineData(sku, units) for sku, units in detail[2]])
+    elif kind is OperationKind.RELEASE:
+        reason = detail[2]
+    return ReservationData(
+        merchant=operation.merchant,
+        location=operation.location,
+        reservation=operation.id,
+        state=state,
+        lines=lines,
+        as_of=time,
+        expires_at=None if expires_at_ms is None else time_text(expires_at_ms),
+        order_ref=order_ref or None,
+        picked=picked,
+        reason=reason or None,
+    )
+
+
+_RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {
+    OperationKind.RESERVE: ReservationHeld,
+    OperationKind.CONFIRM: ReservationConfirmed,
+    OperationKind.EXTEND: ReservationExtended,
+    OperationKind.COMMIT: ReservationCommitted,
+    OperationKind.RELEASE: ReservationReleased,
+    OperationKind.EXPIRE: ReservationExpired,
+}
+
+_STATES: Final[Mapping[OperationKind, ReservationState]] = {
+    OperationKind.RESERVE: ReservationState.HELD,
+    OperationKind.CONFIRM: ReservationState.CONFIRMED,
+    OperationKind.EXTEND: ReservationState.HELD,
+    OperationKind.COMMIT: ReservationState.COMMITTED,
+    OperationKind.RELEASE: ReservationState.RELEASED,
+    OperationKind.EXPIRE: ReservationState.EXPIRED,
+}
+
+
+def _before(after: Levels, deltas: Levels) -> Levels:
+    return Levels(
+        after.on_hand - deltas.on_hand,
+        after.reserved - deltas.reserved,
+        after.safety_stock - deltas.safety_stock,
+        after.deficit - deltas.deficit,
+        after.low_stock_threshold - deltas.low_stock_threshold,
+        after.offline_buffer - deltas.offline_buffer,
+    )
+
+
+def _available(levels: Levels) -> int:
+    held_back = levels.safety_stock + levels.offline_buffer
+    return max(0, levels.on_hand - levels.reserved - held_back)
+
+
+def _shortfall(levels: Levels) -> int:
+    return max(0, levels.reserved - levels.on_hand)
+
+
+def _is_low(levels: Levels) -> bool:
+    threshold = levels.low_stock_threshold
+    return threshold > 0 and _available(levels) <= threshold
