@@ -137,6 +137,7 @@ local function repair_row(command, first)
   }
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
   -- As change_row() writes them: what a row does not have it does not pay for.
+  levels[6], deltas[6] = nil, nil
   if buffer then
     levels[6] = tonumber(buffer)
   elseif levels[5] == 0 then
