@@ -98,6 +98,16 @@ def decode_entry(stream_id: bytes, fields: Mapping[bytes, bytes]) -> Entry:
     )
 
 
+def reader_place(entry: Entry) -> str:
+    """Return what a reader that has read an entry writes down among the readers of the partition.
+
+    As `lua/advance.lua` does: stream id, sequence, fence and time. Whoever writes it so works under
+    a lease of the partition, and names no fence.
+    """
+    last = entry.sequence + len(entry.operations) - 1
+    return f"{entry.stream_id} {last} 0 {entry.at_ms}"
+
+
 async def read_entries(
     store: Store, keys: PartitionKeys, *, after: str = "0-0", count: int = MAX_READ_ENTRIES
 ) -> list[Entry]:

@@ -23,7 +23,7 @@ from engine.feeds import Feeds, Source, SourceState
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, parse_location_member
 from engine.leases import Lease
-from engine.ledger import MOVEMENTS, Entry, read_entries
+from engine.ledger import MOVEMENTS, Entry, read_entries, reader_place
 from engine.limits import MAX_TOTAL
 from engine.model import MovementType
 from engine.outcomes import HoldfastError, Outcome
@@ -131,7 +131,7 @@ class OfflineKeeper:
         After a kill a stretch may be counted twice: an estimate bears that.
         """
         (position,) = await self._store.read([("HGET", keys.readers, READER)])
-        after = "0-0" if position is None else position.decode()
+        after = "0-0" if position is None else position.decode().split()[0]
         for _ in range(MAX_ROUNDS):
             entries = await read_entries(self._store, keys, after=after, count=ROUND_ENTRIES)
             if not entries:
@@ -139,7 +139,7 @@ class OfflineKeeper:
             for place, sales in _sales(entries).items():
                 await self._add(keys, place, sales)
             after = entries[-1].stream_id
-            await self._store.read([("HSET", keys.readers, READER, after)])
+            await self._store.read([("HSET", keys.readers, READER, reader_place(entries[-1]))])
 
     async def _add(
         self, keys: PartitionKeys, place: Place, sales: Mapping[str, tuple[int, int]]

@@ -20,7 +20,7 @@ from engine.dispatch import Command
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, partition_of
 from engine.leases import Lease
-from engine.ledger import MOVEMENTS, Operation, OperationKind, read_entries
+from engine.ledger import MOVEMENTS, Operation, OperationKind, read_entries, reader_place
 from engine.limits import MAX_PAGE
 from engine.model import Reservation, ReservationState
 from engine.outcomes import HoldfastError, Outcome, ReservationEnded
@@ -242,7 +242,7 @@ class ShortfallKeeper:
         for text in found:
             body = msgspec.msgpack.decode(text)
             known[body[3], body[4], body[5]] = body[1]
-        after = "0-0" if position is None else position.decode()
+        after = "0-0" if position is None else position.decode().split()[0]
         entries = await read_entries(self._store, keys, after=after, count=ROUND_ENTRIES)
         if not entries:
             return 0
@@ -253,7 +253,7 @@ class ShortfallKeeper:
         recorded = 0
         for place, change in changes.items():
             recorded += await self._settle(keys, place, change, known.get(place, 0))
-        await self._store.read([("HSET", keys.readers, READER, entries[-1].stream_id)])
+        await self._store.read([("HSET", keys.readers, READER, reader_place(entries[-1]))])
         return recorded
 
     async def _settle(self, keys: PartitionKeys, place: Place, change: _Change, known: int) -> bool:

@@ -37,6 +37,7 @@ from engine.keys import (
 from engine.outcomes import StoreUnavailable
 from engine.scripts import script
 from engine.store import Store, pairs
+from engine.webhooks import Webhooks
 from reconciler.archive import ORIGIN, Archive, Origin
 from reconciler.fold import PartitionState
 from reconciler.meter import Meter, OnProgress, Phase
@@ -368,6 +369,7 @@ class _Rebuild:
         if self._source.live is not None:
             for key in (API_KEYS_KEY, POLICIES_KEY):
                 await _copy_settings(self._source.live, self._target, key)
+            await _copy_webhooks(self._source.live, self._target)
         detail = msgspec.msgpack.encode(
             (record.source, record.until.text(), record.source_partitions)
         )
@@ -559,3 +561,14 @@ async def _copy_settings(live: Store, target: Store, key: str) -> None:
         return
     for field, value in pairs(found):
         await target.read([("HSETNX", key, field, value)])
+
+
+async def _copy_webhooks(live: Store, target: Store) -> None:
+    """Take over the webhook endpoints, without what waits for them: of that there is no log."""
+    try:
+        endpoints = await Webhooks(live).all()
+    except StoreUnavailable as error:
+        log.warning("the webhooks were not taken over", error=str(error))
+        return
+    for endpoint in endpoints:
+        await Webhooks(target).take_over(endpoint)

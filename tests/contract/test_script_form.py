@@ -44,6 +44,7 @@ WRITES: Final = frozenset(
         "SET",
         "SETRANGE",
         "XADD",
+        "XDEL",
         "XTRIM",
         "ZADD",
         "ZREM",
