@@ -36,6 +36,11 @@ class EventType(StrEnum):
     RESERVATION_COMMITTED = "reservation.committed"
     RESERVATION_RELEASED = "reservation.released"
     RESERVATION_EXPIRED = "reservation.expired"
+    SHORTFALL_RECORDED = "shortfall.recorded"
+    SHORTFALL_CLOSED = "shortfall.closed"
+    LOCATION_DEGRADED = "location.degraded"
+    LOCATION_CATCHING_UP = "location.catching_up"
+    LOCATION_LIVE = "location.live"
 
 
 class StockData(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +62,7 @@ class StockData(msgspec.Struct, frozen=True, kw_only=True):
     low_stock_threshold: int
     operation: str
     as_of: str
+    offline_buffer: int = 0
 
 
 class LineData(msgspec.Struct, frozen=True):
@@ -86,11 +92,46 @@ class ReservationData(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class EndangeredData(msgspec.Struct, frozen=True):
+    """A reservation that `units` are missing for."""
+
+    reservation: str
+    units: int
+    state: ReservationState
+
+
+class ShortfallData(msgspec.Struct, frozen=True, kw_only=True):
+    """How many `units` of a SKU are promised at a location and not there; 0 where it is over.
+
+    `endangered` are the reservations that miss them: holds, then confirmed ones, each the newest
+    first, at most 100. `how` is what made it so, or ended it.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    units: int
+    since: str
+    how: str
+    endangered: tuple[EndangeredData, ...]
+    as_of: str
+
+
+class LocationData(msgspec.Struct, frozen=True, kw_only=True):
+    """How a location's tills are; `since` is when they were last heard of, None where live."""
+
+    merchant: str
+    location: str
+    state: str
+    as_of: str
+    since: str | None = None
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """The envelope that every event has.
 
     `id` is unique with `source`, and the same whoever makes the event. `time` is the partition's
-    clock. `subject` is a SKU, or the id of a reservation.
+    clock. `subject` is a SKU, the id of a reservation, or a location.
     """
 
     type_name: ClassVar[EventType]
@@ -185,6 +226,48 @@ class ReservationExpired(ReservationEvent, frozen=True, kw_only=True, tag="reser
     type_name = EventType.RESERVATION_EXPIRED
 
 
+class ShortfallEvent(Event, frozen=True, kw_only=True):
+    """The base of the events about a shortfall on record."""
+
+    data: ShortfallData
+
+
+class ShortfallRecorded(ShortfallEvent, frozen=True, kw_only=True, tag="shortfall.recorded"):
+    """A shortfall was put on record, or is another now, with the reservations that it endangers."""
+
+    type_name = EventType.SHORTFALL_RECORDED
+
+
+class ShortfallClosed(ShortfallEvent, frozen=True, kw_only=True, tag="shortfall.closed"):
+    """A shortfall is over; `how` says what ended it."""
+
+    type_name = EventType.SHORTFALL_CLOSED
+
+
+class LocationEvent(Event, frozen=True, kw_only=True):
+    """The base of the events about a location."""
+
+    data: LocationData
+
+
+class LocationDegraded(LocationEvent, frozen=True, kw_only=True, tag="location.degraded"):
+    """A location's tills have fallen silent."""
+
+    type_name = EventType.LOCATION_DEGRADED
+
+
+class LocationCatchingUp(LocationEvent, frozen=True, kw_only=True, tag="location.catching_up"):
+    """They are heard of again, and what they have sold meanwhile is coming in."""
+
+    type_name = EventType.LOCATION_CATCHING_UP
+
+
+class LocationLive(LocationEvent, frozen=True, kw_only=True, tag="location.live"):
+    """Everything that they have sold has come in."""
+
+    type_name = EventType.LOCATION_LIVE
+
+
 AnyEvent = (
     StockChanged
     | StockLow
@@ -197,6 +280,11 @@ AnyEvent = (
     | ReservationCommitted
     | ReservationReleased
     | ReservationExpired
+    | ShortfallRecorded
+    | ShortfallClosed
+    | LocationDegraded
+    | LocationCatchingUp
+    | LocationLive
 )
 """Every event there is: what a decoder, a schema or a test goes through."""
 
@@ -244,6 +332,12 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
                 data=_reservation_data(operation, time),
             )
         )
+    about = _about_location(operation, time)
+    if about is not None:
+        event, subject, data = about
+        events.append(
+            event(id=f"{stem}-{len(events)}", source=source, subject=subject, time=time, data=data)
+        )
     return events
 
 
@@ -277,7 +371,42 @@ def _stock_data(operation: Operation, change: RowChange, time: str) -> StockData
         low_stock_threshold=levels.low_stock_threshold,
         operation=operation.kind,
         as_of=time,
+        offline_buffer=levels.offline_buffer,
     )
+
+
+def _about_location(
+    operation: Operation, time: str
+) -> tuple[type[Any], str, ShortfallData | LocationData] | None:
+    """Return the class, subject and data of what is told of a shortfall or of a location's state.
+
+    A location that holds back more units, and is what it was, has only the events of its rows.
+    """
+    place = {"merchant": operation.merchant, "location": operation.location}
+    if operation.kind is OperationKind.SHORTFALL:
+        sku, units, since_ms, how, endangered = operation.detail
+        shortfall = ShortfallData(
+            **place,
+            sku=sku,
+            units=units,
+            since=time_text(since_ms),
+            how=how,
+            endangered=tuple(
+                [
+                    EndangeredData(one, missing, ReservationState(s))
+                    for one, missing, s in endangered
+                ]
+            ),
+            as_of=time,
+        )
+        return (ShortfallRecorded if units else ShortfallClosed), sku, shortfall
+    if operation.kind is OperationKind.OFFLINE:
+        state, since_ms, _, before = operation.detail
+        if state != before:
+            since = time_text(since_ms) if since_ms else None
+            data = LocationData(**place, state=state, since=since, as_of=time)
+            return _LOCATION_EVENTS[state], operation.location, data
+    return None
 
 
 def _reservation_data(operation: Operation, time: str) -> ReservationData:
@@ -320,6 +449,12 @@ _RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {
     OperationKind.COMMIT: ReservationCommitted,
     OperationKind.RELEASE: ReservationReleased,
     OperationKind.EXPIRE: ReservationExpired,
+}
+
+_LOCATION_EVENTS: Final[Mapping[str, type[Any]]] = {
+    "degraded": LocationDegraded,
+    "catching_up": LocationCatchingUp,
+    "live": LocationLive,
 }
 
 _STATES: Final[Mapping[OperationKind, ReservationState]] = {

@@ -19,7 +19,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.events import AnyEvent, EventType, ReservationData, StockData
+from engine.events import (
+    AnyEvent,
+    EventType,
+    LocationData,
+    ReservationData,
+    ShortfallData,
+    StockData,
+)
 from engine.tail import Cursor
 
 MAX_PENDING: Final = 5_000
@@ -129,8 +136,10 @@ class Interest(msgspec.Struct, frozen=True, kw_only=True):
 def skus_of(event: AnyEvent) -> Iterable[str]:
     """Return the SKUs that an event is about, as far as it says."""
     data = event.data
-    if isinstance(data, StockData):
+    if isinstance(data, StockData | ShortfallData):
         return (data.sku,)
+    if isinstance(data, LocationData):
+        return ()
     return [line.sku for line in data.lines or ()]
 
 
@@ -164,10 +173,12 @@ class Told:
 
 
 def _key_of(event: AnyEvent) -> tuple[str, ...]:
-    """Return what an event is the latest of: a row, a crossing of a row, or a reservation."""
+    """Return what an event is the latest of: a row, a crossing of it, a reservation, a place."""
     data = event.data
     if isinstance(data, ReservationData):
         return ("reservation", data.reservation)
+    if isinstance(data, LocationData):
+        return ("location", data.location)
     return (event.type_name, data.location, data.sku)
 
 

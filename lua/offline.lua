@@ -7,7 +7,7 @@
 -- Keys     what is held back at the location, then the row of each of `units`
 -- Returns  {'ok', changed}    how many rows hold back another number of units now
 --          {'invalid', field}
--- Ledger   offline, detail {state, since, units}
+-- Ledger   offline, detail {state, since, units, state before}
 -- @include group
 -- @include rows
 -- @include ledger
@@ -33,7 +33,8 @@ local replies = each_command(function(first, _, id, merchant, location, actor, s
   local told = state .. ' ' .. integer(since)
   if #changed == 0 and (before or 'live 0') == told then return {'ok', 0} end
   writes[#writes + 1] = {key, '', state ~= 'live' and told or 0}
-  record('offline', id, merchant, location, actor, '', lines, {state, since, changed})
+  record('offline', id, merchant, location, actor, '', lines,
+    {state, since, changed, string.match(before or 'live', '^%a+_?%a*')})
   return {'ok', #changed}
 end)
 
