@@ -15,6 +15,7 @@ from engine.model import Row
 from engine.outcomes import RowNotFound
 from gateway.calls import Call
 from gateway.problems import InvalidRequest
+from gateway.view import Sight
 from gateway.wire import MAX_STALENESS_MS, Consistency, ProblemError, Reading, Source
 
 DEFAULT_MAX_STALENESS_MS: Final = 1_000
@@ -53,7 +54,7 @@ async def read_row(call: Call, location: str, sku: str, *, max_age_ms: int) -> R
     if max_age_ms > 0:
         sight = feed.view.look(key, max_age_ms=max_age_ms)
         if sight is not None:
-            return _seen(sight.row, sight.known_at)
+            return _seen(sight)
         feed.wake()
     began, as_of_ms = time.monotonic(), time.time_ns() // 1_000_000
     inventory, view = call.inventory, feed.view
@@ -85,7 +86,7 @@ async def read_rows(
         for i, (location, sku) in enumerate(wanted):
             sight = view.look((merchant, location, sku), max_age_ms=max_age_ms)
             if sight is not None:
-                readings[i] = _seen(sight.row, sight.known_at)
+                readings[i] = _seen(sight)
     missing = [i for i, reading in enumerate(readings) if reading is None]
     if missing:
         if max_age_ms > 0:
@@ -121,9 +122,9 @@ async def _from_store(call: Call, wanted: Sequence[tuple[str, str]]) -> list[Rea
     return [Reading(row, as_of_ms, age_ms, Source.STORE) for row in rows]
 
 
-def _seen(row: Row | None, known_at: float) -> Reading:
-    age_ms = ceil((time.monotonic() - known_at) * 1000)
-    return Reading(row, time.time_ns() // 1_000_000 - age_ms, age_ms, Source.VIEW)
+def _seen(sight: Sight) -> Reading:
+    age_ms = ceil(sight.age_ms)
+    return Reading(sight.row, time.time_ns() // 1_000_000 - age_ms, age_ms, Source.VIEW)
 
 
 def _invalid(parameter: str, detail: str) -> InvalidRequest:

@@ -27,13 +27,13 @@ _UNTOLD: Final = frozenset({OperationKind.REPAIR, OperationKind.REBUILD})
 
 
 class Sight(NamedTuple):
-    """A row as the view has it, None where there is none of it, right as of `known_at`.
+    """A row as the view has it, None where there is none of it.
 
-    `known_at` is of time.monotonic(): every change that was made by then is in it.
+    Every change that was made by `age_ms` ago is in it.
     """
 
     row: Row | None
-    known_at: float
+    age_ms: float
 
 
 class Fill:
@@ -113,11 +113,14 @@ class View:
         cell = self._cells.get(key)
         if cell is None:
             return None
-        known_at = max(self._proven_at[cell.partition], cell.read_at)
-        if (now - known_at) * 1000 > max_age_ms:
+        known_at = self._proven_at[cell.partition]
+        if cell.read_at > known_at:
+            known_at = cell.read_at
+        age_ms = (now - known_at) * 1000
+        if age_ms > max_age_ms:
             return None
         self._cells.move_to_end(key)
-        return Sight(cell.row, known_at)
+        return Sight(cell.row, age_ms)
 
     def begin(self, key: RowKey, partition: int) -> Fill | None:
         """Say that a row is about to be read from the store; None where it is not to be kept.
