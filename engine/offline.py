@@ -114,9 +114,12 @@ class OfflineKeeper:
         for keys in self._inventory.keys:
             if not await self._leases[keys.partition].hold():
                 continue
+            (members,) = await self._store.read([("ZRANGE", keys.feeding, 0, -1)])
+            if not members:
+                # Nobody's silence means anything here, so nobody's sales need be known.
+                continue
             await self._read_sales(keys)
             at_ms = await clock_ms(self._store, keys) if now_ms is None else now_ms
-            (members,) = await self._store.read([("ZRANGE", keys.feeding, 0, -1)])
             for member in members:
                 place = parse_location_member(member.decode())
                 if place is not None:

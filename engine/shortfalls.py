@@ -32,6 +32,9 @@ READER: Final = "shortfalls"
 
 POLL_SECONDS: Final = 0.5
 ROUND_ENTRIES: Final = 500
+MAX_ROUNDS: Final = 20
+"""Stretches of the ledger that are read of one partition before the next has its turn."""
+
 MAX_OPEN_SCANNED: Final = 5_000
 """Open reservations of a location that are looked through, the newest first."""
 
@@ -230,11 +233,17 @@ class ShortfallKeeper:
         """
         recorded = 0
         for keys in self._inventory.keys:
-            if await self._leases[keys.partition].hold():
-                recorded += await self._partition(keys)
+            for _ in range(MAX_ROUNDS):
+                if not await self._leases[keys.partition].hold():
+                    break
+                count, entries = await self._partition(keys)
+                recorded += count
+                if entries < ROUND_ENTRIES:
+                    break
         return recorded
 
-    async def _partition(self, keys: PartitionKeys) -> int:
+    async def _partition(self, keys: PartitionKeys) -> tuple[int, int]:
+        """Read a stretch; return how many operations it led to, and how many entries it had."""
         position, found = await self._store.read(
             [("HGET", keys.readers, READER), ("HVALS", keys.shortfalls)]
         )
@@ -245,7 +254,7 @@ class ShortfallKeeper:
         after = "0-0" if position is None else position.decode().split()[0]
         entries = await read_entries(self._store, keys, after=after, count=ROUND_ENTRIES)
         if not entries:
-            return 0
+            return 0, 0
         changes: dict[Place, _Change] = {}
         for entry in entries:
             for operation in entry.operations:
@@ -254,7 +263,7 @@ class ShortfallKeeper:
         for place, change in changes.items():
             recorded += await self._settle(keys, place, change, known.get(place, 0))
         await self._store.read([("HSET", keys.readers, READER, reader_place(entries[-1]))])
-        return recorded
+        return recorded, len(entries)
 
     async def _settle(self, keys: PartitionKeys, place: Place, change: _Change, known: int) -> bool:
         if change.units == known:

@@ -18,7 +18,8 @@
 --          {'replayed', at, sequence}    it came before
 --          {'key_reused'}                another event came under its id or its sequence
 --          {'limit_exceeded', field, most}  too much is missing or was set aside: send it again later;
---            or nothing past `most` has come, so there is nothing to skip
+--            or nothing past `most` has come, so there is nothing to skip; or the location has
+--            that many sources
 --          {'invalid', field}
 -- Ledger   feed, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later,
 --          sku, event_id, sequence, verdict, why, raw}
@@ -115,8 +116,9 @@ local function book(event, first, source, quarantine)
 end
 
 local function take(event, first, source, quarantine)
+  if not is_welcome(source) then return {'limit_exceeded', 'source', MAX_SOURCES} end
   if event.kind == 'heartbeat' and event.number == 0 then
-    hear(source, math.min(event.occurred_at, now), 'heartbeat')
+    hear(source, event.occurred_at, 'heartbeat')
     return {'ok', now, 0, 'applied', ''}
   end
   local mode = event.number > 0 and 'sequence' or 'ids'

@@ -305,7 +305,7 @@ class Fold:
             source.hear(at_ms, 0)
             source.skip(number)
             return
-        source.hear(at_ms, 0 if verdict == "quarantined" else occurred_at_ms)
+        source.hear(at_ms, 0 if verdict == "quarantined" else min(occurred_at_ms, at_ms))
         source.mode = "sequence" if number else "ids"
         if number:
             source.note(number, operation.fingerprint, at_ms)

@@ -6,7 +6,7 @@
 -- String prints: 4 bytes of the fingerprint of each of the last PRINTS sequences, so that another
 -- event under a number that was used is told from a repetition.
 
-local MAX_RANGES = 1000
+local MAX_RANGES, MAX_SOURCES = 1000, 1000
 local PRINTS, PRINT_BYTES = 1024, 4
 local SOURCE_FIELDS = {'mode', 'heard_at', 'occurred_at', 'watermark', 'highest', 'ahead',
   'skipped', 'beats'}
@@ -40,7 +40,14 @@ local function hear(source, occurred_at, kind)
     touched_sources[#touched_sources + 1] = source
   end
   source.heard_at = now
+  -- A clock that is ahead must not make later events look old.
+  occurred_at = math.min(occurred_at, now)
   if occurred_at > source.occurred_at then source.occurred_at = occurred_at end
+end
+
+-- False where the location has too many sources for one more: names are cheap to make up.
+local function is_welcome(source)
+  return source.heard_at > 0 or redis.call('ZCARD', source.feeds_key) < MAX_SOURCES
 end
 
 -- Where in `ahead` a number is, or belongs: the first range that ends at or past it.

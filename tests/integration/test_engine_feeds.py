@@ -188,6 +188,26 @@ async def test_a_heartbeat_leaves_nothing_but_the_sign_of_life(shop: Shop) -> No
     await shop.audit()
 
 
+async def test_a_location_has_so_many_sources_and_no_more(own_shop: Shop) -> None:
+    first = Till(own_shop, "first")
+    assert await first.tell("receipt", 1) == "applied"
+    names = [part for number in range(999) for part in ("0", f"made up {number}")]
+    key = own_shop.keys().feeds(own_shop.merchant, LOCATION)
+    await own_shop.client.execute_command("ZADD", key, *names)
+    assert await Till(own_shop, "one more").tell("receipt", 2) == "limit_exceeded"
+    assert await first.tell("receipt", 3) == "applied"
+    assert (await own_shop.row("tea")).on_hand == 4
+
+
+async def test_a_clock_that_is_ahead_does_not_make_later_events_look_old(shop: Shop) -> None:
+    till = Till(shop)
+    far = FeedEvent(event_id="h", type=EventType.HEARTBEAT, occurred_at_ms=2**52, sequence=1)
+    assert await till.send(far) == ["applied"]
+    (source,) = await till.feeds.sources(shop.merchant, LOCATION)
+    assert source.occurred_at_ms <= await till.now_ms()
+    await shop.audit()
+
+
 async def test_a_row_that_changes_too_often_says_what_it_no_longer_knows(own_shop: Shop) -> None:
     till = Till(own_shop)
     assert past.MAX_DELTAS == 4_096
