@@ -33,6 +33,10 @@ RECONCILER_KEY: Final = "{hf}:reconciler"
 AUDIT_KEY: Final = "{hf}:audit"
 """Hash from a partition's number to what the running audit last found there (JSON)."""
 
+WEBHOOKS_KEY: Final = "{hf}:webhooks"
+"""Hash from a webhook endpoint's id to its record (see `engine.webhooks`), and `revision`, which
+rises whenever a record changes."""
+
 PARTITION_KEYS: Final = "{hf.*}:*"
 """A pattern that every key of every partition matches, and no other key of ours."""
 
@@ -143,6 +147,56 @@ class PartitionKeys:
     def probe(self) -> list[str]:
         """Scratch keys of the boot probe: a hash, a sorted set, a string and a stream."""
         return [f"{self.tag}:probe:{kind}" for kind in ("hash", "zset", "string", "stream")]
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookKeys:
+    """The keys of one webhook endpoint, which all share a slot of their own."""
+
+    endpoint: str
+
+    @property
+    def tag(self) -> str:
+        """The hash tag; `PARTITION_KEYS` does not match it."""
+        return f"{{hfw.{self.endpoint}}}"
+
+    @property
+    def state(self) -> str:
+        """Hash: how deliveries went lately (see `engine.outbox`). Without it nothing is queued."""
+        return f"{self.tag}:state"
+
+    @property
+    def positions(self) -> str:
+        """Hash from a partition's number to the last of its sequences that was looked through."""
+        return f"{self.tag}:positions"
+
+    @property
+    def outbox(self) -> str:
+        """Stream of the events that are still to be delivered, in order."""
+        return f"{self.tag}:outbox"
+
+    @property
+    def retries(self) -> str:
+        """Hash from an outbox entry's stream id to how often it failed and when it is due."""
+        return f"{self.tag}:retries"
+
+    @property
+    def dead(self) -> str:
+        """Stream of the events that were given up."""
+        return f"{self.tag}:dead"
+
+    @property
+    def log(self) -> str:
+        """Stream of the last attempts to deliver."""
+        return f"{self.tag}:log"
+
+    def lease(self, job: str) -> str:
+        """Hash of who does a background job for this endpoint, as `PartitionKeys.lease`."""
+        return f"{self.tag}:lease:{job}"
+
+    def all(self) -> list[str]:
+        """Every key of the endpoint but its leases, which end by themselves."""
+        return [self.state, self.positions, self.outbox, self.retries, self.dead, self.log]
 
 
 def location_member(merchant: str, location: str) -> str:

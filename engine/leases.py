@@ -1,8 +1,7 @@
 """Leases: one owner a background job and partition, fenced by a number that only rises."""
 
-from typing import Final
+from typing import Final, Protocol
 
-from engine.keys import PartitionKeys
 from engine.scripts import script
 from engine.store import Store
 
@@ -10,10 +9,18 @@ LEASE_TTL_MS: Final = 10_000
 """How long a job stands still after its owner was killed."""
 
 
+class LeaseKeys(Protocol):
+    """The keys of what a job is about: a partition, or a webhook endpoint."""
+
+    def lease(self, job: str) -> str:
+        """Return the key of a job's lease."""
+        ...
+
+
 class Lease:
     """One job in one partition; `fence` is 0 while somebody else has it."""
 
-    def __init__(self, store: Store, keys: PartitionKeys, job: str, *, owner: str) -> None:
+    def __init__(self, store: Store, keys: LeaseKeys, job: str, *, owner: str) -> None:
         """Name the job; `owner` is unique to the process."""
         self._store = store
         self.key = keys.lease(job)

@@ -108,6 +108,28 @@ class RowNotFound(HoldfastError):
         super().__init__(f"location {location} has no row for SKU {sku}")
 
 
+class ItemNotFound(HoldfastError):
+    """Nobody has described this SKU."""
+
+    code = "item_not_found"
+
+    def __init__(self, sku: str) -> None:
+        """Keep the SKU."""
+        self.sku = sku
+        super().__init__(f"there is no item {sku}")
+
+
+class WebhookNotFound(HoldfastError):
+    """There is no such webhook endpoint of this merchant."""
+
+    code = "webhook_not_found"
+
+    def __init__(self, webhook: str) -> None:
+        """Keep the id that was asked for."""
+        self.webhook = webhook
+        super().__init__(f"there is no webhook {webhook}")
+
+
 class ReservationEnded(HoldfastError):
     """The reservation came to another ending before: `state`, at `ended_at_ms`."""
 
@@ -233,6 +255,18 @@ class HistoryUnavailable(HoldfastError):
     """What was asked for is in the archive, which does not answer now. `reason` says why."""
 
     code = "history_unavailable"
+
+    def __init__(self, reason: str, *, retry_after_ms: int = 5_000) -> None:
+        """Keep the reason and the time to wait."""
+        self.reason = reason
+        self.retry_after_ms = retry_after_ms
+        super().__init__(reason)
+
+
+class IndexUnavailable(HoldfastError):
+    """The index cannot be asked now. `reason` says why."""
+
+    code = "index_unavailable"
 
     def __init__(self, reason: str, *, retry_after_ms: int = 5_000) -> None:
         """Keep the reason and the time to wait."""

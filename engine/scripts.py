@@ -24,12 +24,18 @@ OTHERS: Final = (
     "due",
     "probe",
     "lease",
+    "advance",
     "archived",
     "inspect",
     "seek",
     "rebuild_begin",
     "restore",
     "rebuild_finish",
+    "webhook_record",
+    "webhook_enqueue",
+    "webhook_settle",
+    "webhook_replay",
+    "webhook_notice",
 )
 """Scripts that take one call at a time, each in its own way."""
 

@@ -19,9 +19,11 @@ from engine.outcomes import (
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
+    IndexUnavailable,
     InsufficientOnHand,
     InsufficientStock,
     InvalidCommand,
+    ItemNotFound,
     LimitExceeded,
     OutcomeUnknown,
     Overloaded,
@@ -35,6 +37,7 @@ from engine.outcomes import (
     StoreReadOnly,
     StoreUnavailable,
     VersionConflict,
+    WebhookNotFound,
 )
 from gateway.wire import ConfirmRequest, ItemProblem, Problem, ProblemError
 
@@ -188,6 +191,8 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     NotFound: Kind(404, "Not found"),
     RowNotFound: Kind(404, "Row not found"),
     ReservationNotFound: Kind(404, "Reservation not found"),
+    ItemNotFound: Kind(404, "Item not found"),
+    WebhookNotFound: Kind(404, "Webhook not found"),
     MethodNotAllowed: Kind(405, "Method not allowed"),
     InsufficientStock: Kind(409, "Insufficient stock"),
     InsufficientOnHand: Kind(409, "Insufficient units on hand"),
@@ -207,6 +212,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     StoreReadOnly: Kind(503, "Store is read-only"),
     OutcomeUnknown: Kind(503, "Outcome unknown"),
     HistoryUnavailable: Kind(503, "History unavailable"),
+    IndexUnavailable: Kind(503, "Index unavailable"),
 }
 """Every class of refusal that can reach a caller. A test walks the subclasses."""
 
@@ -282,6 +288,7 @@ def headers(error: HoldfastError) -> list[tuple[bytes, bytes]]:
             | StoreReadOnly()
             | OutcomeUnknown()
             | HistoryUnavailable()
+            | IndexUnavailable()
         ):
             return [(b"retry-after", b"%d" % max(1, ceil(error.retry_after_ms / 1000)))]
         case _:

@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- archived: the ledger up to here is in the archive and was read back; trim what nobody needs.
 --
--- KEYS     ledger, archive position (hash), readers (hash of stream ids by name), lease (hash)
+-- KEYS     ledger, archive position (hash), readers (hash by name, see advance.lua), lease (hash)
 -- ARGV     fence, sequence, stream id, seal, at_ms of the last archived entry,
---          resume window in ms, how many entries may go at most
+--          resume window in ms, how many entries may go at most, for how many ms an entry may be
+--          kept for a reader
 -- Returns  {1, entries trimmed}, or {0, 0} where the lease has another owner by now
 --
 -- Only what is archived, past the resume window and not needed by any registered reader goes:
@@ -31,10 +32,16 @@ local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local keep_from = string.format('%.0f-0', math.max(0, now - window_ms))
 if earlier(stream_id, keep_from) then keep_from = stream_id end
 local readers = redis.call('HGETALL', KEYS[3])
+local window_from = keep_from
 for i = 2, #readers, 2 do
-  if string.match(readers[i], '^%d+%-%d+$') and earlier(readers[i], keep_from) then
-    keep_from = readers[i]
-  end
+  local reader_at = string.match(readers[i], '^(%d+%-%d+)')
+  if reader_at and earlier(reader_at, keep_from) then keep_from = reader_at end
+end
+-- A reader that was given up, or is that late, no longer holds the ledger: it finds a gap.
+local held_from = string.format('%.0f-0', math.max(0, now - tonumber(ARGV[8])))
+if earlier(keep_from, held_from) then
+  keep_from = held_from
+  if earlier(window_from, keep_from) then keep_from = window_from end
 end
 -- What went once is gone, whatever window is asked for now.
 local trimmed_before = redis.call('HGET', KEYS[2], 'trimmed_before') or keep_from

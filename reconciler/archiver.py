@@ -40,6 +40,11 @@ RESUME_WINDOW_MS: Final = 3_600_000
 """How long entries stay in the store, so that subscribers can resume from it."""
 
 
+MAX_HELD_MS: Final = 24 * 3_600_000
+"""How long an entry may be kept for a registered reader that has not read it. One that was given up
+would else fill the store's memory; one that comes back later reads the rows anew."""
+
+
 class Position(msgspec.Struct, frozen=True):
     """How far a partition is archived: the last operation, its stream id, the segment's seal."""
 
@@ -191,6 +196,7 @@ class Archiver:
             position.at_ms,
             self._settings.resume_window_ms,
             MAX_TRIMMED,
+            MAX_HELD_MS,
         )
         return reply[0] == 1, reply[1]
 

@@ -36,6 +36,7 @@ from engine.keys import (
 from engine.outcomes import StoreUnavailable
 from engine.scripts import script
 from engine.store import Store, pairs
+from engine.webhooks import Webhooks
 from reconciler.archive import ORIGIN, Archive, Origin
 from reconciler.fold import PartitionState
 from reconciler.meter import Meter, OnProgress, Phase
@@ -362,6 +363,7 @@ class _Rebuild:
         await self._write_origin()
         if self._source.live is not None:
             await _copy_api_keys(self._source.live, self._target)
+            await _copy_webhooks(self._source.live, self._target)
         detail = msgspec.msgpack.encode(
             (record.source, record.until.text(), record.source_partitions)
         )
@@ -543,3 +545,14 @@ async def _copy_api_keys(live: Store, target: Store) -> None:
         return
     for field, value in pairs(found):
         await target.read([("HSETNX", API_KEYS_KEY, field, value)])
+
+
+async def _copy_webhooks(live: Store, target: Store) -> None:
+    """Take over the webhook endpoints, without what waits for them: of that there is no log."""
+    try:
+        endpoints = await Webhooks(live).all()
+    except StoreUnavailable as error:
+        log.warning("the webhooks were not taken over", error=str(error))
+        return
+    for endpoint in endpoints:
+        await Webhooks(target).take_over(endpoint)

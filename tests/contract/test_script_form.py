@@ -19,6 +19,7 @@ READS: Final = frozenset(
         "GET",
         "HGET",
         "HGETALL",
+        "HLEN",
         "HMGET",
         "TIME",
         "TYPE",
@@ -31,7 +32,7 @@ READS: Final = frozenset(
     )
 )
 WRITES: Final = frozenset(
-    ("DEL", "HDEL", "HSET", "PEXPIRE", "SET", "XADD", "XTRIM", "ZADD", "ZREM")
+    ("DEL", "HDEL", "HSET", "PEXPIRE", "SET", "XADD", "XDEL", "XTRIM", "ZADD", "ZREM")
 )
 
 _CALL = re.compile(r"redis\.p?call\(\s*([^,)]+)")

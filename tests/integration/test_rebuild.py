@@ -24,6 +24,7 @@ from engine.ledger import OperationKind, read_entries
 from engine.model import Line, Movement, MovementType, Reservation, ReservationState
 from engine.outcomes import ReservationNotFound, StoreReadOnly
 from engine.store import Client, Store, close_quietly, connect
+from engine.webhooks import Interest, Webhooks
 from reconciler.archive import Archive, Origin, list_origins, open_archive
 from reconciler.archiver import Archiver, ArchiverSettings
 from reconciler.fold import Fold
@@ -147,6 +148,14 @@ async def test_a_store_that_is_still_there_loses_nothing_and_takes_nothing_more(
     await old.archive_all(keep_ms=0)
     await old.trade.run(STEPS)
     _, secret = await create_key(old.client, role=Role.ADMIN, merchant=None, label="till")
+    made = await Webhooks(old.store).create(
+        "acme",
+        key="k",
+        url="https://hooks.example/",
+        description="",
+        interest=Interest(),
+        new_secret=lambda: "whsec_x",
+    )
     before = await contents(old.client)
 
     await rebuild(request(), old.objects, target=new.store, live=old.store)
@@ -155,6 +164,8 @@ async def test_a_store_that_is_still_there_loses_nothing_and_takes_nothing_more(
     assert [key.label for key in await list_keys(new.client)] == ["till"]
     assert await new.client.hgetall(API_KEYS_KEY) == await old.client.hgetall(API_KEYS_KEY)
     assert secret
+    assert await Webhooks(new.store).all() == [made.endpoint]
+    assert await new.client.exists(made.endpoint.keys.state)
     with pytest.raises(StoreReadOnly):
         await receive(old.inventory, old.trade.merchant)
     await lift_fence(old.store, PARTITIONS)

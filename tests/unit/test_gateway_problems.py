@@ -16,9 +16,11 @@ from engine.outcomes import (
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
+    IndexUnavailable,
     InsufficientOnHand,
     InsufficientStock,
     InvalidCommand,
+    ItemNotFound,
     LimitExceeded,
     OutcomeUnknown,
     Overloaded,
@@ -32,6 +34,7 @@ from engine.outcomes import (
     StoreReadOnly,
     StoreUnavailable,
     VersionConflict,
+    WebhookNotFound,
 )
 from engine.store import StoreSettings
 from gateway import problems
@@ -62,6 +65,9 @@ RAISED: list[tuple[HoldfastError, int, str]] = [
     (OutcomeUnknown(), 503, "outcome_unknown"),
     (PastNotKept(at_ms=1, earliest_ms=2), 422, "past_not_kept"),
     (HistoryUnavailable("the archive does not answer"), 503, "history_unavailable"),
+    (IndexUnavailable("the index cannot be asked"), 503, "index_unavailable"),
+    (ItemNotFound("tea"), 404, "item_not_found"),
+    (WebhookNotFound("whk_1"), 404, "webhook_not_found"),
 ]
 
 
