@@ -20,6 +20,7 @@ the throughput. Failures and slow ones are logged always."""
 SLOW_MS: Final = 1_000
 
 _SECRET = re.compile(r"(hfk_[0-9A-Za-z]{8})_[0-9A-Za-z]+")
+_WEBHOOK_SECRET = re.compile(r"whsec_[0-9A-Za-z+/=_%-]+")
 
 
 class AccessLog:
@@ -96,8 +97,9 @@ def configure(*, level: str, log_format: str) -> None:
 
 
 def hide_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Cut the secret part of whatever looks like an API key (a structlog processor)."""
+    """Cut the secret of what looks like a key, or signs webhooks (a structlog processor)."""
     for name, value in event.items():
-        if isinstance(value, str) and "hfk_" in value:
-            event[name] = _SECRET.sub(r"\1_(hidden)", value)
+        if isinstance(value, str) and ("hfk_" in value or "whsec_" in value):
+            shown = _SECRET.sub(r"\1_(hidden)", value)
+            event[name] = _WEBHOOK_SECRET.sub("whsec_(hidden)", shown)
     return event

@@ -86,6 +86,8 @@ def _server(settings: GatewaySettings, open_history: OpenHistory) -> uvicorn.Ser
         partitions=settings.partitions,
         open_history=open_history,
         workers=settings.workers,
+        webhook_loopback=settings.webhook_loopback,
+        index_url=settings.index_url,
     )
     config = uvicorn.Config(
         create_app(service),

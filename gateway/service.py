@@ -15,16 +15,18 @@ from engine.access import ApiKey, KeyCache, parse_secret
 from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.history import History
 from engine.inventory import Inventory
-from engine.outcomes import HistoryUnavailable, StoreUnavailable
+from engine.outcomes import HistoryUnavailable, IndexUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
 from gateway.bearer import bearer
 from gateway.crowd import Crowd
+from gateway.egress import Egress
 from gateway.feed import Feed
 from gateway.listening import Listening
 from gateway.rate_limits import RateLimits
 from gateway.wire import Health, Readiness
+from projection.database import Database, open_database
 
 FIRST_BACKOFF_SECONDS: Final = 0.1
 MAX_BACKOFF_SECONDS: Final = 2.0
@@ -53,14 +55,22 @@ class Service:
         partitions: int | None = None,
         open_history: OpenHistory | None = None,
         workers: int = 1,
+        webhook_loopback: bool = False,
+        index_url: str = "",
     ) -> None:
         """Say how to reach the store; `start` begins, and the next two are of `check_store`.
 
         Whoever starts the gateway hands in `open_history`: the archive is not the gateway's own.
-        `workers` is how many processes share the load, and so the rate limits.
+        `workers` is how many processes share the load, and so the rate limits. With
+        `webhook_loopback` webhooks may name this machine; `index_url` is where the index is.
         """
         self.rate_limits = RateLimits(workers=workers)
         self.crowd = Crowd()
+        self.webhook_loopback = webhook_loopback
+        self._index_url = index_url
+        self._index: Database | None = None
+        self._index_lock = asyncio.Lock()
+        self._egress: Egress | None = None
         self._settings = settings
         self._unsafe_durability = unsafe_durability
         self._partitions = partitions
@@ -84,6 +94,12 @@ class Service:
             self._opening.cancel()
             with suppress(asyncio.CancelledError):
                 await self._opening
+        if self._index is not None:
+            await self._index.close()
+            self._index = None
+        if self._egress is not None:
+            await self._egress.close()
+            self._egress = None
         if self._feed is not None:
             await self._feed.stop()
             self._feed = None
@@ -130,6 +146,28 @@ class Service:
         if self._history is None:
             self._history = self._open_history(self._inventory)
         return self._history
+
+    @property
+    def egress(self) -> Egress:
+        """What sends test events to the endpoints of webhooks."""
+        if self._egress is None:
+            self._egress = Egress(loopback=self.webhook_loopback)
+        return self._egress
+
+    async def index(self) -> Database:
+        """Return the availability index. Raises IndexUnavailable."""
+        if not self._index_url:
+            raise IndexUnavailable("this gateway was started without an index")
+        async with self._index_lock:
+            if self._index is None:
+                opened = open_database(self._index_url)
+                try:
+                    await opened.prepare()
+                except IndexUnavailable:
+                    await opened.close()
+                    raise
+                self._index = opened
+        return self._index
 
     async def authenticate(self, secret: str) -> ApiKey | None:
         """Return the key of a secret, None where it is none. Raises StoreUnavailable."""

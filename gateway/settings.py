@@ -36,6 +36,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     partitions: int | None = None
     workers: int = 1
     unsafe_durability: bool = False
+    webhook_loopback: bool = False
+    index_url: str = ""
     log_level: str = "info"
     log_format: str = "auto"
 
@@ -51,7 +53,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
             listen_fd=_number(environ, "HOLDFAST_LISTEN_FD", most=1_048_576),
             partitions=_number(environ, "HOLDFAST_PARTITIONS", most=4_096),
             workers=_number(environ, "HOLDFAST_WORKERS", most=MAX_WORKERS) or 1,
-            unsafe_durability=_switch(environ, "HOLDFAST_UNSAFE_DURABILITY"),
+            unsafe_durability=read_switch(environ, "HOLDFAST_UNSAFE_DURABILITY"),
+            webhook_loopback=read_switch(environ, "HOLDFAST_WEBHOOK_LOOPBACK"),
+            index_url=environ.get("HOLDFAST_INDEX_URL", ""),
             log_level=_choice(environ, "HOLDFAST_LOG_LEVEL", LOG_LEVELS, default="info"),
             log_format=_choice(environ, "HOLDFAST_LOG_FORMAT", LOG_FORMATS, default="auto"),
         )
@@ -66,7 +70,8 @@ def _number(environ: Mapping[str, str], name: str, *, most: int) -> int | None:
     return int(text)
 
 
-def _switch(environ: Mapping[str, str], name: str) -> bool:
+def read_switch(environ: Mapping[str, str], name: str) -> bool:
+    """Read a variable that is true or false, false where it is not there. Raises SettingRefused."""
     text = environ.get(name, "").lower()
     if text not in (*_TRUE, *_FALSE):
         raise SettingRefused(f"{name}: found {text!r}, wanted true or false")

@@ -1,4 +1,4 @@
-"""The background process, one a deployment: expires abandoned holds, and keeps the archive.
+"""The background process, one a deployment: expired holds, the archive, webhooks, the index.
 
 Run as `python -m holdfast.background`; `holdfast serve` starts it. It takes the store from
 HOLDFAST_REDIS_URL, the reconciler's settings from the variables that `reconciler.settings` names,
@@ -18,6 +18,11 @@ from engine.outcomes import StoreUnavailable
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper
 from gateway import logs
+from gateway.settings import SettingRefused as SwitchRefused
+from gateway.settings import read_switch
+from gateway.webhook_worker import WebhookWorker
+from projection.database import open_database
+from projection.follower import IndexFollower
 from reconciler.loop import Reconciler
 from reconciler.settings import ReconcilerSettings, SettingRefused
 
@@ -27,7 +32,13 @@ MAX_OPEN_ATTEMPTS: Final = 120
 log = structlog.get_logger()
 
 
-async def run(settings: StoreSettings, upkeep: ReconcilerSettings) -> int:
+async def run(
+    settings: StoreSettings,
+    upkeep: ReconcilerSettings,
+    *,
+    webhook_loopback: bool = False,
+    index_url: str = "",
+) -> int:
     """Work until told to stop; return the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -36,12 +47,19 @@ async def run(settings: StoreSettings, upkeep: ReconcilerSettings) -> int:
     inventory = await _open(settings, stop)
     if inventory is None:
         return 0 if stop.is_set() else 3
+    database = open_database(index_url) if index_url else None
     try:
         log.info("background process runs", partitions=inventory.partitions)
         async with asyncio.TaskGroup() as group:
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
+            webhooks = WebhookWorker(inventory, loopback=webhook_loopback)
+            group.create_task(webhooks.run(stop))
+            if database is not None:
+                group.create_task(IndexFollower(inventory, database).run(stop))
     finally:
+        if database is not None:
+            await database.close()
         await inventory.close()
     return 0
 
@@ -79,7 +97,12 @@ def main() -> None:
         level=os.environ.get("HOLDFAST_LOG_LEVEL") or "info",
         log_format=os.environ.get("HOLDFAST_LOG_FORMAT") or "auto",
     )
-    sys.exit(asyncio.run(run(settings, upkeep)))
+    try:
+        loopback = read_switch(os.environ, "HOLDFAST_WEBHOOK_LOOPBACK")
+    except SwitchRefused as refusal:
+        sys.exit(f"holdfast.background: {refusal}")
+    index_url = os.environ.get("HOLDFAST_INDEX_URL", "")
+    sys.exit(asyncio.run(run(settings, upkeep, webhook_loopback=loopback, index_url=index_url)))
 
 
 if __name__ == "__main__":

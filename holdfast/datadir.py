@@ -90,6 +90,11 @@ class DataDir:
         return self.path / "archive"
 
     @property
+    def index(self) -> Path:
+        """Where the availability index is, unless another place is named for it."""
+        return self.path / "index.db"
+
+    @property
     def admin_key(self) -> Path:
         """The API key that the first start made."""
         return self.path / "admin.key"

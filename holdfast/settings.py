@@ -20,6 +20,9 @@ PREFIX: Final = "HOLDFAST_"
 MAX_WORKERS: Final = 64
 """Gateway processes on one machine; more than its cores only cost memory."""
 
+NO_INDEX: Final = "none"
+"""The `index_url` of a service that keeps no availability index."""
+
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("auto", "text", "json")
 
@@ -71,7 +74,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `redis_url` None means the embedded store, with `server` its binary where one is named. `port` 0
     takes any free one. `partitions` None takes the store's own number. `archive_url` None means a
-    folder in the data directory; see `reconciler.settings` for it and the four after it.
+    folder in the data directory, `index_url` None a file there, and `none` no index. See
+    `reconciler.settings` for the archive and the four after it.
     """
 
     data_dir: Path = Path("data")
@@ -89,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     segment_age_seconds: int = _UPKEEP.segment_age_seconds
     snapshot_interval_seconds: int = _UPKEEP.snapshot_interval_seconds
     audit_rows_per_second: int = _UPKEEP.audit_rows_per_second
+    index_url: str | None = None
+    webhook_loopback: bool = False
     log_level: str = "info"
     log_format: str = "auto"
     with_demo: bool = False
@@ -206,6 +212,10 @@ _SETTINGS: Final = (
         _whole(0, MAX_AUDIT_ROWS_PER_SECOND),
         f"0 to {MAX_AUDIT_ROWS_PER_SECOND}",
     ),
+    _Setting(
+        "index_url", _text, "a file, a postgresql:// URL, or none", named="--index", secret=True
+    ),
+    _Setting("webhook_loopback", _switch, "true or false"),
     _Setting("log_level", _one_of(LOG_LEVELS), ", ".join(LOG_LEVELS)),
     _Setting("log_format", _one_of(LOG_FORMATS), ", ".join(LOG_FORMATS)),
     _Setting("with_demo", _switch, "true or false", variable=False),

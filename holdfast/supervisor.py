@@ -25,7 +25,7 @@ from holdfast import processes
 from holdfast.datadir import DataDir, DataDirRefused, read_private, write_private
 from holdfast.embedded import EmbeddedStore, NoServer, StoreFailed, find_server
 from holdfast.listener import ListenRefused, listen, reachable_address, url_of
-from holdfast.settings import PREFIX, Settings
+from holdfast.settings import NO_INDEX, PREFIX, Settings
 
 EXIT_OK: Final = 0
 EXIT_GAVE_UP: Final = 1
@@ -315,6 +315,8 @@ class Supervisor:
             "LOG_LEVEL": settings.log_level,
             "WORKERS": str(settings.workers),
             "UNSAFE_DURABILITY": "true" if settings.unsafe_durability else "false",
+            "WEBHOOK_LOOPBACK": "true" if settings.webhook_loopback else "false",
+            "INDEX_URL": self._index_url(),
             "ARCHIVE_URL": settings.archive_url or str(self._dir.archive),
             "RESUME_WINDOW_SECONDS": str(settings.resume_window_seconds),
             "SEGMENT_AGE_SECONDS": str(settings.segment_age_seconds),
@@ -330,6 +332,11 @@ class Supervisor:
             told["REDIS_USERNAME"] = settings.redis_username
             told["REDIS_PASSWORD"] = settings.redis_password
         return _environment_without_ours() | {PREFIX + key: value for key, value in told.items()}
+
+    def _index_url(self) -> str:
+        """Return where the index is, empty for none."""
+        named = self._settings.index_url
+        return "" if named == NO_INDEX else named or str(self._dir.index)
 
     def _start_demo(self, url: str) -> None:
         key = read_private(self._dir.admin_key)

@@ -54,6 +54,18 @@ QUIET_STATUS_SECONDS: Final = 30.0
     help="Where the ledger is archived: a folder, or the URL of a bucket such as s3://name/prefix."
     "  [default: archive in the data directory]",
 )
+@click.option(
+    "--index",
+    "index_url",
+    help="Where the availability index is: a file, a postgresql:// URL, or none."
+    "  [default: index.db in the data directory]",
+)
+@click.option(
+    "--webhook-loopback",
+    is_flag=True,
+    default=None,
+    help="Let webhooks be sent to this machine, by http too: for development.",
+)
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What to log.  [default: info]")
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), help="How to log.  [default: auto]")
 @click.option(
