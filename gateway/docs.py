@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: Swagger UI, served from here, so that it works offline."""
+"""The OpenAPI and AsyncAPI documents, and Swagger UI, served from here: it works offline."""
 
 from importlib.metadata import version
 from importlib.resources import files
@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from gateway import openapi
+from gateway import asyncapi, openapi
 
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -37,16 +37,21 @@ def routes() -> list[BaseRoute]:
     """Return the routes of the document, the page and the page's files."""
     folder = Path(str(files("gateway") / "static"))
     document = msgspec.json.encode(openapi.document(version("holdfast")))
+    events = msgspec.json.encode(asyncapi.document(version("holdfast")))
     page = (folder / "docs.html").read_bytes()
 
     async def serve_document(_request: Request) -> Response:
         return Response(document, media_type="application/json")
+
+    async def serve_events(_request: Request) -> Response:
+        return Response(events, media_type="application/json")
 
     async def serve_page(_request: Request) -> Response:
         return Response(page, media_type="text/html", headers=_GUARDS)
 
     return [
         Route("/openapi.json", serve_document),
+        Route("/asyncapi.json", serve_events),
         Route("/docs", serve_page),
         Mount("/docs/assets", _Assets(directory=folder)),
     ]
