@@ -14,7 +14,9 @@ from gateway.interests import MAX_NAMES
 from gateway.paging import MAX_CURSOR_CHARACTERS
 from gateway.problems import kind_of
 from gateway.routes import OPERATIONS, HeaderField, Operation, Success, by_path
+from gateway.search_wire import MAX_QUESTION_CHARACTERS
 from gateway.wire import MAX_STALENESS_MS, BatchMovement, Consistency, Problem
+from projection.database import Stocked
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 
@@ -35,6 +37,7 @@ _PATH_PARAMETERS: Final = {
     "location": "The location's id.",
     "sku": "The SKU.",
     "reservation": "The reservation's id, `rsv_...`.",
+    "webhook": "The webhook's id, `whk_...`.",
 }
 
 _ID: Final[dict[str, Any]] = {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}
@@ -69,12 +72,20 @@ _QUERY_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         "Answer with the row as it was then, told by the ledger.",
         {"type": "string", "format": "date-time"},
     ),
-    "location": ("Only operations at this location.", _ID),
-    "sku": ("Only operations on this SKU.", _ID),
+    "location": ("Only what is at this location.", _ID),
+    "sku": ("Only what is about this SKU.", _ID),
     "reservation": ("Only operations on this reservation.", _ID),
     "actor": ("Only operations of this actor, as entries name it.", _ID),
     "reference": ("Only movements of this reference, or this order's reservations.", _ID),
     "kind": ("Only operations of this kind.", {"type": "string", "enum": [*OperationKind]}),
+    "q": (
+        "Words of the SKU or the title, each whole or its beginning.",
+        {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_CHARACTERS},
+    ),
+    "stock": (
+        "Only rows that can be promised, that cannot, or that are low.",
+        {"type": "string", "enum": [*Stocked]},
+    ),
     "from": ("Only operations from this moment on.", {"type": "string", "format": "date-time"}),
     "to": ("Only operations before this moment.", {"type": "string", "format": "date-time"}),
     "order": (
@@ -127,6 +138,8 @@ def document(version: str) -> dict[str, Any]:
             {"name": "Movements", "description": "Physical events at the shelf."},
             {"name": "Real time", "description": "Hearing of changes as they happen."},
             {"name": "Ledger", "description": "What happened, when and by whom."},
+            {"name": "Search", "description": "What is where, by words, SKU, location and stock."},
+            {"name": "Webhooks", "description": "Events, sent to where you want them."},
             {"name": "Health", "description": "For load balancers and orchestrators."},
         ],
         "security": [{"apiKey": []}],

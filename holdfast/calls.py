@@ -207,7 +207,8 @@ class Call(msgspec.Struct, Generic[Answer], frozen=True, kw_only=True):
         Raises:
             msgspec.MsgspecError: The body is not the document that the API describes.
         """
-        answer = self.decoder.decode(content)
+        # An answer without a body (204) says nothing.
+        answer = self.decoder.decode(content or b"null")
         if replayed and isinstance(answer, Reservation | Movement):
             return msgspec.structs.replace(answer, replayed=True)
         return answer

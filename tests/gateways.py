@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -39,7 +40,13 @@ class Api:
     ) -> None:
         """Prepare; entering opens the store. By default there is no archive behind its ledger."""
         self.merchant = merchant
-        self.service = Service(settings, open_history=open_history or _without_archive)
+        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-index-")
+        self.index_url = f"{self._folder.name}/index.db"
+        self.service = Service(
+            settings,
+            open_history=open_history or _without_archive,
+            index_url=self.index_url,
+        )
         self.app: ASGIApp = create_app(self.service)
         self.store: Client = connect(settings)
         self._secrets: dict[tuple[Role, str | None], str] = {}
@@ -90,6 +97,7 @@ class Api:
             await client.aclose()
         await self.service.stop()
         await close_quietly(self.store)
+        self._folder.cleanup()
 
     async def _is_open(self) -> bool:
         with suppress(StoreUnavailable):
@@ -105,6 +113,8 @@ class GatewayProcess:
     ) -> None:
         """Prepare; entering starts it and waits until it answers at all."""
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._folder = tempfile.TemporaryDirectory(prefix="holdfast-index-")
+        self.index_url = f"{self._folder.name}/index.db"
         self._environ = {
             **{name: value for name, value in os.environ.items() if name[:9] != "HOLDFAST_"},
             "HOLDFAST_REDIS_URL": settings.url + ("?cluster=true" if settings.cluster else ""),
@@ -112,6 +122,7 @@ class GatewayProcess:
             "HOLDFAST_REDIS_PASSWORD": settings.password,
             "HOLDFAST_LISTEN_FD": str(self._listener.fileno()),
             "HOLDFAST_LOG_FORMAT": "json",
+            "HOLDFAST_INDEX_URL": self.index_url,
             **(environ or {}),
         }
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -189,6 +200,7 @@ class GatewayProcess:
         if self.process.returncode is None:
             self.process.kill()
             await self.process.communicate()
+        self._folder.cleanup()
 
 
 class Shelf:

@@ -13,6 +13,7 @@ import click
 from engine.outcomes import (
     HistoryUnavailable,
     HoldfastError,
+    IndexUnavailable,
     InvalidCommand,
     OutcomeUnknown,
     Overloaded,
@@ -24,14 +25,17 @@ from holdfast.cli import (
     archive,
     doctor,
     export,
+    index,
     keys,
     ledger,
+    readers,
     rebuild,
     reconcile,
     replay,
     reservations,
     serving,
     stock,
+    webhooks,
 )
 from holdfast.cli.connection import JSON_ASKED, NotRunning, SetupProblem, json_option
 from holdfast.cli.exit_codes import ExitCode
@@ -125,7 +129,9 @@ def _failure(fault: Exception) -> _Failure:
         return _Failure(ExitCode.SETUP, "parquet_missing", f"{fault}.")
     if isinstance(fault, SettingRefused):
         return _Failure(ExitCode.USAGE, "invalid_settings", f"{fault}.")
-    if isinstance(fault, HistoryUnavailable | OutcomeUnknown | Overloaded | StoreReadOnly):
+    if isinstance(
+        fault, HistoryUnavailable | IndexUnavailable | OutcomeUnknown | Overloaded | StoreReadOnly
+    ):
         return _Failure(ExitCode.UNREACHABLE, fault.code, f"{fault}.")
     if isinstance(fault, HoldfastError):
         return _Failure(ExitCode.REFUSED, fault.code, f"{fault}.")
@@ -210,6 +216,11 @@ for _command in (
     reconcile.repair,
     rebuild.rebuild_store,
     keys.keys,
+    readers.readers,
+    webhooks.webhooks,
+    index.search,
+    index.items,
+    index.index,
     doctor.doctor,
     replay.replay,
     version,

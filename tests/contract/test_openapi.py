@@ -38,8 +38,8 @@ from gateway.service import Service
 from tests.gateways import GatewayProcess
 from tests.stores import MakeStore, set_up
 
-UNDOCUMENTED: Final = {"/openapi.json", "/docs", "/docs/assets"}
-"""The document itself and its page."""
+UNDOCUMENTED: Final = {"/openapi.json", "/asyncapi.json", "/docs", "/docs/assets"}
+"""The documents themselves and their page."""
 
 EXAMPLES: Final = 200 if os.environ.get("HOLDFAST_TEST_PROFILE") == "ci" else 12
 """Fuzzed requests an operation and kind of data, well-formed and malformed."""

@@ -16,6 +16,7 @@ import pytest
 
 from engine import keys
 from engine.access import Role, create_key
+from engine.consumer import list_readers
 from engine.inventory import ROW_FIELDS
 from engine.keys import PartitionKeys
 from engine.ledger import Levels, Operation, OperationKind, RowChange
@@ -23,9 +24,11 @@ from engine.reservations import FIELDS as RESERVATION_FIELDS
 from engine.store import close_quietly, connect
 from engine.sweeper import SweeperStatus
 from engine.upkeep import UpkeepStatus
+from gateway import delivery
 from reconciler.continuous_audit import FindingsOfPartition
 from tests.gateways import GatewayProcess
-from tests.stores import MakeStore, set_up
+from tests.shop import open_shop
+from tests.stores import MakeStore, eventually, set_up
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -36,6 +39,7 @@ PAGES: Final = (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
 COMMAND_SECONDS: Final = 20.0
 
 _EXAMPLE = re.compile(r"```(sh|python)\n(.*?)```\n\n```(json|text)\n(.*?)```", re.DOTALL)
+_EXAMPLE_APART = re.compile(r"```python\n(.*?)```\n\n[^`].*?```text\n(.*?)```", re.DOTALL)
 _RESERVATION = re.compile(r"rsv_\d+_[0-9a-f]{24}")
 _VARYING = (
     (re.compile(r'"(at|as_of|\w+_at)": ?"[^"]+"'), r'"\1":"(time)"'),
@@ -102,6 +106,17 @@ def partition_keys() -> dict[str, str]:
     return found
 
 
+def webhook_keys() -> dict[str, str]:
+    """Return each builder of an endpoint's keys with its key."""
+    built = keys.WebhookKeys("endpoint")
+    found = {
+        f"WebhookKeys.{name}": getattr(built, name)
+        for name in ("state", "positions", "outbox", "retries", "dead", "log")
+    }
+    assert sorted(found.values()) == sorted(built.all())
+    return found | {"WebhookKeys.lease": built.lease("job")}
+
+
 def test_the_page_has_every_key_with_its_builder_and_no_other() -> None:
     page = {
         name: key.translate({ord("<"): None, ord(">"): None})
@@ -111,7 +126,7 @@ def test_the_page_has_every_key_with_its_builder_and_no_other() -> None:
             if cells[0] != "key"
         )
     }
-    assert page == key_constants() | partition_keys()
+    assert page == key_constants() | partition_keys() | webhook_keys()
 
 
 def test_the_page_names_every_function_and_bound_of_the_keys_module() -> None:
@@ -270,6 +285,46 @@ async def test_the_calls_for_integrators_answer_as_their_page_says(make_store: M
                 assert json.loads(masked(said)) == json.loads(masked(expected)), command
             else:
                 assert said == expected, command
+
+
+# The pages for receivers and consumers
+
+
+async def test_the_receivers_guide_checks_a_signature() -> None:
+    text = (DOCS / "start" / "webhooks.md").read_text("utf-8")
+    ((kind, code, _, expected),) = _EXAMPLE.findall(text)
+    assert kind == "python"
+    assert await run([sys.executable, "-c", code], dict(os.environ)) == expected
+    waits = next(cells[1:] for cells in rows(text) if cells[0] == "after")
+    seconds = {"s": 1, "min": 60, "h": 3600}
+    told = tuple(int(number) * seconds[unit] for number, unit in map(str.split, waits))
+    assert told == delivery.SCHEDULE_SECONDS
+
+
+async def test_the_consumer_of_the_page_says_what_the_page_says(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.start()
+    await set_up(store.settings)
+    blocks = _EXAMPLE_APART.findall((DOCS / "start" / "consumers.md").read_text("utf-8"))
+    ((code, expected),) = blocks
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOLDFAST_REDIS_URL": store.settings.url,
+        "HOLDFAST_REDIS_USERNAME": store.settings.username,
+        "HOLDFAST_REDIS_PASSWORD": store.settings.password,
+    }
+    async with open_shop(store.settings, "acme") as shop:
+        await shop.receive("mug", 5, location="leeds")
+        await shop.receive("plate", 3, location="leeds")
+        running = asyncio.create_task(run([sys.executable, "-c", code], environ))
+
+        async def follows() -> bool:
+            names = await list_readers(shop.inventory.store, shop.inventory.keys)
+            return [one.name for one in names] == ["out-of-stock"]
+
+        await eventually(follows, within_seconds=COMMAND_SECONDS)
+        await shop.reserve([("mug", 5)], location="leeds")
+        assert await running == expected
 
 
 # Links

@@ -1,12 +1,13 @@
 """Isolation, roles and keys, over every operation of the route table."""
 
+import re
 from typing import Any
 
 import httpx
 import pytest
 
 from engine.access import Role, revoke_key
-from engine.keys import API_KEYS_KEY
+from engine.keys import API_KEYS_KEY, digest
 from gateway.routes import OPERATIONS, Operation
 from tests.gateways import Api, Shelf, assert_problem, lines_of
 
@@ -30,6 +31,9 @@ BODIES: dict[str, Any] = {
         ]
     },
     "changeSettings": {"safety_stock": 1},
+    "createWebhook": {"url": "https://hooks.invalid/"},
+    "changeWebhook": {"description": "of a test"},
+    "putItem": {"title": "Tea"},
 }
 
 
@@ -43,7 +47,12 @@ async def request(
 ) -> httpx.Response:
     """Make a request of the operation that would succeed with the right key."""
     path = operation.path.format(
-        merchant=merchant, location="berlin", sku="tea", reservation=reservation
+        merchant=merchant,
+        location="berlin",
+        sku="tea",
+        reservation=reservation,
+        # The merchant's own one, which the fixture made under this key.
+        webhook=f"whk_{digest('webhook', merchant.removesuffix('-other'), 'of a fixture')}",
     )
     headers = {"Idempotency-Key": f"of {operation.name}"}
     if operation.name == "changeSettings":
@@ -56,6 +65,12 @@ async def request(
 @pytest.fixture
 async def reservation(shelf: Shelf) -> str:
     await shelf.move("receive", "tea", 10)
+    await shelf.client.post(
+        f"{shelf.merchant_path}/webhooks",
+        json=BODIES["createWebhook"],
+        headers={"Idempotency-Key": "of a fixture"},
+    )
+    await shelf.client.put(f"{shelf.merchant_path}/items/tea", json=BODIES["putItem"])
     return str((await shelf.reserve(("tea", 1))).json()["id"])
 
 
@@ -88,9 +103,10 @@ async def test_isolation_a_platform_key_sees_no_reservation_under_another_mercha
     api: Api, shelf: Shelf, reservation: str, operation: Operation
 ) -> None:
     platform = await api.client(Role.ADMIN, merchant=None)
-    if "{reservation}" in operation.path:
+    named = re.search(r"\{(reservation|webhook)\}", operation.path)
+    if named is not None:
         answer = await request(platform, operation, f"{api.merchant}-other", reservation)
-        assert_problem(answer, 404, "reservation_not_found")
+        assert_problem(answer, 404, f"{named[1]}_not_found")
         assert await untouched(shelf, reservation)
     else:
         answer = await request(platform, operation, api.merchant, reservation, succeeds=True)

@@ -18,6 +18,8 @@ from engine.store import StoreSettings, close_quietly, connect
 from engine.sweeper import Sweeper, sweep_warnings
 from gateway.problems import KINDS
 from gateway.routes import OPERATIONS
+from projection.database import open_database
+from projection.follower import IndexFollower
 from tests.gateways import GatewayProcess
 from tests.stores import MakeStore, eventually, set_up
 
@@ -34,6 +36,9 @@ _VARYING = (
     (re.compile(r'"source": ?"(view|store)"'), '"source":"(source)"'),
     (_RESERVATION, "(reservation)"),
     (re.compile(r'"key:[0-9A-Za-z]{8}"'), '"(actor)"'),
+    (re.compile(r"whsec_[0-9A-Za-z+/=]+"), "(secret)"),
+    (re.compile(r"test_[0-9a-f]{24}"), "(event)"),
+    (re.compile(r'"duration_ms": ?[0-9]+'), '"duration_ms":0'),
     (re.compile(r'"store": ?"[a-z]+ [0-9.]+"'), '"store":"(server)"'),
 )
 
@@ -55,11 +60,13 @@ async def run(command: str, environ: dict[str, str]) -> str:
 
 
 @asynccontextmanager
-async def swept(settings: StoreSettings) -> AsyncIterator[None]:
-    """Sweep a store as the background process of a whole service does."""
+async def swept(settings: StoreSettings, index_url: str) -> AsyncIterator[None]:
+    """Sweep a store and keep its index as the background process of a whole service does."""
     inventory = await Inventory.open(settings)
     stop = asyncio.Event()
+    database = open_database(index_url)
     sweeper = asyncio.create_task(Sweeper(inventory).run(stop))
+    following = asyncio.create_task(IndexFollower(inventory, database).run(stop))
 
     async def tells() -> bool:
         return not await sweep_warnings(inventory.store)
@@ -68,6 +75,8 @@ async def swept(settings: StoreSettings) -> AsyncIterator[None]:
     yield
     stop.set()
     await sweeper
+    await following
+    await database.close()
     await inventory.close()
 
 
@@ -80,7 +89,10 @@ async def test_the_commands_of_the_page_answer_as_it_says(make_store: MakeStore)
     await close_quietly(client)
     blocks = _BLOCK.findall(PAGE.read_text(encoding="utf-8"))
     assert len(blocks) >= len(OPERATIONS)
-    async with swept(store.settings), GatewayProcess(store.settings) as gateway:
+    async with (
+        GatewayProcess(store.settings) as gateway,
+        swept(store.settings, gateway.index_url),
+    ):
         await gateway.wait_until_ready()
         environ = {
             "PATH": os.environ["PATH"],

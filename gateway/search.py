@@ -1,0 +1,107 @@
+"""The availability index over HTTP: search, and the items that give SKUs their titles."""
+
+import msgspec
+
+from engine.keys import digest
+from engine.outcomes import InvalidCommand
+from engine.validation import check_id
+from gateway import search_wire as wire
+from gateway.calls import Answer, Call
+from gateway.paging import cursor, limit_of, place_of
+from gateway.problems import InvalidRequest
+from gateway.wire import ProblemError
+from projection.database import Item, Question, Stocked
+
+QUERY = ("q", "sku", "location", "stock", "limit", "cursor")
+
+_places = msgspec.json.Decoder(tuple[str, str])
+
+
+async def search(call: Call, _body: None) -> Answer:
+    """Find rows by words, SKU, location and stock."""
+    query = call.query
+    asked = [query.get(name) or "" for name in ("q", "sku", "location", "stock")]
+    listing = ("search", digest(call.merchant, *asked))
+    limit = limit_of(call)
+    after = place_of(call, listing, is_place=_place)
+    question = Question(
+        merchant=call.merchant,
+        text=_text(call),
+        sku=_id(call, "sku"),
+        location=_id(call, "location"),
+        stocked=_stocked(call),
+        after=None if after is None else _place(after),
+        limit=limit + 1,
+    )
+    found, as_of_ms = await (await call.service.index()).search(question)
+    page = found[:limit]
+    last = None
+    if len(found) > limit:
+        row = page[-1].row
+        last = msgspec.json.encode((row.sku, row.location)).decode()
+    following = cursor(listing, last)
+    data = [wire.hit(one) for one in page]
+    return Answer(
+        200, wire.SearchPage(data, following is not None, following, wire.as_of(as_of_ms))
+    )
+
+
+async def put_item(call: Call, body: wire.ItemRequest) -> Answer:
+    """Describe a SKU, in place of what was said of it before."""
+    for name in body.attributes:
+        check_id("attributes", name)
+    item = Item(call.path["sku"], body.title, body.attributes)
+    await (await call.service.index()).put_item(call.merchant, item)
+    return Answer(200, wire.item(item))
+
+
+async def read_item(call: Call, _body: None) -> Answer:
+    """Read what a SKU is called."""
+    index = await call.service.index()
+    return Answer(200, wire.item(await index.item(call.merchant, call.path["sku"])))
+
+
+async def delete_item(call: Call, _body: None) -> Answer:
+    """Forget what a SKU is called."""
+    await (await call.service.index()).delete_item(call.merchant, call.path["sku"])
+    return Answer(204, None)
+
+
+def _text(call: Call) -> str | None:
+    text = call.query.get("q")
+    if text is not None and not 1 <= len(text) <= wire.MAX_QUESTION_CHARACTERS:
+        raise InvalidRequest(
+            ProblemError(
+                parameter="q", detail=f"must have 1 to {wire.MAX_QUESTION_CHARACTERS} characters"
+            )
+        )
+    return text
+
+
+def _id(call: Call, name: str) -> str | None:
+    text = call.query.get(name)
+    if text is not None:
+        try:
+            check_id(name, text)
+        except InvalidCommand as error:
+            raise InvalidRequest(ProblemError(parameter=name, detail=error.remedy)) from error
+    return text
+
+
+def _stocked(call: Call) -> Stocked | None:
+    text = call.query.get("stock")
+    if text is None:
+        return None
+    try:
+        return Stocked(text)
+    except ValueError as error:
+        detail = f"must be one of {', '.join(Stocked)}"
+        raise InvalidRequest(ProblemError(parameter="stock", detail=detail)) from error
+
+
+def _place(text: str) -> tuple[str, str] | None:
+    """Read the SKU and the location that a cursor carries, None where it does not."""
+    try:
+        return _places.decode(text)
+    except msgspec.DecodeError:
+        return None
