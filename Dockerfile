@@ -13,6 +13,7 @@ COPY engine engine
 COPY gateway gateway
 COPY holdfast holdfast
 COPY lua lua
+COPY projection projection
 COPY reconciler reconciler
 RUN /opt/holdfast/bin/pip install --quiet --no-deps --no-build-isolation .
 
@@ -20,7 +21,7 @@ FROM python:3.12-slim
 
 COPY --from=build /opt/holdfast /opt/holdfast
 RUN useradd --system --uid 10001 --home-dir /data holdfast \
-    && install --directory --owner=holdfast --group=holdfast --mode=0700 /data /archive
+    && install --directory --owner=holdfast --group=holdfast --mode=0700 /data /archive /index
 
 ENV PATH=/opt/holdfast/bin:$PATH \
     PYTHONUNBUFFERED=1 \
