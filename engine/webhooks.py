@@ -220,7 +220,9 @@ class Webhooks:
         *,
         url: str | None = None,
         description: str | None = None,
-        interest: Interest | None = None,
+        types: tuple[str, ...] | None = None,
+        locations: tuple[str, ...] | None = None,
+        skus: tuple[str, ...] | None = None,
         status: EndpointStatus | None = None,
         reason: StatusReason = StatusReason.REQUESTED,
     ) -> tuple[WebhookEndpoint, WebhookEndpoint]:
@@ -230,8 +232,9 @@ class Webhooks:
         """
         if description is not None:
             check_text("description", description)
-        if interest is not None:
-            _check_interest(interest)
+        named = {"types": types, "locations": locations, "skus": skus}
+        wanted = {field: values for field, values in named.items() if values is not None}
+        _check_interest(Interest(**wanted))
         now_ms = await self.now_ms()
 
         def changed(found: WebhookEndpoint) -> WebhookEndpoint:
@@ -239,7 +242,7 @@ class Webhooks:
                 found,
                 url=found.url if url is None else url,
                 description=found.description if description is None else description,
-                interest=found.interest if interest is None else interest,
+                interest=msgspec.structs.replace(found.interest, **wanted),
             )
             if status is None or status is found.status:
                 return made

@@ -207,15 +207,6 @@ def interest(body: WebhookRequest) -> Interest:
     return Interest(types=tuple(body.types), locations=tuple(body.locations), skus=tuple(body.skus))
 
 
-def changed_interest(body: WebhookChangeRequest, before: Interest) -> Interest:
-    """Take the filters of a change, those that it does not name as they were."""
-    return Interest(
-        types=before.types if body.types is UNSET else tuple(body.types),
-        locations=before.locations if body.locations is UNSET else tuple(body.locations),
-        skus=before.skus if body.skus is UNSET else tuple(body.skus),
-    )
-
-
 def attempt(made: Attempt) -> WebhookAttempt:
     """Make the answer of a logged attempt."""
     return WebhookAttempt(

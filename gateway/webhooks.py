@@ -55,13 +55,14 @@ async def change(call: Call, body: wire.WebhookChangeRequest) -> Answer:
     """Change an endpoint; setting it active again resumes it."""
     if body.url is not UNSET:
         check_url("url", body.url, loopback=call.service.webhook_loopback)
-    found = await _endpoint(call)
     before, after = await _webhooks(call).change(
         call.merchant,
-        found.id,
+        call.path["webhook"],
         url=None if body.url is UNSET else body.url,
         description=None if body.description is UNSET else body.description,
-        interest=wire.changed_interest(body, found.interest),
+        types=None if body.types is UNSET else tuple(body.types),
+        locations=None if body.locations is UNSET else tuple(body.locations),
+        skus=None if body.skus is UNSET else tuple(body.skus),
         status=None if body.status is UNSET else EndpointStatus(body.status),
     )
     if before.status is EndpointStatus.DISABLED and after.status is EndpointStatus.ACTIVE:
