@@ -4,11 +4,13 @@ What a webhook carries, what a stream carries and what a consumer is given are t
 this document has one channel a way to get them.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from engine.events import AnyEvent
+from gateway import frames
 from gateway.notices import WebhookGap, WebhookTest
 from gateway.signing import ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER
 
@@ -18,6 +20,9 @@ _CONTENT_TYPE: Final = "application/cloudevents+json"
 
 EVENT_TYPES: Final[tuple[type[msgspec.Struct], ...]] = AnyEvent.__args__
 NOTICE_TYPES: Final[tuple[type[msgspec.Struct], ...]] = (WebhookGap, WebhookTest)
+
+FROM_CLIENT: Final[tuple[type[msgspec.Struct], ...]] = frames.ClientMessage.__args__
+FROM_SERVER: Final = tuple(frames.FromServer.__subclasses__())
 
 _INTRODUCTION: Final = """\
 Every change of stock and of reservations as a CloudEvents 1.0 JSON document.
@@ -51,8 +56,6 @@ _HEADERS: Final = {
 
 def document(version: str) -> dict[str, Any]:
     """Build the document; `version` is the product's."""
-    told = [name_of(one) for one in EVENT_TYPES]
-    messages = {name_of(one): _message(one) for one in (*EVENT_TYPES, *NOTICE_TYPES)}
     return {
         "asyncapi": ASYNCAPI,
         "info": {
@@ -62,49 +65,81 @@ def document(version: str) -> dict[str, Any]:
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": _CONTENT_TYPE,
-        "channels": {
-            "webhooks": {
-                "address": None,
-                "title": "Webhooks",
-                "description": "A POST of one event to each endpoint whose filters want it, signed "
-                "as Standard Webhooks 1.0 has it.",
-                "messages": {name: _reference("messages", name) for name in messages},
-            },
-            "stream": {
-                "address": "/v1/merchants/{merchant}/stream",
-                "title": "Server-sent events",
-                "description": "The `data` of each server-sent event whose name is one of these; "
-                "what else a stream says stands in the reference.",
-                "parameters": {"merchant": {"description": "The merchant's id."}},
-                "messages": {name: _reference("messages", name) for name in told},
-            },
-        },
+        "channels": _channels(),
         "operations": {
-            "sendWebhook": {
-                "action": "send",
-                "channel": {"$ref": "#/channels/webhooks"},
-                "summary": "Holdfast sends an event to an endpoint, and takes any 2xx for a yes.",
-                "messages": [{"$ref": f"#/channels/webhooks/messages/{name}"} for name in messages],
-                "bindings": {"http": {"method": "POST", "bindingVersion": "0.3.0"}},
-            },
-            "sendToStream": {
-                "action": "send",
-                "channel": {"$ref": "#/channels/stream"},
-                "summary": "Holdfast sends an event to everyone who listens and wants it.",
-                "messages": [{"$ref": f"#/channels/stream/messages/{name}"} for name in told],
-                "bindings": {"http": {"method": "GET", "bindingVersion": "0.3.0"}},
-            },
+            "sendWebhook": _operation(
+                "send", "webhooks", (*EVENT_TYPES, *NOTICE_TYPES), method="POST"
+            )
+            | {"summary": "Holdfast sends an event to an endpoint, and takes any 2xx for a yes."},
+            "sendToStream": _operation("send", "stream", EVENT_TYPES, method="GET")
+            | {"summary": "Holdfast sends an event to everyone who listens and wants it."},
+            "sendToSocket": _operation("send", "socket", FROM_SERVER)
+            | {"summary": "Holdfast answers, and sends the events of each subscription."},
+            "receiveFromSocket": _operation("receive", "socket", FROM_CLIENT)
+            | {"summary": "A client subscribes, unsubscribes, acknowledges, or pings."},
         },
         "components": {
-            "messages": messages,
+            "messages": {name_of(one): _message(one) for one in (*EVENT_TYPES, *NOTICE_TYPES)},
             "schemas": schemas(),
         },
     }
 
 
+def _channels() -> dict[str, Any]:
+    of_merchant = {"merchant": {"description": "The merchant's id."}}
+    signed = {"headers": {"$ref": "#/components/schemas/WebhookHeaders"}}
+    return {
+        "webhooks": {
+            "address": None,
+            "title": "Webhooks",
+            "description": "A POST of one event to each endpoint whose filters want it, signed as "
+            "Standard Webhooks 1.0 has it.",
+            "messages": {
+                name_of(one): _message(one) | signed for one in (*EVENT_TYPES, *NOTICE_TYPES)
+            },
+        },
+        "stream": {
+            "address": "/v1/merchants/{merchant}/stream",
+            "title": "Server-sent events",
+            "description": "The `data` of each server-sent event whose name is one of these; what "
+            "else a stream says stands in the reference.",
+            "parameters": of_merchant,
+            "messages": {
+                name_of(one): {"$ref": f"#/components/messages/{name_of(one)}"}
+                for one in EVENT_TYPES
+            },
+        },
+        "socket": {
+            "address": "/v1/merchants/{merchant}/ws",
+            "title": "WebSocket",
+            "description": "The `event` of each message of the type `event` is one of those that "
+            "the stream carries.",
+            "parameters": of_merchant,
+            "messages": {
+                name_of(one): _message(one, "application/json")
+                for one in (*FROM_CLIENT, *FROM_SERVER)
+            },
+        },
+    }
+
+
+def _operation(
+    action: str, channel: str, types: Iterable[type[msgspec.Struct]], *, method: str = ""
+) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "messages": [{"$ref": f"#/channels/{channel}/messages/{name_of(one)}"} for one in types],
+    }
+    if method:
+        made["bindings"] = {"http": {"method": method, "bindingVersion": "0.3.0"}}
+    return made
+
+
 def schemas() -> dict[str, Any]:
     """Return the JSON Schemas (2020-12) of all events and of what they are made of, by name."""
-    _, found = msgspec.json.schema_components([*EVENT_TYPES, *NOTICE_TYPES], ref_template=_SCHEMA)
+    types = [*EVENT_TYPES, *NOTICE_TYPES, *FROM_CLIENT, *FROM_SERVER]
+    _, found = msgspec.json.schema_components(types, ref_template=_SCHEMA)
     return {**found, "WebhookHeaders": _HEADERS}
 
 
@@ -113,17 +148,12 @@ def name_of(event: type[msgspec.Struct]) -> str:
     return str(event.__struct_config__.tag)
 
 
-def _message(event: type[msgspec.Struct]) -> dict[str, Any]:
+def _message(event: type[msgspec.Struct], content_type: str = _CONTENT_TYPE) -> dict[str, Any]:
     text = " ".join((event.__doc__ or "").split())
     return {
         "name": name_of(event),
         "title": event.__name__,
         "summary": text,
-        "contentType": _CONTENT_TYPE,
+        "contentType": content_type,
         "payload": {"$ref": _SCHEMA.format(name=event.__name__)},
-        "headers": {"$ref": "#/components/schemas/WebhookHeaders"},
     }
-
-
-def _reference(kind: str, name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/{kind}/{name}"}

@@ -65,13 +65,17 @@ def test_the_document_has_the_form_of_asyncapi_3(document: dict[str, Any]) -> No
         "asyncapi", "id", "info", "servers", "defaultContentType", "channels", "operations",
         "components",
     }  # fmt: skip
+    sent: dict[str, set[str]] = {}
     for one in document["operations"].values():
         assert one["action"] in ("send", "receive")
         channel = at(document, one["channel"]["$ref"])
         prefix = one["channel"]["$ref"] + "/messages/"
-        assert {message["$ref"] for message in one["messages"]} == {
-            prefix + name for name in channel["messages"]
-        }
+        names = {message["$ref"].removeprefix(prefix) for message in one["messages"]}
+        assert names <= set(channel["messages"])
+        sent.setdefault(one["channel"]["$ref"], set()).update(names)
+    # Every message of a channel is sent or received by some operation.
+    for name, channel in document["channels"].items():
+        assert sent[f"#/channels/{name}"] == set(channel["messages"])
     found = set(references(document))
     assert len(found) > 20
     for reference in found:
