@@ -12,7 +12,9 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -34,6 +36,9 @@ CONNECT_SECONDS: Final = 5.0
 
 MAX_ADDRESSES: Final = 16
 """Of one name: all are checked, and a name with more is refused."""
+
+MAX_RESOLVING: Final = 128
+"""Names that are being resolved at once; a thread is made when it is needed."""
 
 MAX_ANSWER_BYTES: Final = 16_384
 """Of an answer's body: its status is all that counts."""
@@ -192,11 +197,27 @@ def _is_tls(error: BaseException) -> bool:
     return False
 
 
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """Ask the system's resolver. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(place[4][0]) for place in found]
+class SystemResolver:
+    """Asks the system's resolver, in threads of its own.
+
+    A name server that does not answer holds a thread for longer than anyone waits for it, so those
+    of the event loop, which are few, must not be the ones.
+    """
+
+    def __init__(self) -> None:
+        """Start no thread yet."""
+        self._threads = ThreadPoolExecutor(MAX_RESOLVING, thread_name_prefix="resolver")
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        """Return the addresses of a name. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await loop.run_in_executor(self._threads, ask)
+        return [str(place[4][0]) for place in found]
+
+    def close(self) -> None:
+        """Wait for nobody: what still hangs ends by itself."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -253,11 +274,12 @@ class Egress:
         self,
         *,
         loopback: bool = False,
-        find: Resolve = resolve,
+        find: Resolve | None = None,
         tls: ssl.SSLContext | None = None,
         attempt_seconds: float = ATTEMPT_SECONDS,
     ) -> None:
-        """With `loopback` this machine may be asked too; `find` resolves names."""
+        """With `loopback` this machine may be asked too; `find` resolves in the system's place."""
+        self._resolver = SystemResolver()
         self._attempt_seconds = attempt_seconds
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=tls or ssl.create_default_context(),
@@ -267,7 +289,7 @@ class Egress:
             http1=True,
             http2=False,
             retries=0,
-            network_backend=_CheckedBackend(find, loopback=loopback),
+            network_backend=_CheckedBackend(find or self._resolver, loopback=loopback),
         )
 
     async def post(self, url: str, body: bytes, headers: Sequence[tuple[str, str]]) -> Reply:
@@ -311,3 +333,4 @@ class Egress:
     async def close(self) -> None:
         """Close the connections."""
         await self._pool.aclose()
+        self._resolver.close()
