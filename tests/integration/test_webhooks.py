@@ -19,7 +19,7 @@ from gateway.signing import new_secret
 from gateway.webhook_worker import READER, WebhookWorker
 from tests.receivers import Received, Receiver, answer
 from tests.shop import LOCATION, Shop, open_shop
-from tests.stores import MakeStore, RealStore, eventually, set_up
+from tests.stores import MakeStore, RealCluster, RealStore, eventually, set_up
 
 WAIT_SECONDS = 30.0
 SOON = (0.05,) * 10
@@ -386,3 +386,19 @@ async def test_a_deleted_endpoint_leaves_nothing_behind(hooks: Hooks) -> None:
     ]
     assert left == []
     assert await hooks.webhooks.all() == []
+
+
+@pytest.mark.cluster
+async def test_a_cluster_keeps_each_endpoint_in_a_slot_of_its_own(cluster: RealCluster) -> None:
+    async with open_shop(cluster.settings) as shop, Receiver() as receiver, working(shop):
+        hooks = Hooks(shop)
+        endpoints = [
+            (await hooks.endpoint(receiver.url, types=("stock.changed",)))[0] for _ in range(3)
+        ]
+        for number in range(8):
+            await shop.receive("tea", 1, location=f"l{number}")
+        await receiver.until(24)
+        for endpoint in endpoints:
+            await hooks.until(endpoint, lambda it: it.waiting == 0)
+            await hooks.webhooks.delete(shop.merchant, endpoint.id)
+    assert set(Counter(one.id for one in receiver.received).values()) == {3}
