@@ -31,19 +31,14 @@ async def search(call: Call, _body: None) -> Answer:
         location=_id(call, "location"),
         stocked=_stocked(call),
         after=None if after is None else _place(after),
-        limit=limit + 1,
+        limit=limit,
     )
-    found, as_of_ms = await (await call.service.index()).search(question)
-    page = found[:limit]
-    last = None
-    if len(found) > limit:
-        row = page[-1].row
-        last = msgspec.json.encode((row.sku, row.location)).decode()
+    found = await (await call.service.index()).search(question)
+    last = None if found.after is None else msgspec.json.encode(found.after).decode()
     following = cursor(listing, last)
-    data = [wire.hit(one) for one in page]
-    return Answer(
-        200, wire.SearchPage(data, following is not None, following, wire.as_of(as_of_ms))
-    )
+    data = [wire.hit(one) for one in found.hits]
+    as_of = wire.as_of(found.as_of_ms)
+    return Answer(200, wire.SearchPage(data, following is not None, following, as_of))
 
 
 async def put_item(call: Call, body: wire.ItemRequest) -> Answer:

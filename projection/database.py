@@ -32,6 +32,17 @@ Result = TypeVar("Result")
 Key = tuple[str, str, str]
 """Merchant, location and SKU of a row."""
 
+Place = tuple[str, str]
+"""SKU and location of a hit, behind which a question goes on."""
+
+MAX_MATCHES: Final = 2_000
+"""SKUs with the words of a question that are looked at for one answer."""
+
+SKUS_AT_ONCE: Final = 200
+
+_PAST_ALL: Final = "\U0010ffff" * 51
+"""Stands behind every location, which has 200 bytes at most."""
+
 
 class Stocked(StrEnum):
     """What a question wants of the rows: units that can be promised, none, or few."""
@@ -65,15 +76,20 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     sku: str | None = None
     location: str | None = None
     stocked: Stocked | None = None
-    after: tuple[str, str] | None = None
+    after: Place | None = None
     limit: int
 
 
-class Indexed(NamedTuple):
-    """A row as the index has it, to be compared."""
+class Found(NamedTuple):
+    """Rows that fit, and the `after` of the next question, None at the end.
 
-    row: Row
-    partition: int
+    There may be fewer than were asked for, or none, and still more behind them. The newest change
+    that the index has was at `as_of_ms`.
+    """
+
+    hits: list[Hit]
+    after: Place | None
+    as_of_ms: int
 
 
 _FIELDS: Final = (
@@ -117,9 +133,13 @@ class Database(ABC):
     def schema(self) -> Iterable[str]:
         """Return the statements that make the tables where they are not there."""
 
+    matched_skus: str
+    """Selects the SKUs that have certain words, in order: by what `matching` returns, merchant, the
+    first SKU and how many."""
+
     @abstractmethod
-    def matching(self, words: Sequence[str]) -> tuple[str, str]:
-        """Return a condition on `catalog` that all words occur, as beginnings, and its argument."""
+    def matching(self, words: Sequence[str]) -> str:
+        """Return what asks for all of the words, whole or as beginnings."""
 
     @abstractmethod
     def placeholders(self, sql: str) -> str:
@@ -294,36 +314,54 @@ class Database(ABC):
 
     # Questions
 
-    async def search(self, question: Question) -> tuple[list[Hit], int]:
-        """Return the rows that fit, by SKU and location in byte order, and as of when, in ms."""
-        sql, values = self._question(question)
+    async def search(self, question: Question) -> Found:
+        """Return the rows that fit, by SKU and location in byte order."""
 
-        def read(connection: Any) -> tuple[list[Any], Any]:
-            found = self._run(connection, sql, values).fetchall()
-            return found, self._run(connection, "SELECT max(as_of_ms) FROM progress").fetchone()
-
-        found, as_of = await self._read(read)
-        hits = [
-            Hit(Row(*one[: len(_FIELDS)]), one[len(_FIELDS)], _attributes(one[len(_FIELDS) + 1]))
-            for one in map(self.read_names, found)
-        ]
-        return hits, int(as_of[0] or 0)
-
-    def _question(self, question: Question) -> tuple[str, tuple[Any, ...]]:
-        conditions, values = ["rows.merchant = ?"], [question.merchant]
-        words = searched_words(question.text or "")
-        if question.text is not None:
-            if words:
-                condition, argument = self.matching(words)
-                conditions.append(condition)
-                values.append(argument)
+        def read(connection: Any) -> Found:
+            as_of = self._run(connection, "SELECT max(as_of_ms) FROM progress").fetchone()[0]
+            if question.text is None:
+                hits, after = self._rows(connection, question, None), None
             else:
-                # A question of punctuation alone has no answer, and not all of them.
-                conditions.append("1 = 0")
+                hits, after = self._matching(connection, question)
+            if len(hits) > question.limit:
+                hits = hits[: question.limit]
+                after = (hits[-1].row.sku, hits[-1].row.location)
+            return Found(hits, after, int(as_of or 0))
+
+        return await self._read(read)
+
+    def _matching(self, connection: Any, question: Question) -> tuple[list[Hit], Place | None]:
+        """Find the SKUs that have the words, and then their rows, until there are enough.
+
+        The other way round, through all rows in their order, a word that few have takes seconds.
+        """
+        words = searched_words(question.text or "")
+        if not words:
+            # A question of punctuation alone has no answer, and not all of them.
+            return [], None
+        argument, first = self.matching(words), (question.after or ("", ""))[0]
+        values = (argument, question.merchant, first, MAX_MATCHES)
+        found = self._run(connection, self.matched_skus, values).fetchall()
+        skus = [self.read_names(one)[0] for one in found]
+        hits: list[Hit] = []
+        for start in range(0, len(skus), SKUS_AT_ONCE):
+            left = msgspec.structs.replace(question, limit=question.limit - len(hits))
+            hits += self._rows(connection, left, skus[start : start + SKUS_AT_ONCE])
+            if len(hits) > question.limit:
+                return hits, None
+        return hits, (skus[-1], _PAST_ALL) if len(skus) == MAX_MATCHES else None
+
+    def _rows(self, connection: Any, question: Question, skus: Sequence[str] | None) -> list[Hit]:
+        """Read one row more than was asked for, where there is one; of `skus` unless None."""
+        conditions: list[str] = ["rows.merchant = ?"]
+        values: list[Any] = [question.merchant]
         for column, value in (("sku", question.sku), ("location", question.location)):
             if value is not None:
                 conditions.append(f"rows.{column} = ?")
                 values.append(value)
+        if skus is not None:
+            conditions.append(f"rows.sku IN ({', '.join('?' * len(skus))})")
+            values += skus
         if question.stocked is not None:
             conditions.append(_STOCKED[question.stocked])
         if question.after is not None:
@@ -334,9 +372,13 @@ class Database(ABC):
             f"SELECT {columns}, catalog.title, catalog.attributes FROM rows "  # noqa: S608 - ours
             "JOIN catalog ON catalog.merchant = rows.merchant AND catalog.sku = rows.sku "
             f"WHERE {' AND '.join(conditions)} "
-            f"ORDER BY rows.sku, rows.location LIMIT {int(question.limit)}"
+            f"ORDER BY rows.sku, rows.location LIMIT {question.limit + 1}"
         )
-        return sql, tuple(values)
+        found = self._run(connection, sql, values).fetchall()
+        return [
+            Hit(Row(*one[: len(_FIELDS)]), one[len(_FIELDS)], _attributes(one[len(_FIELDS) + 1]))
+            for one in map(self.read_names, found)
+        ]
 
     # Anti-entropy
 
@@ -503,15 +545,28 @@ class Sqlite(Database):
                 f"BEGIN {body} END"
             )
 
-    def matching(self, words: Sequence[str]) -> tuple[str, str]:
+    # A cross join is done in the order in which it is written: the words come first.
+    matched_skus = (
+        "SELECT catalog.sku FROM catalog_words CROSS JOIN catalog "
+        "ON catalog.id = catalog_words.rowid WHERE catalog_words MATCH ? "
+        "AND catalog.merchant = ? AND catalog.sku >= ? ORDER BY catalog.sku LIMIT ?"
+    )
+
+    def matching(self, words: Sequence[str]) -> str:
         """Ask the full-text table; a word in quotes is no syntax."""
-        condition = "catalog.id IN (SELECT rowid FROM catalog_words WHERE catalog_words MATCH ?)"
-        return condition, " ".join(f'"{word}"*' for word in words)
+        return " ".join(f'"{word}"*' for word in words)
 
     def placeholders(self, sql: str) -> str:
         """Leave it as it is."""
         return sql
 
+
+SCARCE: Final = (
+    "CREATE INDEX IF NOT EXISTS rows_out ON rows (merchant, sku, location) WHERE available = 0",
+    """CREATE INDEX IF NOT EXISTS rows_low ON rows (merchant, sku, location)
+        WHERE low_stock_threshold > 0 AND available <= low_stock_threshold""",
+)
+"""Indexes of the rows that are out or low: few among many, so they are not to be looked for."""
 
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -525,6 +580,7 @@ _TABLES: Final = (
         PRIMARY KEY (merchant, sku, location)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS rows_by_location ON rows (merchant, location, sku)",
     "CREATE INDEX IF NOT EXISTS rows_by_partition ON rows (partition, merchant, location, sku)",
+    *SCARCE,
     """CREATE TABLE IF NOT EXISTS catalog (
         id INTEGER PRIMARY KEY, merchant TEXT NOT NULL, sku TEXT NOT NULL, title TEXT NOT NULL,
         attributes TEXT NOT NULL, described INTEGER NOT NULL, words TEXT NOT NULL,

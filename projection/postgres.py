@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from engine.outcomes import IndexUnavailable
-from projection.database import BUSY_SECONDS, Database
+from projection.database import BUSY_SECONDS, SCARCE, Database
 
 try:
     import psycopg
@@ -41,10 +41,14 @@ class Postgres(Database):
         yield f"SELECT pg_advisory_xact_lock({_LOCK})"
         yield from _TABLES
 
-    def matching(self, words: Sequence[str]) -> tuple[str, str]:
+    matched_skus = (
+        "SELECT sku FROM catalog WHERE to_tsvector('simple', words) @@ to_tsquery('simple', ?) "
+        "AND merchant = ? AND sku >= ? ORDER BY sku LIMIT ?"
+    )
+
+    def matching(self, words: Sequence[str]) -> str:
         """Ask the text index; words are letters and digits alone, so they are no syntax."""
-        condition = "to_tsvector('simple', catalog.words) @@ to_tsquery('simple', ?)"
-        return condition, " & ".join(f"{word}:*" for word in words)
+        return " & ".join(f"{word}:*" for word in words)
 
     def placeholders(self, sql: str) -> str:
         """Write `?` as `%s`; none of the statements has another `?` or a `%`."""
@@ -87,6 +91,7 @@ _TABLES: Final = (
         PRIMARY KEY (merchant, sku, location))""",
     "CREATE INDEX IF NOT EXISTS rows_by_location ON rows (merchant, location, sku)",
     "CREATE INDEX IF NOT EXISTS rows_by_partition ON rows (partition, merchant, location, sku)",
+    *SCARCE,
     f"""CREATE TABLE IF NOT EXISTS catalog (
         id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, merchant {_NAME}, sku {_NAME},
         title TEXT NOT NULL, attributes TEXT NOT NULL, described INTEGER NOT NULL,

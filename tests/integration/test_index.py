@@ -92,8 +92,8 @@ async def followed(shop: Shop, database: Database) -> AsyncIterator[None]:
 
 
 async def ask(database: Database, merchant: str, **asked: Any) -> list[Hit]:
-    found, _ = await database.search(Question(merchant=merchant, **{"limit": 100, **asked}))
-    return found
+    found = await database.search(Question(merchant=merchant, **{"limit": 100, **asked}))
+    return found.hits
 
 
 async def places(database: Database, merchant: str, **asked: Any) -> list[tuple[str, str]]:
@@ -157,7 +157,9 @@ async def test_an_index_that_was_lost_is_filled_again(shop: Shop, tmp_path: Path
         await database.close()
 
 
-async def test_text_stock_and_pages(shop: Shop, database: Database) -> None:
+async def test_text_stock_and_pages(
+    shop: Shop, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = {
         "mug-blue": (5, 0),
         "mug-red": (0, 0),
@@ -208,6 +210,21 @@ async def test_text_stock_and_pages(shop: Shop, database: Database) -> None:
         paged += await places(database, merchant, after=paged[-1] if paged else None, limit=1)
     assert paged == whole
     assert await places(database, f"{merchant}-other") == []
+
+    # A word that very many have: a page may be short, and the next question goes on behind it.
+    monkeypatch.setattr("projection.database.MAX_MATCHES", 2)
+    monkeypatch.setattr("projection.database.SKUS_AT_ONCE", 1)
+    for number in range(5):
+        await database.put_item(merchant, Item(f"mug-{number}", "Mug without stock", {}))
+    after, seen, rounds = None, [], 0
+    while rounds == 0 or after is not None:
+        page = await database.search(Question(merchant=merchant, text="mug", after=after, limit=1))
+        seen += [hit.row.sku for hit in page.hits]
+        after, rounds = page.after, rounds + 1
+        assert rounds < 20
+    assert seen == ["mug-blue", "mug-red"]
+    assert rounds > 3
+    monkeypatch.undo()
 
     # What a SKU is called can be changed and forgotten; the SKU is still found.
     await database.put_item(merchant, Item("mug-blue", "Cup", {}))
