@@ -267,24 +267,28 @@ class Webhooks:
         """Put a new secret in force; the one before stays valid for `overlap_ms`.
 
         Never more than two are valid. A retry under the same key gets the same secret again.
-        Raises WebhookNotFound, InvalidCommand.
+        Raises WebhookNotFound, InvalidCommand, IdempotencyKeyReused.
         """
         check_key(key)
         if not 0 <= overlap_ms <= MAX_OVERLAP_MS:
             raise InvalidCommand("overlap_seconds", f"must be 0 to {MAX_OVERLAP_MS // 1000}")
-        made_by = digest("rotate", key)
+        caller = digest("rotate", key)
+        made_by = f"{caller} {overlap_ms}"
         fresh = new_secret()
         now_ms = await self.now_ms()
 
         def rotated(found: WebhookEndpoint) -> WebhookEndpoint:
-            if found.secrets[0].made_by == made_by:
+            earlier = [one.made_by for one in found.secrets if one.made_by.startswith(caller)]
+            if earlier and earlier != [made_by]:
+                raise IdempotencyKeyReused(key)
+            if earlier:
                 return found
             old = msgspec.structs.replace(found.secrets[0], expires_at_ms=now_ms + overlap_ms)
             new = SigningSecret(fresh, made_by, now_ms)
             return msgspec.structs.replace(found, secrets=(new, old) if overlap_ms else (new,))
 
         _, after = await self._replace(merchant, webhook, rotated)
-        secret = after.secrets[0].text
+        (secret,) = [one.text for one in after.secrets if one.made_by == made_by]
         return Made(after, secret, secret != fresh)
 
     async def delete(self, merchant: str, webhook: str) -> None:

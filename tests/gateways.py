@@ -164,6 +164,7 @@ class GatewayProcess:
         await self._start()
         async with asyncio.timeout(EXIT_SECONDS):
             _, logged = await self.process.communicate()
+        self._folder.cleanup()
         return self.process.returncode or 0, logged.decode().splitlines()
 
     async def _start(self) -> None:

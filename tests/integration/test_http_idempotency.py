@@ -37,6 +37,16 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
             f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/extend",
             {"ttl_seconds": 2000 if other else 1000},
         ),
+        "createWebhook": (
+            "POST",
+            f"{shelf.merchant_path}/webhooks",
+            {"url": "https://hooks.example/", "description": "other" if other else ""},
+        ),
+        "rotateWebhookSecret": (
+            "POST",
+            f"{shelf.merchant_path}/webhooks/{await webhook(shelf)}/secret",
+            {"overlap_seconds": 20 if other else 10},
+        ),
     }[name]
     if name == "changeSettings":
         headers = {**headers, "If-Match": '"2"'}
@@ -45,6 +55,15 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
 
 async def reservation(shelf: Shelf) -> str:
     return str((await shelf.reserve(("tea", 1), key="the first")).json()["id"])
+
+
+async def webhook(shelf: Shelf) -> str:
+    made = await shelf.client.post(
+        f"{shelf.merchant_path}/webhooks",
+        json={"url": "https://hooks.example/"},
+        headers={"Idempotency-Key": "the first"},
+    )
+    return str(made.json()["id"])
 
 
 @pytest.fixture
@@ -103,6 +122,8 @@ async def test_concurrent_retries_have_one_effect_and_one_answer(stocked: Shelf,
         "move": (11, 1, 0),
         "changeSettings": (10, 1, 1),
         "extend": (10, 1, 0),
+        "createWebhook": (10, 1, 0),
+        "rotateWebhookSecret": (10, 1, 0),
     }[name]
 
 
