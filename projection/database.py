@@ -6,6 +6,7 @@ the store's word for what a partition holds.
 """
 
 import asyncio
+import os
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
@@ -519,6 +520,9 @@ class Sqlite(Database):
 
     def connect(self) -> Any:
         """Open the file, and make it where there is none."""
+        # Readable by its owner alone, as everything in a data directory; SQLite gives the files
+        # beside it the same mode.
+        os.close(os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(
             self._path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level="IMMEDIATE"
         )

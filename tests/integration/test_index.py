@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -147,6 +148,11 @@ async def test_the_index_is_filled_and_follows_and_goes_on_where_it_was(
     ]
 
 
+def modes(folder: Path, name: str) -> set[int]:
+    """Return the modes of an index's file and of those beside it."""
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.glob(f"{name}*")}
+
+
 async def test_an_index_that_was_lost_is_filled_again(shop: Shop, tmp_path: Path) -> None:
     await shop.receive("tea", 3)
     for name in ("first.db", "second.db"):
@@ -154,6 +160,7 @@ async def test_an_index_that_was_lost_is_filled_again(shop: Shop, tmp_path: Path
         await database.prepare()
         async with followed(shop, database):
             await until_same(shop, database)
+            assert modes(tmp_path, name) == {0o600}
         await database.close()
 
 
