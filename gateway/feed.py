@@ -21,7 +21,16 @@ from engine.outcomes import Overloaded, StoreUnavailable
 from engine.store import StoreSettings
 from engine.tail import Batch, Cursor, Fork, Gap, Tail, TailEntry, current_ends, stream_position
 from engine.tasks import end_task
-from gateway.subscriptions import CutOff, Interest, Place, Position, Subscription, Told, skus_of
+from gateway.subscriptions import (
+    MAX_LISTED,
+    CutOff,
+    Interest,
+    Place,
+    Position,
+    Subscription,
+    Told,
+    skus_of,
+)
 from gateway.view import View
 
 BLOCK_MS: Final = 100
@@ -46,7 +55,7 @@ CLOCK_MARGIN_MS: Final = 5_000
 newest entry, since other nodes may still write entries with earlier ids."""
 
 MAX_STREAMS: Final = 20_000
-"""Subscriptions of one process: at some 30 kB each they take what a process should."""
+"""Subscriptions of one process: at some 20 kB each they take what a process should."""
 
 MAX_STREAMS_OF_A_KEY: Final = 2_000
 """So that one careless caller does not take them all."""
@@ -294,8 +303,12 @@ class Feed:
             # Some partitions have more, of after what they gave last.
             base_ms = min(base_ms, self.edge.base_ms)
         base_ms = max(base_ms, self.edge.base_ms)
-        listed = {p: place for p, place in places.items() if place.at_ms >= base_ms}
-        self.edge = Position(base_ms, listed)
+        # A ledger without an entry has nothing to be behind of.
+        late = [(p, at) for p, at in places.items() if at.at_ms >= base_ms and at.at_ms > 0]
+        if len(late) > MAX_LISTED:
+            # Of those that are left out a listener that comes back hears some again.
+            late = sorted(late, key=lambda one: one[1])[-MAX_LISTED:]
+        self.edge = Position(base_ms, dict(late))
 
 
 def _discard(

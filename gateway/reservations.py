@@ -108,8 +108,9 @@ async def release(call: Call, body: wire.ReleaseRequest) -> Answer:
 
 def _forget(call: Call, changed: Reservation) -> None:
     """Have whoever made this change read its rows anew: it did not answer what they are now."""
-    skus = [line.sku for line in changed.lines]
-    call.service.feed.view.forget(changed.merchant, changed.location, skus)
+    view = call.service.feed.view
+    if not view.is_idle:
+        view.forget(changed.merchant, changed.location, [line.sku for line in changed.lines])
 
 
 def _answer(result: ReservationResult) -> Answer:
