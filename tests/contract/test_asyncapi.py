@@ -108,6 +108,11 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.COMMIT, ("held", 2000, [["tea", 1]])),
         operation(OperationKind.RELEASE, ("held", 2000, "why")),
         operation(OperationKind.EXPIRE, ("held", 2000)),
+        operation(OperationKind.SHORTFALL, ("tea", 2, 1000, "sale", [["rsv_0_1", 2, "held"]])),
+        operation(OperationKind.SHORTFALL, ("tea", 0, 1000, "receive", [])),
+        operation(OperationKind.OFFLINE, ("degraded", 1000, [["tea", 3]], "live")),
+        operation(OperationKind.OFFLINE, ("catching_up", 1000, [], "degraded")),
+        operation(OperationKind.OFFLINE, ("live", 0, [["tea", 0]], "catching_up")),
     ]
     seen: set[str] = set()
     for one in told:

@@ -54,6 +54,9 @@ def types(one: Operation) -> list[str]:
         ((5, 0, 0, 0, 0), (5, 0, 0, 0, 5), ["stock.low"]),
         ((5, 0, 0, 0, 5), (5, 0, 0, 0, 0), []),
         ((5, 0, 0, 0, 0), (5, 0, 9, 0, 0), ["stock.out"]),
+        # And so do units that are held back while tills are silent.
+        ((5, 0, 0, 0, 0, 0), (5, 0, 0, 0, 0, 5), ["stock.out"]),
+        ((5, 0, 0, 0, 0, 5), (5, 0, 0, 0, 0, 4), ["stock.back"]),
     ],
 )
 def test_a_crossing_fires_once_and_a_change_always(
@@ -88,6 +91,7 @@ def test_an_event_says_what_the_row_is_and_where_it_stands() -> None:
             "shortfall": 0,
             "deficit": 0,
             "low_stock_threshold": 4,
+            "offline_buffer": 0,
             "operation": "move",
             "as_of": AT,
         },
@@ -167,3 +171,34 @@ def test_every_type_has_its_event_and_comes_back_from_its_json() -> None:
 
 def test_what_changes_neither_row_nor_reservation_tells_nothing() -> None:
     assert told(operation(OperationKind.REBUILD, detail=("store", "", 16))) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "before", "told_of"),
+    [
+        ("degraded", "live", ["location.degraded"]),
+        ("degraded", "degraded", []),
+        ("catching_up", "degraded", ["location.catching_up"]),
+        ("live", "catching_up", ["location.live"]),
+    ],
+)
+def test_a_location_is_told_of_when_its_tills_change_and_not_when_it_holds_back_more(
+    state: str, before: str, told_of: list[str]
+) -> None:
+    since_ms = 0 if state == "live" else AT_MS
+    one = operation(OperationKind.OFFLINE, detail=(state, since_ms, [["tea", 3]], before))
+    assert types(one) == told_of
+    for event in told(one):
+        assert event.subject == "le eds"
+        assert getattr(event.data, "since", "") == (None if state == "live" else AT)
+
+
+def test_a_shortfall_names_whom_it_endangers_and_how_it_ended() -> None:
+    endangered = [["rsv_3_b", 2, "held"], ["rsv_3_a", 1, "confirmed"]]
+    (recorded,) = told(operation(OperationKind.SHORTFALL, detail=("tea", 3, 0, "sale", endangered)))
+    data = msgspec.to_builtins(recorded.data)
+    assert (recorded.type_name, recorded.subject) == ("shortfall.recorded", "tea")
+    assert [one["reservation"] for one in data["endangered"]] == ["rsv_3_b", "rsv_3_a"]
+    (closed,) = told(operation(OperationKind.SHORTFALL, detail=("tea", 0, 0, "receive", [])))
+    assert closed.type_name == "shortfall.closed"
+    assert msgspec.to_builtins(closed.data)["how"] == "receive"
