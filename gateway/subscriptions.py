@@ -331,8 +331,11 @@ class Subscription:
 
     async def wait(self, seconds: float) -> bool:
         """Wait until there is something to do; False where the time was up first."""
-        if self._awake.is_set():
+        # Not by the event alone: what it was set for may have been left out since (`start_above`),
+        # and a reader that is woken for nothing again and again would keep everyone else waiting.
+        if self._pending or self.cut_off is not None or self.reset_because is not None:
             return True
+        self._awake.clear()
         try:
             async with asyncio.timeout(seconds):
                 await self._awake.wait()

@@ -167,3 +167,13 @@ def test_only_what_is_asked_for_is_wanted() -> None:
         (Interest(merchant="acme", types=frozenset({EventType.STOCK_OUT})), (False, True)),
     ):
         assert (interest.wants(changed.event), interest.wants(out.event)) == expected
+
+
+async def test_a_reader_sleeps_where_all_that_woke_it_was_left_out() -> None:
+    subscription = Subscription(ALL, EDGE)
+    offer(subscription, told("tea", 4, Place(2_000, 0)))
+    assert await subscription.wait(0.01)
+    subscription.start_above({("leeds", "tea"): 5}, until=10.0)
+    assert not await subscription.wait(0.01)
+    offer(subscription, told("tea", 6, Place(2_001, 0)))
+    assert await subscription.wait(0.01)
