@@ -49,15 +49,15 @@ def max_age(max_staleness_ms: int | None, consistency: str | None) -> int:
 
 async def read_row(call: Call, location: str, sku: str, *, max_age_ms: int) -> Reading:
     """Read one row. Raises StoreUnavailable and InvalidCommand."""
-    feed = call.service.feed
+    fanout = call.service.fanout
     key = (call.merchant, location, sku)
     if max_age_ms > 0:
-        sight = feed.view.look(key, max_age_ms=max_age_ms)
+        sight = fanout.view.look(key, max_age_ms=max_age_ms)
         if sight is not None:
             return _seen(sight)
-        feed.wake()
+        fanout.wake()
     began, as_of_ms = time.monotonic(), time.time_ns() // 1_000_000
-    inventory, view = call.inventory, feed.view
+    inventory, view = call.inventory, fanout.view
     # Also where the store must be asked: whoever is told a version here must not find an older
     # one in the view the next time.
     fill = view.begin(key, partition_of(call.merchant, location, inventory.partitions))
@@ -79,8 +79,8 @@ async def read_rows(
     call: Call, wanted: Sequence[tuple[str, str]], *, max_age_ms: int
 ) -> list[Reading]:
     """Read rows by (location, SKU), in order; what the view does not have in one go."""
-    feed, merchant = call.service.feed, call.merchant
-    view = feed.view
+    fanout, merchant = call.service.fanout, call.merchant
+    view = fanout.view
     readings: list[Reading | None] = [None] * len(wanted)
     if max_age_ms > 0:
         for i, (location, sku) in enumerate(wanted):
@@ -90,7 +90,7 @@ async def read_rows(
     missing = [i for i, reading in enumerate(readings) if reading is None]
     if missing:
         if max_age_ms > 0:
-            feed.wake()
+            fanout.wake()
         for i, reading in zip(
             missing,
             await _from_store(call, [wanted[i] for i in missing]),
@@ -101,7 +101,7 @@ async def read_rows(
 
 
 async def _from_store(call: Call, wanted: Sequence[tuple[str, str]]) -> list[Reading]:
-    view, inventory, merchant = call.service.feed.view, call.inventory, call.merchant
+    view, inventory, merchant = call.service.fanout.view, call.inventory, call.merchant
     began, as_of_ms = time.monotonic(), time.time_ns() // 1_000_000
     partitions = inventory.partitions
     fills = [

@@ -21,7 +21,7 @@ from engine.limits import MAX_BATCH_ROWS, MAX_PAGE
 from engine.model import Row, time_text
 from engine.outcomes import LimitExceeded, Overloaded
 from engine.tail import Cursor, cursors_before, stream_position
-from gateway.feed import Feed
+from gateway.fanout import Fanout
 from gateway.subscriptions import Interest, Place, Position, Subscription, Told
 
 MAX_SNAPSHOT_ROWS: Final = 10_000
@@ -81,11 +81,11 @@ class Beginning(msgspec.Struct, frozen=True):
 
 
 class Listening:
-    """Begins subscriptions on one feed."""
+    """Begins subscriptions on one fan-out."""
 
-    def __init__(self, feed: Feed, inventory: Inventory) -> None:
+    def __init__(self, fanout: Fanout, inventory: Inventory) -> None:
         """Read what they begin with from `inventory`."""
-        self._feed = feed
+        self._fanout = fanout
         self._inventory = inventory
         self._turns = asyncio.Semaphore(MAX_SNAPSHOTS_AT_ONCE)
 
@@ -96,15 +96,15 @@ class Listening:
 
         Raises StoreUnavailable, Overloaded, LimitExceeded (too many rows for a snapshot).
         """
-        await self._feed.ready()
-        subscription = self._feed.subscribe(interest, key_id=key_id)
+        await self._fanout.ready()
+        subscription = self._fanout.subscribe(interest, key_id=key_id)
         try:
             anew: Anew | None = Anew.OPENED
             if last_event_id is not None:
                 anew = await self._go_on(subscription, last_event_id)
             beginning = await self.begin(subscription, anew, snapshot=snapshot)
         except BaseException:
-            self._feed.unsubscribe(subscription)
+            self._fanout.unsubscribe(subscription)
             raise
         return subscription, beginning
 
@@ -124,7 +124,7 @@ class Listening:
         except TimeoutError as error:
             raise Overloaded(retry_after_ms=5_000) from error
         versions = {(row.location, row.sku): row.version for row in rows}
-        self._feed.start_above(subscription, versions, read_at=time.monotonic())
+        self._fanout.start_above(subscription, versions, read_at=time.monotonic())
         return Beginning(anew, [_state(row, as_of) for row in rows], as_of)
 
     # A snapshot
@@ -178,7 +178,7 @@ class Listening:
         if position is None:
             return Anew.UNKNOWN_POSITION
         # As the tail stood when the subscription was made: nothing was awaited since.
-        until = dict(self._feed.positions)
+        until = dict(self._fanout.positions)
         inventory, interest = self._inventory, subscription.interest
         keys = inventory.keys
         if interest.locations is not None:

@@ -38,7 +38,7 @@ async def move(call: Call, body: wire.MovementRequest) -> Answer:
     """Book one movement under the request's idempotency key."""
     movement = _movement(body, key=key_of(call), location=call.path["location"])
     moved = await call.inventory.move(call.merchant, movement, actor=call.actor)
-    call.service.feed.view.learn(moved.row)
+    call.service.fanout.view.learn(moved.row)
     return answer_once(201, wire.movement(movement, moved), replayed=moved.replayed)
 
 
@@ -56,7 +56,7 @@ async def move_batch(call: Call, body: wire.MovementBatchRequest) -> Answer:
     results = [next(booked) if isinstance(item, model.Movement) else item for item in items]
     for result in results:
         if isinstance(result, model.Moved):
-            call.service.feed.view.learn(result.row)
+            call.service.fanout.view.learn(result.row)
     _raise_if_store_failed(results)
     data = [
         _outcome(pointer(["movements", str(i)]), raw, item, result)

@@ -108,7 +108,7 @@ async def release(call: Call, body: wire.ReleaseRequest) -> Answer:
 
 def _forget(call: Call, changed: Reservation) -> None:
     """Have whoever made this change read its rows anew: it did not answer what they are now."""
-    view = call.service.feed.view
+    view = call.service.fanout.view
     if not view.is_idle:
         view.forget(changed.merchant, changed.location, [line.sku for line in changed.lines])
 

@@ -24,7 +24,7 @@ from engine.upkeep import read_upkeep
 from gateway.bearer import bearer
 from gateway.crowd import Crowd
 from gateway.egress import Egress
-from gateway.feed import Feed
+from gateway.fanout import Fanout
 from gateway.listening import Listening
 from gateway.rate_limits import RateLimits
 from gateway.wire import Health, Readiness
@@ -78,7 +78,7 @@ class Service:
         self._partitions = partitions
         self._open_history = open_history
         self._inventory: Inventory | None = None
-        self._feed: Feed | None = None
+        self._fanout: Fanout | None = None
         self._listening: Listening | None = None
         self._history: History | None = None
         self._feeds: Feeds | None = None
@@ -104,9 +104,9 @@ class Service:
         if self._egress is not None:
             await self._egress.close()
             self._egress = None
-        if self._feed is not None:
-            await self._feed.stop()
-            self._feed = None
+        if self._fanout is not None:
+            await self._fanout.stop()
+            self._fanout = None
             self._listening = None
         if self._inventory is not None:
             await self._inventory.store.close()
@@ -138,11 +138,11 @@ class Service:
         return self._freshness
 
     @property
-    def feed(self) -> Feed:
+    def fanout(self) -> Fanout:
         """The tail of the ledger, and the view that it keeps. Raises StoreUnavailable."""
-        if self._feed is None:
+        if self._fanout is None:
             raise StoreUnavailable()
-        return self._feed
+        return self._fanout
 
     @property
     def listening(self) -> Listening:
@@ -151,10 +151,10 @@ class Service:
             raise StoreUnavailable()
         return self._listening
 
-    def say_goodbye(self) -> None:
+    async def say_goodbye(self) -> None:
         """End every stream, so that the process can end; requests under way go on."""
-        if self._feed is not None:
-            self._feed.say_goodbye()
+        if self._fanout is not None:
+            await self._fanout.say_goodbye()
 
     @property
     def history(self) -> History:
@@ -245,8 +245,8 @@ class Service:
                 partitions=self._partitions,
             )
             self._inventory = Inventory(store, partitions=facts.partitions)
-            self._feed = Feed(self._inventory, self._settings)
-            self._listening = Listening(self._feed, self._inventory)
+            self._fanout = Fanout(self._inventory, self._settings)
+            self._listening = Listening(self._fanout, self._inventory)
             self._keys = KeyCache(store.client)
             self._facts = facts
             opened = True

@@ -85,7 +85,7 @@ class EventStream:
     ) -> None:
         """Send what `subscription` has, after what it begins with."""
         self._service = call.service
-        self._feed = call.service.feed
+        self._fanout = call.service.fanout
         self._secret = call.headers.get(b"authorization", b"")
         self._merchant = call.merchant
         self._subscription = subscription
@@ -108,7 +108,7 @@ class EventStream:
             # It takes nothing any more, not even a goodbye.
             return
         finally:
-            self._feed.unsubscribe(self._subscription)
+            self._fanout.unsubscribe(self._subscription)
             if watching is not None:
                 watching.cancel()
 
@@ -132,7 +132,7 @@ class EventStream:
                 await self._recheck()
             elif not await subscription.wait(HEARTBEAT_SECONDS):
                 # An id without data is no event, but the client notes where it stands.
-                position = subscription.position(self._feed.edge)
+                position = subscription.position(self._fanout.edge)
                 await _send(send, b": \nid: %s\n\n" % position.encode())
                 await self._recheck()
         if subscription.cut_off is CutOff.GONE:
@@ -154,7 +154,7 @@ class EventStream:
         self._beginning = None
         ready = {"as_of": beginning.as_of}
         # Before anything is sent: what comes meanwhile is behind it.
-        position = self._subscription.position(self._feed.edge)
+        position = self._subscription.position(self._fanout.edge)
         if beginning.anew is None:
             await _send(send, _event("resumed", ready, position=position))
             return
@@ -174,7 +174,7 @@ class EventStream:
             [
                 b"id: %s\nevent: %s\ndata: %s\n\n"
                 % (position.encode(), told.event.type_name.encode(), told.json)
-                for told, position in self._subscription.take(MAX_EVENTS_AT_ONCE, self._feed.edge)
+                for told, position in self._subscription.take(MAX_EVENTS_AT_ONCE, self._fanout.edge)
             ]
         )
 

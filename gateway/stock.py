@@ -103,7 +103,7 @@ async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
     except VersionConflict as error:
         raise PreconditionFailed(error.sku, expected=error.expected, actual=error.actual) from error
     row = configured.row
-    call.service.feed.view.learn(row)
+    call.service.fanout.view.learn(row)
     return answer_once(
         200, wire.stock(row), replayed=configured.replayed, headers=[etag(row.version)]
     )

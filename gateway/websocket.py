@@ -150,7 +150,7 @@ class _Conversation:
 
     def __init__(self, call: Call, form: Form, receive: Receive, send: Send) -> None:
         self._call = call
-        self._feed = call.service.feed
+        self._fanout = call.service.fanout
         self._form = form
         self._receive = receive
         self._send_raw = send
@@ -178,7 +178,7 @@ class _Conversation:
         finally:
             listening.cancel()
             for listener in self._listeners.values():
-                self._feed.unsubscribe(listener.subscription)
+                self._fanout.unsubscribe(listener.subscription)
         # A bug in the other task is one here.
         if listening.done() and not listening.cancelled():
             listening.result()
@@ -282,7 +282,7 @@ class _Conversation:
         self._outbox.append(Refused(code=code, detail=detail, id=name))
 
     def _forget(self, listener: _Listener) -> None:
-        self._feed.unsubscribe(listener.subscription)
+        self._fanout.unsubscribe(listener.subscription)
         del self._listeners[listener.id]
 
     # What it is told
@@ -318,7 +318,7 @@ class _Conversation:
             await self._begin(listener, listener.beginning)
             return True
         sent = False
-        for told, position in subscription.take(listener.room, self._feed.edge):
+        for told, position in subscription.take(listener.room, self._fanout.edge):
             listener.sent += 1
             packed = told.json if self._form.is_text else told.msgpack
             await self._send(
@@ -345,7 +345,7 @@ class _Conversation:
     async def _begin(self, listener: _Listener, beginning: Beginning) -> None:
         listener.beginning = None
         name, anew = listener.id, beginning.anew
-        position = listener.subscription.position(self._feed.edge)
+        position = listener.subscription.position(self._fanout.edge)
         if anew in (None, Anew.OPENED) or listener.sent == 0:
             await self._send(Subscribed(id=name, resumed=anew is None))
         if anew is not None:

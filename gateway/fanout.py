@@ -50,6 +50,11 @@ READY_SECONDS: Final = 3.0
 FIRST_BACKOFF_SECONDS: Final = 0.1
 MAX_BACKOFF_SECONDS: Final = 2.0
 
+GOODBYE_SECONDS: Final = 2.0
+"""What subscribers get to take their last message, before their connections are closed."""
+
+GOODBYE_CHECK_SECONDS: Final = 0.01
+
 CLOCK_MARGIN_MS: Final = 5_000
 """How far the clocks of a cluster's nodes may be apart. A position there is so much before the
 newest entry, since other nodes may still write entries with earlier ids."""
@@ -62,10 +67,10 @@ MAX_STREAMS_OF_A_KEY: Final = 2_000
 
 Name = TypeVar("Name")
 
-log = structlog.get_logger("gateway.feed")
+log = structlog.get_logger("gateway.fanout")
 
 
-class Feed:
+class Fanout:
     """Follows the tail while anybody listens; see the module's text."""
 
     def __init__(self, inventory: Inventory, settings: StoreSettings) -> None:
@@ -111,16 +116,23 @@ class Feed:
 
     async def stop(self) -> None:
         """Cut everyone off and stop following."""
-        self.say_goodbye()
+        await self.say_goodbye()
         if self._following is not None:
             await end_task(self._following)
             self._following = None
 
-    def say_goodbye(self) -> None:
-        """Tell every subscriber that this process ends; new ones are refused."""
+    async def say_goodbye(self) -> None:
+        """Tell every subscriber that this process ends, and give them a moment to hear it.
+
+        New ones are refused.
+        """
         self._closing = True
         for subscription in list(self._all):
             subscription.cut(CutOff.SHUTTING_DOWN)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + GOODBYE_SECONDS
+        while self._all and loop.time() < until:  # noqa: ASYNC110 - thousands, and only at the end
+            await asyncio.sleep(GOODBYE_CHECK_SECONDS)
 
     # Subscribers
 
