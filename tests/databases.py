@@ -19,6 +19,9 @@ DEBIAN: Final = Path("/usr/lib/postgresql")
 USERS: Final = ("postgres", "nobody")
 """PostgreSQL refuses to run as root; the first of these that exists runs it then."""
 
+REQUIRE_POSTGRES: Final = "HOLDFAST_REQUIRE_POSTGRES"
+"""Set where a missing PostgreSQL is a failure and no reason to skip."""
+
 READY_SECONDS: Final = 30.0
 CHECK_SECONDS: Final = 0.05
 
@@ -61,7 +64,7 @@ def _programs() -> Path:
     for place in places:
         if all((place / name).exists() for name in ("initdb", "postgres")):
             return place
-    pytest.skip("no PostgreSQL on PATH")
+    raise _missing("no PostgreSQL on PATH")
 
 
 def _unprivileged() -> tuple[list[str], pwd.struct_passwd | None]:
@@ -77,7 +80,14 @@ def _unprivileged() -> tuple[list[str], pwd.struct_passwd | None]:
             ids = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
             # A change of user clears the signal that ends the server with this process.
             return [setpriv, *ids, "--pdeathsig", "KILL"], user
-    pytest.skip("PostgreSQL does not run as root, and there is no other user to run it")
+    raise _missing("PostgreSQL does not run as root, and there is no other user to run it")
+
+
+def _missing(reason: str) -> BaseException:
+    """Return what skips the test, or fails it where it must not be skipped."""
+    if os.environ.get(REQUIRE_POSTGRES):
+        return pytest.fail.Exception(reason)
+    return pytest.skip.Exception(reason)
 
 
 def _await(directory: Path, server: "subprocess.Popen[bytes]") -> None:
