@@ -40,11 +40,13 @@ COLUMNS: Final = (
     "safety_stock",
     "deficit",
     "low_stock_threshold",
+    "offline_buffer",
     "on_hand_change",
     "reserved_change",
     "safety_stock_change",
     "deficit_change",
     "low_stock_threshold_change",
+    "offline_buffer_change",
 )
 """Units and ms since 1970. An operation without rows, such as a confirmation, has one line with an
 empty `sku` and no numbers past `sequence`."""
@@ -116,7 +118,8 @@ def lines_of(operation: Operation, *, partition: int, sequence: int, at_ms: int)
             *_units(change.deltas),
         )
     if not operation.rows:
-        yield (*head, operation.location, "", None, *rest, *[None] * 8)
+        no_units = [None] * 2 * len(Levels.__struct_fields__)
+        yield (*head, operation.location, "", None, *rest, *no_units)
 
 
 def _movement(operation: Operation) -> tuple[str, str]:

@@ -118,7 +118,7 @@ async def search(service: RunningService, folder: Path, line: CommandLine) -> No
     checked = await asyncio.to_thread(lambda: line.json("index", "check"))
     assert checked == {"rows": 1, "mended": 0}
     readers = {one["name"] for one in await asyncio.to_thread(lambda: line.rows("readers", "list"))}
-    assert readers == {"index", "webhooks"}
+    assert readers == {"index", "shortfalls", "webhooks"}
     async with httpx.AsyncClient(base_url=service.url) as client:
         document = json.loads((await client.get("/asyncapi.json")).text)
     assert "webhook.test" in document["components"]["messages"]
