@@ -213,14 +213,20 @@ def read_head(data: bytes) -> Head | None:
 
 
 async def closed_loop(
-    address: Address, requests: Requests, *, connections: int, window: Window
+    address: Address,
+    requests: Requests,
+    *,
+    connections: int,
+    window: Window,
+    pause_seconds: float = 0.0,
 ) -> Load:
     """Keep every connection busy for the window, or until the requests run out.
 
-    Raises LoadFailed.
+    A connection that was refused (429 or 503) rests for `pause_seconds`. Raises LoadFailed.
     """
     recorder = Recorder(window)
-    run = _Run(requests, recorder, _WhenFree(recorder, most=min(requests.most, MAX_REQUESTS)))
+    schedule = _WhenFree(recorder, most=min(requests.most, MAX_REQUESTS))
+    run = _Run(requests, recorder, schedule, pause_seconds=pause_seconds)
     return await run.over(address, connections)
 
 
@@ -278,8 +284,14 @@ class _Run:
     """One run over a set of connections, which call back with each answer."""
 
     def __init__(
-        self, requests: Requests, recorder: Recorder, schedule: _WhenFree | _AtRate
+        self,
+        requests: Requests,
+        recorder: Recorder,
+        schedule: _WhenFree | _AtRate,
+        *,
+        pause_seconds: float = 0.0,
     ) -> None:
+        self._pause_seconds = pause_seconds
         self._requests = requests
         self._recorder = recorder
         self._schedule = schedule
@@ -353,7 +365,11 @@ class _Run:
         self._statuses[number] = status
         self._recorder.record(begun_at, now, status)
         self._in_flight -= 1
-        self._free.append(connection)
+        if self._pause_seconds and status in REFUSED:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._pause_seconds, self._free.append, connection)
+        else:
+            self._free.append(connection)
         self.pump(now)
 
     def fail(self, error: Exception) -> None:

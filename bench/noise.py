@@ -18,7 +18,11 @@ from bench.load import Latency, Window, closed_loop
 from bench.shop import hot_row
 
 OVERLOAD: Final = 10
-"""Times as many callers as keep a worker busy; each asks again as soon as it is answered."""
+"""Times as many callers as keep a worker busy; each asks again as soon as it is answered, or when
+`Retry-After` says where it was refused, as the product's own clients do."""
+
+PAUSE_SECONDS: Final = 1.0
+"""What `Retry-After` says."""
 
 GOING: Final = b"going\n"
 KEY_VARIABLE: Final = "HOLDFAST_API_KEY"
@@ -47,7 +51,11 @@ class _Announced(ReserveRequests):
 async def _make_noise(host: str, port: int, window: Window) -> Heard:
     requests = _Announced(hot_row(), os.environ[KEY_VARIABLE])
     load = await closed_loop(
-        (host, port), requests, connections=OVERLOAD * CONNECTIONS, window=window
+        (host, port),
+        requests,
+        connections=OVERLOAD * CONNECTIONS,
+        window=window,
+        pause_seconds=PAUSE_SECONDS,
     )
     load.accepted(CREATED)
     return Heard(

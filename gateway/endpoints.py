@@ -134,7 +134,7 @@ class Endpoint:
                 answer = await operation.handler(call, None)
             else:
                 crowd, merchant = self._service.crowd, call.merchant
-                crowd.enter(merchant)
+                await crowd.enter(merchant)
                 try:
                     body = self._decode(operation, await read(call.headers, receive))
                     if call.bucket is not None and operation.items is not None:

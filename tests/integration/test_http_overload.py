@@ -52,7 +52,7 @@ async def test_past_its_share_a_merchant_is_refused_while_another_is_let_in(
             assert (await other).status_code == 201
             answers = await asyncio.gather(*attempts)
             refused = [answer for answer in answers if answer.status_code != 201]
-            assert 1 <= len(refused) <= MORE
+            assert refused
             for answer in refused:
                 assert_problem(answer, 503, "overloaded")
                 assert answer.headers["retry-after"] == "1"
