@@ -26,9 +26,10 @@ from engine.leases import Lease
 from engine.ledger import MOVEMENTS, Entry, read_entries, reader_place
 from engine.limits import MAX_TOTAL
 from engine.model import MovementType
-from engine.outcomes import HoldfastError, Outcome
+from engine.outcomes import Outcome
 from engine.policies import Policy, WhenOffline
 from engine.refusals import refusal
+from engine.rounds import in_rounds
 from engine.store import pairs
 
 READER: Final = "rates"
@@ -87,23 +88,10 @@ class OfflineKeeper:
         self._leases = [
             Lease(inventory.store, keys, "offline", owner=owner) for keys in inventory.keys
         ]
-        self._told = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; outages of the store are waited out."""
-        while not stop.is_set():
-            try:
-                await self.round()
-                self._told = False
-            except HoldfastError as error:
-                if not self._told:
-                    log.warning("the offline keeper waits", code=error.code, error=str(error))
-                self._told = True
-            try:
-                async with asyncio.timeout(POLL_SECONDS):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+        await in_rounds("offline keeper", self.round, stop, pause_seconds=POLL_SECONDS)
 
     async def round(self, *, now_ms: int | None = None) -> int:
         """Look at every location with sources; return how many rows hold back another number.

@@ -23,9 +23,10 @@ from engine.leases import Lease
 from engine.ledger import MOVEMENTS, Operation, OperationKind, read_entries, reader_place
 from engine.limits import MAX_PAGE
 from engine.model import Reservation, ReservationState
-from engine.outcomes import HoldfastError, Outcome, ReservationEnded
+from engine.outcomes import Outcome, ReservationEnded
 from engine.policies import OnShortfall, Policies
 from engine.refusals import refusal
+from engine.rounds import in_rounds
 
 READER: Final = "shortfalls"
 """Its name among the readers of the ledger: what it has not read is not trimmed."""
@@ -208,23 +209,10 @@ class ShortfallKeeper:
         self._leases = [
             Lease(inventory.store, keys, "shortfalls", owner=owner) for keys in inventory.keys
         ]
-        self._told = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; outages of the store are waited out."""
-        while not stop.is_set():
-            try:
-                await self.round()
-                self._told = False
-            except HoldfastError as error:
-                if not self._told:
-                    log.warning("the shortfall keeper waits", code=error.code, error=str(error))
-                self._told = True
-            try:
-                async with asyncio.timeout(POLL_SECONDS):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+        await in_rounds("shortfall keeper", self.round, stop, pause_seconds=POLL_SECONDS)
 
     async def round(self) -> int:
         """Read what is new in every partition; return how many operations were put on record.

@@ -1,7 +1,6 @@
 """Feeds: events of tills and suppliers, their sources, and what was set aside."""
 
 import time
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -13,13 +12,10 @@ from engine import feeds
 from engine.model import time_text
 from engine.outcomes import (
     HoldfastError,
-    OutcomeUnknown,
-    Overloaded,
     StoreFault,
-    StoreReadOnly,
-    StoreUnavailable,
 )
 from gateway import feed_bodies, wire
+from gateway.batches import raise_if_store_failed
 from gateway.bodies import decode
 from gateway.calls import Answer, Call
 from gateway.paging import cursor, limit_of, place_of
@@ -55,7 +51,7 @@ async def take(call: Call, body: feed_bodies.FeedRequest) -> Answer:
         else []
     )
     results = [next(taken) if isinstance(item, feeds.FeedEvent) else item for item in items]
-    _raise_if_store_failed(results)
+    raise_if_store_failed(results)
     data = [
         _outcome(pointer(["events", str(i)]), raw, item, result)
         for i, (raw, item, result) in enumerate(zip(body.events, items, results, strict=True))
@@ -167,18 +163,6 @@ def _event_of(request: feed_bodies.FeedEvent) -> feeds.FeedEvent:
         reason=request.reason,
         reference=request.reference,
     )
-
-
-def _raise_if_store_failed(results: Sequence[feeds.Taken | HoldfastError]) -> None:
-    """Raise the store's failure where one met any event, as unknown where others were taken."""
-    for result in results:
-        if isinstance(result, OutcomeUnknown):
-            raise result
-    for result in results:
-        if isinstance(result, Overloaded | StoreReadOnly | StoreUnavailable):
-            if any(isinstance(other, feeds.Taken) for other in results):
-                raise OutcomeUnknown(retry_after_ms=result.retry_after_ms) from result
-            raise result
 
 
 def _outcome(

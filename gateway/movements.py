@@ -1,6 +1,5 @@
 """Movements: what came to the shelf and left it, one at a time or in a batch."""
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 import msgspec
@@ -9,13 +8,10 @@ import structlog
 from engine import model
 from engine.outcomes import (
     HoldfastError,
-    OutcomeUnknown,
-    Overloaded,
     StoreFault,
-    StoreReadOnly,
-    StoreUnavailable,
 )
 from gateway import wire
+from gateway.batches import raise_if_store_failed
 from gateway.bodies import decode
 from gateway.calls import Answer, Call, answer_once
 from gateway.idempotency import key_of
@@ -57,7 +53,7 @@ async def move_batch(call: Call, body: wire.MovementBatchRequest) -> Answer:
     for result in results:
         if isinstance(result, model.Moved):
             call.service.fanout.view.learn(result.row)
-    _raise_if_store_failed(results)
+    raise_if_store_failed(results)
     data = [
         _outcome(pointer(["movements", str(i)]), raw, item, result)
         for i, (raw, item, result) in enumerate(zip(body.movements, items, results, strict=True))
@@ -102,18 +98,6 @@ def _movement(request: wire.MovementRequest, *, key: str, location: str) -> mode
         occurred_at_ms=occurred_at_ms,
         expected_version=request.expected_version,
     )
-
-
-def _raise_if_store_failed(results: Sequence[model.Moved | HoldfastError]) -> None:
-    """Raise the store's failure where one met any item, as unknown where others were booked."""
-    for result in results:
-        if isinstance(result, OutcomeUnknown):
-            raise result
-    for result in results:
-        if isinstance(result, Overloaded | StoreReadOnly | StoreUnavailable):
-            if any(isinstance(other, model.Moved) for other in results):
-                raise OutcomeUnknown(retry_after_ms=result.retry_after_ms) from result
-            raise result
 
 
 def _outcome(
