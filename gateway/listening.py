@@ -66,6 +66,7 @@ class RowState(msgspec.Struct, frozen=True, kw_only=True):
     deficit: int
     low_stock_threshold: int
     as_of: str
+    offline_buffer: int = 0
 
 
 class Beginning(msgspec.Struct, frozen=True):
@@ -266,5 +267,6 @@ def _state(row: Row, as_of: str) -> RowState:
         shortfall=row.shortfall,
         deficit=row.deficit,
         low_stock_threshold=row.low_stock_threshold,
+        offline_buffer=row.offline_buffer,
         as_of=as_of,
     )
