@@ -74,7 +74,7 @@ MAX_AHEAD_MS: Final = 5 * 60_000
 seconds or a few minutes; more is a wrong date."""
 
 MAX_GROUP_COMMANDS: Final = 128
-"""Commands in one script call: at some 20 µs of server time each (`python -m bench --only scripts`
+"""Commands in one script call: at some 20 µs of server time each (`python -m bench --only cost`
 measures it), one call holds the store for about 3 ms."""
 
 MAX_GROUP_KEYS: Final = 512

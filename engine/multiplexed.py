@@ -2,9 +2,9 @@
 
 Redis answers in the order of the questions, so a connection needs no caller to wait for another's
 answer: commands are written as they come, and each reply goes to the one that has waited longest.
-What is written within one turn of the event loop goes out in one piece. Against the driver's pool,
-which lends a connection to one call at a time, this takes a third of the time a call costs this
-process (docs/decisions/0009 has the figures).
+What is written within one turn of the event loop goes out in one piece. The driver's pool, which
+lends a connection to one call at a time, costs this process more (docs/decisions/0009 has the
+figures).
 
 Errors are the driver's own exceptions, so a caller need not know how its commands travel. A lost
 connection or an answer that does not come in time fails every command that was on its way, since

@@ -2,8 +2,8 @@
 
 What arrives faster than it can be served waits somewhere: in the queues of the engine, and before
 that in the event loop, where the request of a quiet merchant takes its turn behind all others. So
-only some are served at once. The others wait here, before anything but their sender is known, in a
-queue a merchant, and the merchants take turns. One past a bound is answered with 503 at once.
+only some are served at once. The others wait here, before their bodies are decoded, in a queue a
+merchant, and the merchants take turns. One past a bound is answered with 503 at once.
 
 A merchant may have as many under way as there is room left for others (the dynamic threshold of
 Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998, with

@@ -95,6 +95,11 @@ class Edge:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except Exception:
+            # The edge of the process: whoever called gets an answer, and the server the trace.
+            if not status:
+                await respond(send_with_id, refusal(HoldfastError(), scope))
+            raise
         finally:
             self._access_log.record(
                 method=scope["method"],
@@ -133,10 +138,12 @@ class Endpoint:
             if operation.request is None:
                 answer = await operation.handler(call, None)
             else:
+                # Read first: a client that sends slowly must not have a place meanwhile.
+                sent = await read(call.headers, receive)
                 crowd, merchant = self._service.crowd, call.merchant
                 await crowd.enter(merchant)
                 try:
-                    body = self._decode(operation, await read(call.headers, receive))
+                    body = self._decode(operation, sent)
                     if call.bucket is not None and operation.items is not None:
                         call.bucket.charge_items(operation.items(body))
                     answer = await operation.handler(call, body)

@@ -8,16 +8,12 @@ ours does without: together they took a sixth of a reserve's time in the gateway
 from collections.abc import Mapping
 from typing import Final
 
-import structlog
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from engine.outcomes import HoldfastError
-from gateway.endpoints import Endpoint, refusal, respond
+from gateway.endpoints import Endpoint
 
 MAX_SEGMENTS: Final = 16
 """Of a path; the API's longest has fewer, and a longer one is not cut up to find that out."""
-
-log = structlog.get_logger("gateway.router")
 
 
 class _Node:
@@ -53,20 +49,7 @@ class Router:
         if endpoint is None:
             await self.otherwise(scope, receive, send)
             return
-        started = False
-
-        async def send_on(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        try:
-            await endpoint(scope, receive, send_on)
-        except Exception:
-            # The edge of the process: whoever called gets an answer, and the server the trace.
-            if not started:
-                await respond(send, refusal(HoldfastError(), scope))
-            raise
+        await endpoint(scope, receive, send)
 
     def _add(self, path: str, endpoint: Endpoint) -> None:
         node = self._root

@@ -471,26 +471,11 @@ def _optional_time(time_ms: int | None) -> str | None:
     return None if time_ms is None else time_text(time_ms)
 
 
-def stock(row: model.Row) -> Stock:
-    """Make the answer of a row."""
-    return Stock(
-        row.merchant,
-        row.location,
-        row.sku,
-        row.on_hand,
-        row.reserved,
-        row.safety_stock,
-        row.available,
-        row.shortfall,
-        row.deficit,
-        row.version,
-        row.low_stock_threshold or UNSET,
-        min(row.offline_buffer, row.on_hand) or UNSET,
+def stock(row: model.Row, reading: Reading | None = None) -> Stock:
+    """Make the answer of a row, with how fresh it is where it was read just now."""
+    freshness = (
+        () if reading is None else (time_text(reading.as_of_ms), reading.age_ms, reading.source)
     )
-
-
-def fresh_stock(row: model.Row, reading: Reading) -> Stock:
-    """Make the answer of a row that was read just now."""
     return Stock(
         row.merchant,
         row.location,
@@ -504,9 +489,7 @@ def fresh_stock(row: model.Row, reading: Reading) -> Stock:
         row.version,
         row.low_stock_threshold or UNSET,
         min(row.offline_buffer, row.on_hand) or UNSET,
-        time_text(reading.as_of_ms),
-        reading.age_ms,
-        reading.source,
+        *freshness,
     )
 
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import httpx
 
-from gateway.crowd import MAX_UNDER_WAY
+from gateway.crowd import MAX_AT_ONCE, MAX_UNDER_WAY
 from tests.gateways import GatewayProcess, Shelf, assert_problem
 from tests.integration.test_http_process import admin_secret
 from tests.stores import VALKEY, MakeStore, set_up
@@ -60,3 +60,30 @@ async def test_past_its_share_a_merchant_is_refused_while_another_is_let_in(
             assert row["reserved"] == len(answers) - len(refused)
             # The room is free again.
             assert (await busy.reserve(("tea", 1))).status_code == 201
+
+
+async def test_bodies_that_come_slowly_take_no_place(make_store: MakeStore, merchant: str) -> None:
+    store = make_store(VALKEY)
+    await store.start()
+    await set_up(store.settings)
+    secret = await admin_secret(store)
+    async with GatewayProcess(store.settings) as gateway:
+        await gateway.wait_until_ready()
+        host, port = gateway.url.removeprefix("http://").split(":")
+        writers = []
+        for number in range(MAX_AT_ONCE + 1):
+            _, writer = await asyncio.open_connection(host, int(port))
+            writers.append(writer)
+            writer.write(
+                f"POST /v1/merchants/{merchant}/locations/berlin/reservations HTTP/1.1\r\n"
+                f"Host: x\r\nAuthorization: Bearer {secret}\r\nIdempotency-Key: {number}\r\n"
+                "Content-Length: 100\r\n\r\n{".encode()
+            )
+            await writer.drain()
+        async with gateway.client(secret) as client:
+            shelf = Shelf(client, merchant)
+            assert (await shelf.move("receive", "tea", 1)).status_code == 201
+            assert (await shelf.reserve(("tea", 1))).status_code == 201
+        for writer in writers:
+            writer.close()
+            await writer.wait_closed()

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from gateway.endpoints import REQUEST_ID, Endpoint
+from gateway.endpoints import Edge, Endpoint
+from gateway.logs import AccessLog
 from gateway.router import Router
 
 Seen = list[tuple[str, dict[str, str]]]
@@ -84,12 +85,14 @@ def test_an_id_cannot_be_taken_for_a_word(paths: tuple[str, str]) -> None:
 async def test_a_bug_is_answered_for_and_goes_on_to_the_server() -> None:
     seen: Seen = []
     router = Router({"/a": Named("/a", seen, error=RuntimeError("a bug"))}, otherwise=nothing_else)
+    edge = Edge(router, AccessLog())
+    scope = {"type": "http", "method": "GET", "raw_path": b"/a", "headers": []}
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     with pytest.raises(RuntimeError, match="a bug"):
-        await router({"type": "http", "path": "/a", REQUEST_ID: "r"}, unread, send)
+        await edge(scope, unread, send)
     assert [message.get("status") for message in sent] == [500, None]
     assert b"internal" in sent[1]["body"]
