@@ -49,7 +49,8 @@ async def read_stock(call: Call, _body: None) -> Answer:
         raise RowNotFound(merchant=call.merchant, location=location, sku=sku)
     if is_unchanged(call, row.version):
         return Answer(304, None, [etag(row.version)])
-    return Answer(200, wire.stock(row, reading), [etag(row.version)])
+    known = await call.service.freshness.of(call.merchant, (location,))
+    return Answer(200, wire.stock(row, reading, known[location].state), [etag(row.version)])
 
 
 async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer:

@@ -7,7 +7,7 @@ must be JSON integers, unknown fields are refused, and times are RFC 3339 in UTC
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Final, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -259,6 +259,12 @@ class Stock(msgspec.Struct, frozen=True):
     as_of: Time | UnsetType = UNSET
     age_ms: Age | UnsetType = UNSET
     source: Source | UnsetType = UNSET
+    freshness: (
+        Annotated[
+            SourceState, Meta(description="The location's, where its tills are silent or behind.")
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class AvailabilityRow(msgspec.Struct, frozen=True):
@@ -471,11 +477,17 @@ def _optional_time(time_ms: int | None) -> str | None:
     return None if time_ms is None else time_text(time_ms)
 
 
-def stock(row: model.Row, reading: Reading | None = None) -> Stock:
-    """Make the answer of a row, with how fresh it is where it was read just now."""
-    freshness = (
-        () if reading is None else (time_text(reading.as_of_ms), reading.age_ms, reading.source)
-    )
+def stock(
+    row: model.Row, reading: Reading | None = None, state: SourceState = SourceState.LIVE
+) -> Stock:
+    """Make the answer of a row, with how fresh it is where it was read just now.
+
+    `state` is the location's.
+    """
+    freshness: tuple[Any, ...] = ()
+    if reading is not None:
+        known = UNSET if state is SourceState.LIVE else state
+        freshness = (time_text(reading.as_of_ms), reading.age_ms, reading.source, known)
     return Stock(
         row.merchant,
         row.location,

@@ -147,3 +147,4 @@ async def test_availability_says_how_fresh_it_is(api: Api, shelf: Shelf) -> None
     assert berlin["available"] == max(0, 10 - berlin["offline_buffer"])
     stock = (await shelf.client.get(f"{shelf.path}/stock/tea")).json()
     assert stock["offline_buffer"] == berlin["offline_buffer"]
+    assert stock["freshness"] == "degraded"
