@@ -16,7 +16,7 @@ from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -43,6 +43,10 @@ MAX_API_KEYS: Final = 10_000
 
 POSITIVE_SECONDS: Final = 2.0
 """How long a good answer is believed, so also how long a revoked key may go on."""
+
+OUTAGE_SECONDS: Final = 60.0
+"""How long it is believed while the store does not answer: nothing can be written then, a
+revocation neither, and what is read is what a gateway remembers itself."""
 
 NEGATIVE_SECONDS: Final = 1.0
 
@@ -266,6 +270,14 @@ async def limit_key(client: Client, key_id: str, limit: RateLimit | None) -> Api
     return _RECORDS.decode(text).describe(key_id, encoded)
 
 
+class _Good(NamedTuple):
+    """A key that the store knew `found_at`; it is not asked again before `until`."""
+
+    key: ApiKey
+    found_at: float
+    until: float
+
+
 class KeyCache:
     """Tells who a secret belongs to, and remembers it for a moment.
 
@@ -277,7 +289,7 @@ class KeyCache:
         """Ask `client`; `clock` gives seconds that only rise."""
         self._client = client
         self._clock = clock
-        self._good: OrderedDict[bytes, tuple[float, ApiKey]] = OrderedDict()
+        self._good: OrderedDict[bytes, _Good] = OrderedDict()
         self._bad: OrderedDict[bytes, float] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[ApiKey | None]] = {}
         self._free = asyncio.Semaphore(MAX_LOOKUPS)
@@ -285,14 +297,15 @@ class KeyCache:
     async def authenticate(self, secret: str) -> ApiKey | None:
         """Return the key, or None where the secret is malformed, unknown or revoked.
 
-        Raises StoreUnavailable where the store does not answer and no fresh answer is remembered:
-        who cannot be checked is not let in.
+        While the store does not answer, a key is good for as long as it was found good at most
+        OUTAGE_SECONDS ago. Raises StoreUnavailable where it was not: who cannot be checked is not
+        let in.
         """
         digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
         now = self._clock()
         good = self._good.get(digest)
-        if good is not None and now < good[0]:
-            return good[1]
+        if good is not None and now < good.until:
+            return good.key
         key_id = parse_secret(secret)
         if key_id is None or now < self._bad.get(digest, 0.0):
             return None
@@ -302,7 +315,14 @@ class KeyCache:
             lookup = asyncio.get_running_loop().create_task(self._look_up(key_id, digest))
             self._lookups[digest] = lookup
             lookup.add_done_callback(lambda _: self._lookups.pop(digest, None))
-        return await asyncio.shield(lookup)
+        try:
+            return await asyncio.shield(lookup)
+        except StoreUnavailable:
+            good, now = self._good.get(digest), self._clock()
+            if good is None or now >= good.found_at + OUTAGE_SECONDS:
+                raise
+            self._good[digest] = good._replace(until=now + POSITIVE_SECONDS)
+            return good.key
 
     async def _look_up(self, key_id: str, digest: bytes) -> ApiKey | None:
         try:
@@ -323,7 +343,8 @@ class KeyCache:
             _remember(self._bad, digest, asked_at + NEGATIVE_SECONDS, MAX_NEGATIVE)
             return None
         key = record.describe(key_id, limit)
-        _remember(self._good, digest, (asked_at + POSITIVE_SECONDS, key), MAX_POSITIVE)
+        good = _Good(key, asked_at, asked_at + POSITIVE_SECONDS)
+        _remember(self._good, digest, good, MAX_POSITIVE)
         return key
 
 

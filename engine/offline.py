@@ -11,7 +11,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
@@ -26,7 +26,7 @@ from engine.leases import Lease
 from engine.ledger import MOVEMENTS, Entry, read_entries, reader_place
 from engine.limits import MAX_TOTAL
 from engine.model import MovementType
-from engine.outcomes import Outcome
+from engine.outcomes import Outcome, StoreUnavailable
 from engine.policies import Policy, WhenOffline
 from engine.refusals import refusal
 from engine.rounds import in_rounds
@@ -252,22 +252,39 @@ class FreshnessView:
         self._known: dict[Place, tuple[float, Freshness]] = {}
 
     async def of(self, merchant: str, locations: Iterable[str]) -> dict[str, Freshness]:
-        """Return how each location is."""
-        now = time.monotonic()
-        wanted = list(dict.fromkeys(locations))
-        fresh = [one for one in wanted if self._known.get((merchant, one), (0.0, LIVE))[0] <= now]
-        if fresh:
+        """Return how each location is; while the store is away, how it was last known to be."""
+        wanted = {one: (merchant, one) for one in locations}
+        old = [place for place in wanted.values() if self._known_until(place) <= time.monotonic()]
+        if old:
             if len(self._known) > self.MAX_KEPT:
                 self._known.clear()
-            replies = await self._inventory.store.read(
-                [
-                    ("HGET", self._inventory.keys_of(merchant, one).offline(merchant, one), "")
-                    for one in fresh
-                ]
-            )
-            for one, text in zip(fresh, replies, strict=True):
-                self._known[merchant, one] = (now + self.KEPT_SECONDS, parse_freshness(text))
-        return {one: self._known.get((merchant, one), (0.0, LIVE))[1] for one in wanted}
+            # Whoever asks meanwhile is answered with what is known, and waits for nothing.
+            self._keep([place for place in old if place in self._known])
+            try:
+                texts = await self._read(old)
+            except StoreUnavailable:
+                self._keep(old)
+            else:
+                self._keep(old, map(parse_freshness, texts))
+        return {one: self._known_of(place) for one, place in wanted.items()}
+
+    async def _read(self, places: Sequence[Place]) -> list[Any]:
+        keys = (self._inventory.keys_of(*place).offline(*place) for place in places)
+        return await self._inventory.store.read([("HGET", key, "") for key in keys])
+
+    def _keep(self, places: Sequence[Place], found: Iterable[Freshness] | None = None) -> None:
+        """Take what was found, or else what is known, to hold for a moment."""
+        until = time.monotonic() + self.KEPT_SECONDS
+        for place, freshness in zip(
+            places, map(self._known_of, places) if found is None else found, strict=True
+        ):
+            self._known[place] = (until, freshness)
+
+    def _known_until(self, place: Place) -> float:
+        return self._known.get(place, (0.0, LIVE))[0]
+
+    def _known_of(self, place: Place) -> Freshness:
+        return self._known.get(place, (0.0, LIVE))[1]
 
 
 def _freshness(sources: Sequence[Source], policy: Policy, now_ms: int) -> tuple[Freshness, int]:

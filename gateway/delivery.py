@@ -14,7 +14,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -87,6 +87,18 @@ USER_AGENT: Final = "Holdfast-Webhooks/1.0"
 log = structlog.get_logger("gateway.delivery")
 
 
+class Pause(NamedTuple):
+    """How long an endpoint can be left alone, of the store's time."""
+
+    until_ms: float
+    waiting: int | None = None
+    """Of how many events it is known that none is due: where there are others, the pause ends
+    early. None where new ones change nothing, as while an endpoint is down."""
+
+
+NO_PAUSE: Final = Pause(0)
+
+
 class Deliveries:
     """Delivers for the endpoints of one store until told to stop; any number may run."""
 
@@ -112,7 +124,7 @@ class Deliveries:
         self._troubled = asyncio.Semaphore(MAX_TROUBLED)
         self._working: dict[str, asyncio.Task[None]] = {}
         self._runs: dict[str, _Run] = {}
-        self._not_before_ms: dict[str, float] = {}
+        self._pauses: dict[str, Pause] = {}
         self._woken = asyncio.Event()
         self._offset_ms = 0.0
         self._stopping = False
@@ -158,20 +170,24 @@ class Deliveries:
         now_ms = self._now_ms()
         endpoints = self._book.all()
         known = {endpoint.id for endpoint in endpoints}
-        for gone in self._not_before_ms.keys() - known:
-            del self._not_before_ms[gone]
+        for gone in self._pauses.keys() - known:
+            del self._pauses[gone]
         idle = [
             endpoint
             for endpoint in endpoints
             if endpoint.status is EndpointStatus.ACTIVE
             and endpoint.id not in self._working
-            and self._not_before_ms.get(endpoint.id, 0) <= now_ms
+            and (
+                self._pauses.get(endpoint.id, NO_PAUSE).until_ms <= now_ms
+                or self._pauses[endpoint.id].waiting is not None
+            )
         ]
         if not idle:
             return
         counts = await self._store.read([("XLEN", one.keys.outbox) for one in idle])
         for endpoint, count in zip(idle, counts, strict=True):
-            if count:
+            pause = self._pauses.get(endpoint.id, NO_PAUSE)
+            if count and (pause.until_ms <= now_ms or count != pause.waiting):
                 self._start(endpoint.id)
 
     def _start(self, webhook: str) -> None:
@@ -183,7 +199,7 @@ class Deliveries:
             if not done.cancelled() and done.exception() is not None:
                 # The edge of an endpoint's work: a bug in it must not end the others' deliveries.
                 log.error("deliveries failed", webhook=webhook, exc_info=done.exception())
-                self._wait(webhook, MAX_PROBE_SECONDS * 1000)
+                self._pause(webhook, MAX_PROBE_SECONDS * 1000)
 
         task.add_done_callback(ended)
 
@@ -191,8 +207,8 @@ class Deliveries:
         """Return the store's time, as of the last look at it."""
         return time.monotonic() * 1000 + self._offset_ms
 
-    def _wait(self, webhook: str, wait_ms: float) -> None:
-        self._not_before_ms[webhook] = self._now_ms() + wait_ms
+    def _pause(self, webhook: str, wait_ms: float) -> None:
+        self._pauses[webhook] = Pause(self._now_ms() + wait_ms)
 
     async def _work(self, webhook: str) -> None:
         """Deliver what is due for one endpoint, until nothing is."""
@@ -202,21 +218,21 @@ class Deliveries:
         lease = Lease(self._store, endpoint.keys, "deliver", owner=self._owner)
         try:
             if not await lease.renew(LEASE_MS):
-                self._wait(webhook, 1000 * SCAN_SECONDS)
+                self._pause(webhook, 1000 * SCAN_SECONDS)
                 return
             keeper = asyncio.create_task(_keep(lease))
             run = self._runs[webhook] = _Run(
                 self, webhook, Outbox(self._store, endpoint.keys), lease
             )
             try:
-                self._wait(webhook, await run.deliver())
+                self._pauses[webhook] = await run.deliver()
             finally:
                 del self._runs[webhook]
                 await end_task(keeper)
                 await lease.give_up()
         except HoldfastError as error:
             log.warning("deliveries stopped", webhook=webhook, code=error.code, error=str(error))
-            self._wait(webhook, 1000 * SCAN_SECONDS)
+            self._pause(webhook, 1000 * SCAN_SECONDS)
 
 
 class _Run:
@@ -237,20 +253,21 @@ class _Run:
         self.woken = asyncio.Event()
         """Set when the outbox may have something new."""
 
-    async def deliver(self) -> float:
-        """Deliver until nothing is due; return how long the endpoint can be left alone, in ms."""
+    async def deliver(self) -> Pause:
+        """Deliver until nothing is due; return how long the endpoint can be left alone."""
         try:
-            wait_ms = 0.0
+            pause = NO_PAUSE
             look = True
             while not self._stopped and self._is_wanted():
                 if look:
                     self.woken.clear()
-                    wait_ms = await self._look()
+                    pause = await self._look()
                 self._start()
                 if not self._under_way:
-                    return wait_ms
+                    return pause
                 look = await self._progress()
-            return wait_ms
+            # What the last look said may no longer be so.
+            return NO_PAUSE
         except asyncio.CancelledError:
             for task in self._under_way.values():
                 task.cancel()
@@ -264,8 +281,8 @@ class _Run:
         active = endpoint is not None and endpoint.status is EndpointStatus.ACTIVE
         return active and bool(self._lease.fence) and not self._deliveries._stopping
 
-    async def _look(self) -> float:
-        """Find out which rows have something due; return how long until the next has, in ms."""
+    async def _look(self) -> Pause:
+        """Find out which rows have something due; return how long until the next has."""
         state = await self._outbox.state()
         if not self._under_way:
             self._failures, self._failing_since_ms = state.failures, state.failing_since_ms
@@ -275,14 +292,14 @@ class _Run:
         now_ms = self._deliveries._now_ms()
         if not self._window:
             await self._tell_of_dropped(state, now_ms)
-            return 0.0
+            return NO_PAUSE
         probe_at_ms = state.failed_at_ms + _probe_ms(state.failures)
         if probe_at_ms > now_ms:
-            return probe_at_ms - now_ms
+            return Pause(probe_at_ms)
         chains = [chain for chain in _chains(self._window) if chain[0].row not in self._under_way]
         self._ready = [chain for chain in chains if chain[0].due_ms <= now_ms]
-        waits = [chain[0].due_ms - now_ms for chain in chains if chain[0].due_ms > now_ms]
-        return min(waits, default=0.0)
+        due_ms = min((chain[0].due_ms for chain in chains), default=0)
+        return Pause(due_ms, state.waiting)
 
     async def _tell_of_dropped(self, state: OutboxState, now_ms: float) -> None:
         """Tell an endpoint that has caught up of what was dropped meanwhile."""

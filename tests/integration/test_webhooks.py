@@ -255,6 +255,20 @@ async def test_after_an_outage_everything_is_sent_at_once_and_not_when_it_would_
         await hooks.until(endpoint, lambda it: it.delivered_at_ms > 0 and it.waiting == 0)
 
 
+async def test_an_event_that_waits_for_its_next_attempt_holds_back_no_other_row(
+    hooks: Hooks,
+) -> None:
+    async with Receiver(status=500) as receiver, working(hooks.shop, (3_600.0,)):
+        endpoint, _ = await hooks.endpoint(receiver.url, types=("stock.changed",))
+        await hooks.shop.receive("tea", 1)
+        await hooks.until(endpoint, lambda it: it.failures == 1)
+        # Long enough for the worker to see that nothing more is due, and to leave it alone.
+        await asyncio.sleep(2 * delivery.SCAN_SECONDS)
+        receiver.status = 200
+        await hooks.shop.receive("mug", 1)
+        await hooks.until(endpoint, lambda it: it.delivered_at_ms > 0 and it.waiting == 1)
+
+
 async def test_an_endpoint_that_is_gone_is_disabled_and_told_what_it_missed(hooks: Hooks) -> None:
     async with Receiver(status=410) as receiver, working(hooks.shop):
         endpoint, _ = await hooks.endpoint(receiver.url, types=("stock.changed",))

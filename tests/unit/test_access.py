@@ -257,7 +257,7 @@ async def test_a_caller_who_goes_away_leaves_the_lookup_to_the_others(counted: C
     assert await second == key
 
 
-async def test_while_the_store_is_down_only_fresh_answers_count(counted: Counted) -> None:
+async def test_while_the_store_is_down_a_key_found_good_lately_is_good(counted: Counted) -> None:
     key, secret = await make_key(counted.client)
     clock = Clock()
     cache = KeyCache(cast(Client, counted), clock=clock)
@@ -265,6 +265,8 @@ async def test_while_the_store_is_down_only_fresh_answers_count(counted: Counted
     counted.down = True
     assert await cache.authenticate(secret) == key
     clock.seconds += access.POSITIVE_SECONDS
+    assert await cache.authenticate(secret) == key
+    clock.seconds += access.OUTAGE_SECONDS
     with pytest.raises(StoreUnavailable):
         await cache.authenticate(secret)
     counted.down = False
