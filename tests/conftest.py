@@ -26,6 +26,17 @@ REQUIRE_REDIS7 = "HOLDFAST_REQUIRE_REDIS7"
 """Set where a Redis 7 must be there, so that a test that misses it fails and is not skipped."""
 
 
+MOST_WORKERS = 2
+"""Processes that share the tests. Most tests wait for a server rather than compute, but what they
+start wants a processor too."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Share the tests where all of them run; a file or two is sooner done in this process."""
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS
+    return min(MOST_WORKERS, os.cpu_count() or 1) if whole else 0
+
+
 def need(kind: str) -> None:
     """Skip the test where this machine has no server of the kind, or fail where it must have."""
     try:

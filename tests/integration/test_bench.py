@@ -17,7 +17,7 @@ from engine.model import Line
 from tests.stores import MakeStore, set_up
 
 ROOT = Path(__file__).resolve().parents[2]
-RUN_SECONDS = 180
+RUN_SECONDS = 400
 CARTS = 20
 
 
