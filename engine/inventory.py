@@ -14,6 +14,7 @@ import msgspec
 
 from engine import reservations
 from engine.clock import ClockGuard
+from engine.definitions import Definitions, What
 from engine.dispatch import Command, Dispatcher
 from engine.keys import (
     MAX_PARTITIONS,
@@ -29,6 +30,7 @@ from engine.keys import (
     reservation_hash,
     reservation_id,
 )
+from engine.kits import Kit, Kits, check_kits
 from engine.limits import (
     DEFAULT_PAGE,
     DEFAULT_TTL_MS,
@@ -63,6 +65,7 @@ from engine.refusals import refusal
 from engine.scripts import script
 from engine.sold_out import SoldOut
 from engine.store import Store, StoreSettings
+from engine.substitutes import Choices, Rules, arrange, check_rules
 from engine.validation import (
     check_batch,
     check_count,
@@ -114,6 +117,17 @@ class Inventory:
         self._lines_of = reservations.RecentLines()
         self._sold_out = SoldOut()
         self._clock = ClockGuard()
+        self.substitutes: Definitions[Rules, Choices] = Definitions(
+            What.SUBSTITUTES,
+            Rules,
+            self._dispatch,
+            self.keys,
+            check=check_rules,
+            arrange=arrange,
+        )
+        self.kits: Definitions[Kit, Kits] = Definitions(
+            What.KITS, Kit, self._dispatch, self.keys, check=check_kits, arrange=dict
+        )
 
     @classmethod
     async def open(cls, settings: StoreSettings) -> Self:

@@ -176,6 +176,14 @@ class PartitionKeys:
         """Hash of what is held back while a location's tills are silent (`lua/offline.lua`)."""
         return f"{self.tag}:offline:{encode(merchant)}:{encode(location)}"
 
+    def substitutes(self, merchant: str) -> str:
+        """Hash of what stands for a merchant's SKUs, in the partition of its empty location."""
+        return f"{self.tag}:substitutes:{encode(merchant)}"
+
+    def kits(self, merchant: str) -> str:
+        """Hash of what a merchant's kits are made of, beside `substitutes`."""
+        return f"{self.tag}:kits:{encode(merchant)}"
+
     def seen(self, merchant: str, operation: str) -> str:
         """Idempotency record of an operation id (see `digest`)."""
         return f"{self.tag}:seen:{encode(merchant)}:{operation}"

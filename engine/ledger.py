@@ -31,6 +31,7 @@ class OperationKind(StrEnum):
     SHORTFALL = "shortfall"
     OFFLINE = "offline"
     CONFIGURE = "configure"
+    DEFINE = "define"
     REPAIR = "repair"
     REBUILD = "rebuild"
 

@@ -38,6 +38,33 @@ MAX_BATCH_EVENTS: Final = 1000
 DEFAULT_LATE_MS: Final = 72 * 3_600_000
 """How late an event may be: a till that was cut off on Friday evening is back on Monday."""
 
+MAX_DEFINITIONS: Final = 10_000
+"""SKUs of one merchant with substitutes, and as many kits: all of them are read and checked
+together when one changes, which takes some 50 ms then."""
+
+MAX_BATCH_DEFINITIONS: Final = 1_000
+"""SKUs whose substitutes are said in one call, or kits."""
+
+MAX_ALTERNATIVES: Final = 8
+"""SKUs that may stand for one: each is a row that a reserve may have to read and weigh."""
+
+MAX_COMPONENTS: Final = 20
+"""SKUs that a kit is made of, for the same reason."""
+
+MAX_COMPONENT_UNITS: Final = 1_000
+"""Units of one component in a kit."""
+
+MAX_RATIO: Final = 1_000
+"""Either number of a ratio of substitution: a pallet for pieces. More is a typing error."""
+
+MAX_RATIO_STEPS: Final = 12
+"""The smaller number of a ratio, reduced: 12 of these for 25 of those is no trade that a shopper
+follows, and each step costs the search for the fewest extra units a pass."""
+
+MAX_MIXED_UNITS: Final = 1_000
+"""Units of a line that is filled with several SKUs: the search for the fewest extra ones looks at
+each number up to that."""
+
 MAX_POLICIES: Final = 100_000
 """Merchants and locations with a policy of their own, at some 150 bytes each."""
 

@@ -119,6 +119,28 @@ class ItemNotFound(HoldfastError):
         super().__init__(f"there is no item {sku}")
 
 
+class SubstitutesNotFound(HoldfastError):
+    """Nothing was said to stand for this SKU."""
+
+    code = "substitutes_not_found"
+
+    def __init__(self, sku: str) -> None:
+        """Keep the SKU."""
+        self.sku = sku
+        super().__init__(f"nothing was said to stand for {sku}")
+
+
+class KitNotFound(HoldfastError):
+    """This SKU is no kit."""
+
+    code = "kit_not_found"
+
+    def __init__(self, sku: str) -> None:
+        """Keep the SKU."""
+        self.sku = sku
+        super().__init__(f"{sku} is no kit")
+
+
 class WebhookNotFound(HoldfastError):
     """There is no such webhook endpoint of this merchant."""
 

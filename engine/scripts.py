@@ -19,6 +19,7 @@ VERBS: Final = (
     "shortfall",
     "offline",
     "configure",
+    "define",
     "repair",
 )
 """Scripts that take a group of commands; see `lua/lib/group.lua`."""

@@ -55,6 +55,13 @@ class Endangered(msgspec.Struct, frozen=True):
     state: ReservationState
 
 
+class Definition(msgspec.Struct, frozen=True):
+    """What was said of a SKU, as JSON; null where that was taken away."""
+
+    sku: str
+    text: str | None
+
+
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
@@ -63,8 +70,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     a movement's, `order_ref` a reservation's. `units`, `since`, `how` and `endangered` are of a
     shortfall; units of 0 say that it is over. `state` is a location's whose tills were silent, and
     `held_back` the units that are no longer promised there. `source`, of a rebuild, is the store
-    that was rebuilt, and of a movement the system that reported it. `repaired` is what a repair put
-    right, `finding` what the audit had found there.
+    that was rebuilt, and of a movement the system that reported it. `defined` is substitutes or
+    kits, of which these `definitions` make the `revision`. `repaired` is what a repair put right,
+    `finding` what the audit had found there.
     """
 
     type: str | UnsetType = UNSET
@@ -93,6 +101,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     endangered: list[Endangered] | UnsetType = UNSET
     state: SourceState | UnsetType = UNSET
     held_back: list[PickedLine] | UnsetType = UNSET
+    defined: str | UnsetType = UNSET
+    revision: int | UnsetType = UNSET
+    definitions: list[Definition] | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -259,6 +270,11 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.EXPIRE: lambda detail: Details(state_before=ReservationState(detail[0])),
     OperationKind.CONFIGURE: lambda detail: Details(
         safety_stock=detail[0], low_stock_threshold=detail[1] if len(detail) > 1 else UNSET
+    ),
+    OperationKind.DEFINE: lambda detail: Details(
+        defined=detail[0],
+        revision=detail[1],
+        definitions=[Definition(sku, text or None) for sku, text in detail[2]],
     ),
     OperationKind.REPAIR: lambda detail: Details(
         repaired=detail[0], reason=detail[1] or UNSET, finding=detail[2] or UNSET

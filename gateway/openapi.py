@@ -141,6 +141,10 @@ def document(version: str) -> dict[str, Any]:
             {"name": "Movements", "description": "Physical events at the shelf."},
             {"name": "Real time", "description": "Hearing of changes as they happen."},
             {"name": "Ledger", "description": "What happened, when and by whom."},
+            {
+                "name": "Substitutes and kits",
+                "description": "What stands for what, and what kits are made of.",
+            },
             {"name": "Search", "description": "What is where, by words, SKU, location and stock."},
             {"name": "Webhooks", "description": "Events, sent to where you want them."},
             {"name": "Health", "description": "For load balancers and orchestrators."},

@@ -13,7 +13,8 @@
 --          {'source', name, location member, {field, text, ...}, prints}
 --            keys: source, its prints, sources of the location, locations with sources
 --          {'quarantine', {id, body, ...}}
---            keys: quarantine of the location, shortfalls of the partition, or what is held back
+--            keys: quarantine of the location, shortfalls of the partition, what is held back, or
+--            a merchant's definitions
 --          {'reservation', id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
 --           created_at, keep until}
 --            keys: reservation, open index of its location. Times are ms, 0 where they do not apply.

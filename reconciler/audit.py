@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from redis.exceptions import RedisError
 
+from engine.definitions import definitions_key
 from engine.inventory import Inventory
 from engine.keys import PARTITION_KEYS, ParsedKey, PartitionKeys, parse_key, partition_of
 from engine.ledger import Operation, OperationKind, decode_operations
@@ -472,6 +473,7 @@ def _expected_keys(account: Account) -> "array[int]":
         hash(keys.quarantine(*place))
         for place in {(one.merchant, one.location) for one in state.quarantine.values()}
     ]
+    digests += [hash(definitions_key(keys, *name)) for name in state.definitions]
     for place in dict.fromkeys(row[:2] for row in state.rows):
         digests += [hash(keys.skus(*place)), hash(keys.open_reservations(*place))]
     digests.sort()

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from engine.definitions import definitions_key
 from engine.keys import ParsedKey, location_member, parse_location_member
 from engine.limits import RETENTION_MS
 from engine.model import ReservationState
@@ -117,6 +118,7 @@ class Comparison:
         await self._pass_records()
         await self._pass_index_members()
         self.findings += await FeedComparison(self._account, self._look).run()
+        await self._compare_definitions()
         await self._suspect_noted()
         await self.look_again()
 
@@ -332,6 +334,30 @@ class Comparison:
         self._suspect_rows.clear()
         self._suspect_holds.clear()
         self._suspect_records.clear()
+
+    async def _compare_definitions(self) -> None:
+        """Make findings of what merchants say of their SKUs; there is nothing to mend it from."""
+        for name in list(self._account.state.definitions):
+            if await self._definitions_differ(*name) and await self._definitions_differ(*name):
+                what, merchant = name
+                self.findings.append(
+                    Finding(
+                        invariant=Invariant.FOLD,
+                        code=Code.DEFINITIONS_DIFFER,
+                        detail=f"the {what} of {merchant} are not what was last said",
+                        remedy=f"import the {what} anew, which writes them and the ledger",
+                        partition=self._keys.partition,
+                        merchant=merchant,
+                        key=definitions_key(self._keys, what, merchant),
+                        repairable=False,
+                    )
+                )
+
+    async def _definitions_differ(self, what: str, merchant: str) -> bool:
+        look = Look("hash", definitions_key(self._keys, what, merchant))
+        (value,) = (await self._look([look])).values
+        said = self._account.state.definitions[what, merchant].fields()
+        return value != {field.encode(): text.encode() for field, text in said.items()}
 
     async def look_at_feeds(self, strays: Sequence[ParsedKey]) -> None:
         """Make findings of keys of sources and quarantines that the ledger does not know."""

@@ -75,6 +75,8 @@ class Code(StrEnum):
     # Sources of events.
     SOURCE_DIFFERS = "source_differs"
     QUARANTINE_DIFFERS = "quarantine_differs"
+    # What a merchant says of its SKUs.
+    DEFINITIONS_DIFFER = "definitions_differ"
     # The ledger against itself.
     ENTRIES_MISSING = "entries_missing"
     ENTRIES_OVERLAP = "entries_overlap"

@@ -90,6 +90,17 @@ class FoldedSeen(msgspec.Struct, array_like=True, gc=False):
     keep_ms: int = RETENTION_MS
 
 
+class FoldedDefinitions(msgspec.Struct, array_like=True):
+    """What a merchant says of its SKUs, in one kind of definitions: JSON by the SKU."""
+
+    revision: int
+    texts: dict[str, str]
+
+    def fields(self) -> dict[str, str]:
+        """Return the fields of the hash; `lua/define.lua` is the twin."""
+        return {"": str(self.revision)} | {f"s{sku}": text for sku, text in self.texts.items()}
+
+
 class Disagreement(msgspec.Struct, frozen=True):
     """Where the ledger contradicts itself; `invariant` is the name of the one that is broken."""
 
@@ -119,6 +130,7 @@ class PartitionState(msgspec.Struct):
     sources: dict[SourceKey, FoldedSource] = msgspec.field(default_factory=dict)
     quarantine: dict[str, FoldedQuarantined] = msgspec.field(default_factory=dict)
     offline: dict[tuple[str, str], str] = msgspec.field(default_factory=dict)
+    definitions: dict[tuple[str, str], FoldedDefinitions] = msgspec.field(default_factory=dict)
     shortfalls: dict[str, tuple[int, int, str, str, str, str]] = msgspec.field(default_factory=dict)
 
     def prune(self, now_ms: int) -> None:
@@ -224,6 +236,8 @@ class Fold:
             self.state.offline.pop(place, None)
             if operation.detail[0] != "live":
                 self.state.offline[place] = f"{operation.detail[0]} {operation.detail[1]}"
+        elif kind is OperationKind.DEFINE:
+            self._define(operation, sequence)
         elif kind is OperationKind.SHORTFALL:
             sku, units, since_ms, how, _ = operation.detail
             self.state.shortfalls.pop(operation.id, None)
@@ -232,6 +246,20 @@ class Fold:
                 self.state.shortfalls[operation.id] = body
         elif kind is not OperationKind.REBUILD:
             self._change_reservation(operation, sequence, at_ms)
+
+    def _define(self, operation: Operation, sequence: int) -> None:
+        what, revision, definitions = operation.detail
+        known = self.state.definitions.setdefault(
+            (what, operation.merchant), FoldedDefinitions(0, {})
+        )
+        if revision != known.revision + 1:
+            detail = f"revision {known.revision} of {what} is followed by {revision}"
+            self._disagree("Dense", sequence, detail)
+        known.revision = revision
+        for sku, text in definitions:
+            known.texts.pop(sku, None)
+            if text:
+                known.texts[sku] = text
 
     def _apply_row(self, operation: Operation, change: RowChange, sequence: int) -> None:
         key = (operation.merchant, operation.location, change.sku)

@@ -331,6 +331,7 @@ class _Rebuild:
         state.quarantine.update(piece.quarantine)
         state.shortfalls.update(piece.shortfalls)
         state.offline.update(piece.offline)
+        state.definitions.update(piece.definitions)
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
         path = self._archive.path(snapshot_path(partition, sequence))
@@ -519,6 +520,8 @@ def _cut(state: PartitionState, partitions: int) -> dict[int, PartitionState]:
         pieces[number].quarantine[the_id] = event
     for place, told in state.offline.items():
         pieces[partition_of(*place, partitions)].offline[place] = told
+    for (what, merchant), said in state.definitions.items():
+        pieces[partition_of(merchant, "", partitions)].definitions[what, merchant] = said
     for the_id, short in state.shortfalls.items():
         pieces[partition_of(short[3], short[4], partitions)].shortfalls[the_id] = short
     return pieces

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from engine.definitions import definitions_key
 from engine.keys import MOVED_KEY, PartitionKeys, location_member, reservation_hash
 from engine.limits import RECENT_MS, RETENTION_MS
 from engine.model import ReservationState
@@ -120,6 +121,12 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
         if row.offline_buffer:
             pair = (f"s{sku}", str(row.offline_buffer))
             yield _Item((keys.offline(merchant, location),), ("quarantine", pair), 1)
+    for (what, merchant), said in state.definitions.items():
+        where = definitions_key(keys, what, merchant)
+        pairs = [text for field in said.fields().items() for text in field]
+        for start in range(0, len(pairs), 2 * MAX_ITEM_ROWS):
+            some = pairs[start : start + 2 * MAX_ITEM_ROWS]
+            yield _Item((where,), ("quarantine", some), len(some) // 2)
     for the_id, body in state.shortfalls.items():
         yield _Item((keys.shortfalls,), ("quarantine", (the_id, _text(body))), 1)
 

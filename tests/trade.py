@@ -16,9 +16,11 @@ from engine import reservations
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
 from engine.keys import parse_key, reservation_hash
+from engine.kits import check_kit
 from engine.model import Line, Movement, MovementType
 from engine.outcomes import HoldfastError
 from engine.store import Client
+from engine.substitutes import Alternative, check_alternatives
 from tests.shop import ACTOR
 
 LOCATIONS: Final = ("high street", "depot:{7}", "harbour", "københavn", "outlet")
@@ -60,6 +62,7 @@ class Trade:
             (self._commit, 3),
             (self._release, 1),
             (self._feed, 6),
+            (self._define, 1),
         )
         chosen = self.draw.choices([verb for verb, _ in verbs], [w for _, w in verbs], k=steps)
         for verb in chosen:
@@ -219,6 +222,20 @@ class Trade:
             ]
             await feeds.skip(self.merchant, location, source, through=found.highest, actor=ACTOR)
 
+    async def _define(self) -> None:
+        """Say what stands for a SKU, or what a kit is made of; or no longer."""
+        sku, other = self.draw.sample(SKUS, k=2)
+        gone = self.draw.random() < 0.3
+        if self.draw.random() < 0.5:
+            rules = check_alternatives(sku, [Alternative(sku=other, for_=self.draw.randint(1, 9))])
+            changes = {sku: None if gone else rules}
+            await self.inventory.substitutes.write(self.merchant, changes, actor=ACTOR)
+        else:
+            kit = check_kit("kit", [Line(sku, self.draw.randint(1, 3)), Line(other, 1)])
+            await self.inventory.kits.write(
+                self.merchant, {f"kit {sku}": None if gone else kit}, actor=ACTOR
+            )
+
     def _reservation(self) -> str:
         return self.draw.choice(self.reservations) if self.reservations else "rsv_0_" + "0" * 24
 
@@ -257,7 +274,7 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
             )
         elif parsed.noun == "seen" or parsed.noun in ("recent", "prints"):
             found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
-        elif parsed.noun in ("feed", "quarantine", "offline"):
+        elif parsed.noun in ("feed", "quarantine", "offline", "substitutes", "kits"):
             fields = await any_client.hgetall(raw)
             # What a heartbeat says is not in the ledger.
             heard = (b"heard_at", b"occurred_at", b"beats")

@@ -23,6 +23,7 @@ from engine.outcomes import (
 from holdfast import __version__
 from holdfast.cli import (
     archive,
+    definitions,
     doctor,
     export,
     feeds,
@@ -211,6 +212,8 @@ for _command in (
     reservations.reservations,
     feeds.feed,
     feeds.feeds,
+    definitions.substitutes,
+    definitions.kits,
     ledger.history,
     ledger.ledger,
     archive.archive,

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import pytest
 
-from engine.model import MovementType, Reservation, ReservationState
+from engine.kits import check_kit
+from engine.model import Line, MovementType, Reservation, ReservationState
 from engine.outcomes import StoreFault, StoreReadOnly, StoreUnavailable
 from engine.store import connect
 from tests.invariants import Audit
@@ -61,6 +62,9 @@ VERBS: Final[dict[str, Verb]] = {
     "expire": expire,
     "move": lambda shop, hold: shop.move(MovementType.RETURN, "tea", 1),
     "make": lambda shop, hold: shop.receive(new_key(), 1),
+    "define": lambda shop, hold: shop.inventory.kits.write(
+        shop.merchant, {new_key(): check_kit("kit", [Line("tea", 1)])}, actor=ACTOR
+    ),
     "configure": configure,
     "configure new": make_row,
 }
@@ -77,6 +81,7 @@ TOUCHED: Final[dict[str, tuple[str, ...]]] = {
     "release": ("meta", "ledger", "holds", "open", "rsv", "tea", "milk"),
     "move": ("meta", "ledger", "tea"),
     "make": ("meta", "ledger", "skus", "locations"),
+    "define": ("meta", "ledger"),
     "configure": ("meta", "ledger", "tea"),
     "configure new": ("meta", "ledger", "skus", "locations"),
 }

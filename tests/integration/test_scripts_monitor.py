@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
-from engine.model import MovementType
+from engine.kits import check_kit
+from engine.model import Line, MovementType
 from engine.offline import OfflineKeeper
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
@@ -169,6 +170,8 @@ async def run_every_verb(shop: Shop) -> None:
             expected_version=3,
             actor=ACTOR,
         )
+    kit = check_kit("kit", [Line(sku, 1) for sku in skus])
+    await inventory.kits.write(merchant, {"kit": kit}, actor=ACTOR)
     cart = [(sku, 2) for sku in skus]
     held = await asyncio.gather(
         *(shop.reserve([*cart, ("tea", 1)], key=f"k{i // 2}") for i in range(10))

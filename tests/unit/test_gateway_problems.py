@@ -21,6 +21,7 @@ from engine.outcomes import (
     InsufficientStock,
     InvalidCommand,
     ItemNotFound,
+    KitNotFound,
     LimitExceeded,
     OutcomeUnknown,
     Overloaded,
@@ -33,6 +34,7 @@ from engine.outcomes import (
     StoreFault,
     StoreReadOnly,
     StoreUnavailable,
+    SubstitutesNotFound,
     VersionConflict,
     WebhookNotFound,
 )
@@ -67,6 +69,8 @@ RAISED: list[tuple[HoldfastError, int, str]] = [
     (HistoryUnavailable("the archive does not answer"), 503, "history_unavailable"),
     (IndexUnavailable("the index cannot be asked"), 503, "index_unavailable"),
     (ItemNotFound("tea"), 404, "item_not_found"),
+    (SubstitutesNotFound("tea"), 404, "substitutes_not_found"),
+    (KitNotFound("tea"), 404, "kit_not_found"),
     (WebhookNotFound("whk_1"), 404, "webhook_not_found"),
 ]
 

@@ -1,0 +1,139 @@
+"""The calls about substitutes and kits as data, like those of `holdfast.calls`."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from engine.substitutes import DEFAULT_PRIORITY, Direction
+from holdfast.calls import Call, Line, Page, path_of
+
+
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """A SKU that may stand for another: `of` units of it for `for_` units of that."""
+
+    sku: str
+    of: int = 1
+    for_: int = msgspec.field(default=1, name="for")
+    priority: int = DEFAULT_PRIORITY
+    direction: Direction = Direction.ONE_WAY
+    locations: tuple[str, ...] = ()
+    approval: bool = False
+
+
+class Substitutes(msgspec.Struct, frozen=True):
+    """What may stand for a SKU."""
+
+    sku: str
+    alternatives: tuple[Alternative, ...]
+
+
+class Kit(msgspec.Struct, frozen=True):
+    """What one unit of a kit is made of."""
+
+    sku: str
+    components: tuple[Line, ...]
+
+
+class Imported(msgspec.Struct, frozen=True):
+    """How many SKUs' definitions were taken."""
+
+    imported: int
+
+
+_SUBSTITUTES: Final = msgspec.json.Decoder(Substitutes)
+_SUBSTITUTES_PAGE: Final = msgspec.json.Decoder(Page[Substitutes])
+_KIT: Final = msgspec.json.Decoder(Kit)
+_KIT_PAGE: Final = msgspec.json.Decoder(Page[Kit])
+_IMPORTED: Final = msgspec.json.Decoder(Imported)
+_NOTHING: Final = msgspec.json.Decoder(None)
+
+
+def substitutes_page(
+    merchant: str, *, limit: int | None = None, cursor: str | None = None
+) -> Call[Page[Substitutes]]:
+    """List a merchant's rules."""
+    return Call(
+        method="GET",
+        path=path_of("v1", "merchants", merchant, "substitutes"),
+        decoder=_SUBSTITUTES_PAGE,
+        query=_paged(limit, cursor),
+    )
+
+
+def substitutes(merchant: str, sku: str) -> Call[Substitutes]:
+    """Read what may stand for a SKU."""
+    return Call(
+        method="GET",
+        path=path_of("v1", "merchants", merchant, "substitutes", sku),
+        decoder=_SUBSTITUTES,
+    )
+
+
+def put_substitutes(merchant: str, said: Substitutes) -> Call[Substitutes]:
+    """Say what may stand for a SKU."""
+    return Call(
+        method="PUT",
+        path=path_of("v1", "merchants", merchant, "substitutes", said.sku),
+        decoder=_SUBSTITUTES,
+        body=msgspec.json.encode({"alternatives": said.alternatives}),
+    )
+
+
+def import_substitutes(merchant: str, said: Sequence[Substitutes]) -> Call[Imported]:
+    """Say what may stand for up to 1,000 SKUs, all or none."""
+    return Call(
+        method="POST",
+        path=path_of("v1", "merchants", merchant, "substitutes"),
+        decoder=_IMPORTED,
+        body=msgspec.json.encode({"substitutes": list(said)}),
+    )
+
+
+def kits_page(
+    merchant: str, *, limit: int | None = None, cursor: str | None = None
+) -> Call[Page[Kit]]:
+    """List a merchant's kits."""
+    return Call(
+        method="GET",
+        path=path_of("v1", "merchants", merchant, "kits"),
+        decoder=_KIT_PAGE,
+        query=_paged(limit, cursor),
+    )
+
+
+def kit(merchant: str, sku: str) -> Call[Kit]:
+    """Read what a kit is made of."""
+    return Call(method="GET", path=path_of("v1", "merchants", merchant, "kits", sku), decoder=_KIT)
+
+
+def put_kit(merchant: str, said: Kit) -> Call[Kit]:
+    """Say what a kit is made of."""
+    return Call(
+        method="PUT",
+        path=path_of("v1", "merchants", merchant, "kits", said.sku),
+        decoder=_KIT,
+        body=msgspec.json.encode({"components": said.components}),
+    )
+
+
+def import_kits(merchant: str, said: Sequence[Kit]) -> Call[Imported]:
+    """Say what up to 1,000 kits are made of, all or none."""
+    return Call(
+        method="POST",
+        path=path_of("v1", "merchants", merchant, "kits"),
+        decoder=_IMPORTED,
+        body=msgspec.json.encode({"kits": list(said)}),
+    )
+
+
+def remove(merchant: str, what: str, sku: str) -> Call[None]:
+    """Take a SKU's definition away; `what` is `substitutes` or `kits`."""
+    return Call(
+        method="DELETE", path=path_of("v1", "merchants", merchant, what, sku), decoder=_NOTHING
+    )
+
+
+def _paged(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
+    asked = (("limit", None if limit is None else str(limit)), ("cursor", cursor))
+    return tuple((name, text) for name, text in asked if text is not None)
