@@ -33,6 +33,7 @@ class EventType(StrEnum):
     RESERVATION_HELD = "reservation.held"
     RESERVATION_CONFIRMED = "reservation.confirmed"
     RESERVATION_EXTENDED = "reservation.extended"
+    RESERVATION_AMENDED = "reservation.amended"
     RESERVATION_COMMITTED = "reservation.committed"
     RESERVATION_RELEASED = "reservation.released"
     RESERVATION_EXPIRED = "reservation.expired"
@@ -206,6 +207,12 @@ class ReservationExtended(ReservationEvent, frozen=True, kw_only=True, tag="rese
     type_name = EventType.RESERVATION_EXTENDED
 
 
+class ReservationAmended(ReservationEvent, frozen=True, kw_only=True, tag="reservation.amended"):
+    """Other units are held: `lines` are all that are held now."""
+
+    type_name = EventType.RESERVATION_AMENDED
+
+
 class ReservationCommitted(
     ReservationEvent, frozen=True, kw_only=True, tag="reservation.committed"
 ):
@@ -277,6 +284,7 @@ AnyEvent = (
     | ReservationHeld
     | ReservationConfirmed
     | ReservationExtended
+    | ReservationAmended
     | ReservationCommitted
     | ReservationReleased
     | ReservationExpired
@@ -416,7 +424,7 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     lines: tuple[LineData, ...] | None = tuple(
         [LineData(change.sku, abs(change.deltas.reserved)) for change in operation.rows]
     )
-    state = _STATES[kind]
+    state = _STATES.get(kind, ReservationState.HELD)
     expires_at_ms, order_ref, picked, reason = None, None, None, None
     if kind is OperationKind.RESERVE:
         order_ref, expires_at_ms = detail[1], detail[3]
@@ -424,6 +432,9 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
         order_ref, lines = detail[0], None
     elif kind is OperationKind.EXTEND:
         expires_at_ms, lines = detail[0], None
+    elif kind is OperationKind.AMEND:
+        lines = tuple([LineData(sku, units) for sku, units in detail[1]])
+        state, expires_at_ms = ReservationState(detail[2]), detail[3] or None
     elif kind is OperationKind.COMMIT:
         picked = tuple([LineData(sku, units) for sku, units in detail[2]])
     elif kind is OperationKind.RELEASE:
@@ -446,6 +457,7 @@ _RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {
     OperationKind.RESERVE: ReservationHeld,
     OperationKind.CONFIRM: ReservationConfirmed,
     OperationKind.EXTEND: ReservationExtended,
+    OperationKind.AMEND: ReservationAmended,
     OperationKind.COMMIT: ReservationCommitted,
     OperationKind.RELEASE: ReservationReleased,
     OperationKind.EXPIRE: ReservationExpired,

@@ -37,6 +37,7 @@ from engine.limits import (
     MAX_BATCH_MOVEMENTS,
     MAX_BATCH_ROWS,
     MAX_GROUP_COMMANDS,
+    MAX_LINES,
 )
 from engine.model import (
     Configured,
@@ -67,6 +68,7 @@ from engine.sold_out import SoldOut
 from engine.store import Store, StoreSettings
 from engine.substitutes import Choices, Rules, arrange, check_rules
 from engine.validation import (
+    check_amendment,
     check_batch,
     check_count,
     check_id,
@@ -555,6 +557,59 @@ class Inventory:
         )
         reply = await self._dispatch.run("extend", keys.partition, command)
         return _result(reservation, reply, key=key)
+
+    async def amend(
+        self,
+        merchant: str,
+        reservation: str,
+        lines: Sequence[Line],
+        *,
+        key: str,
+        actor: str,
+    ) -> ReservationResult:
+        """Hold so many units of each SKU named from now on; 0 drops its line, others stay.
+
+        The units that the reservation has already count as free for it, so it is refused only what
+        is not there beyond them, and then keeps what it has. A confirmed one may be amended too. A
+        retry under the same key gets the first answer again. Raises ReservationNotFound,
+        ReservationEnded, InsufficientStock, LimitExceeded (lines), IdempotencyKeyReused,
+        InvalidCommand (also where no line would be left).
+        """
+        check_key(key)
+        check_amendment(lines)
+        return await self._wherever(
+            reservation, lambda it: self._amend(merchant, it, lines, key, actor)
+        )
+
+    async def _amend(
+        self, merchant: str, reservation: str, lines: Sequence[Line], key: str, actor: str
+    ) -> ReservationResult:
+        keys = self._keys_of_reservation(reservation)
+        # As with `extend`: the record is found wherever the reservation is.
+        operation = digest("amend", reservation_hash(reservation), key)
+        fingerprint = digest(*[f"{line.quantity} {line.sku}" for line in lines])
+        held = self._lines_of.get(reservation) or await self._read_lines(keys, reservation)
+        if held is None:
+            raise ReservationNotFound(reservation)
+        rows = [keys.stock(held.merchant, held.location, line.sku) for line in lines]
+        its_keys = (keys.reservation(reservation), keys.seen(merchant, operation), *rows)
+        for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
+            final = reclaimed == MAX_RECLAIM_ROUNDS
+            command = Command(
+                its_keys,
+                (reservation, merchant, actor, fingerprint, operation, lines, MAX_LINES, final),
+                merchant,
+            )
+            reply = await self._dispatch.run("amend", keys.partition, command)
+            if Outcome(reply[0]) is not Outcome.INSUFFICIENT_STOCK or not reply[1]:
+                break
+            await self.expire_due(keys.partition)
+        self._sold_out.forget(rows)
+        if reply[0] == Outcome.INVALID and reply[1] == "lines":
+            raise InvalidCommand("lines", "would leave nothing: release the reservation instead")
+        result = _result(reservation, reply, key=key)
+        self._lines_of.keep(result.reservation)
+        return result
 
     async def commit(
         self, merchant: str, reservation: str, *, picks: Sequence[Line] = (), actor: str

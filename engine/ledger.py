@@ -23,6 +23,7 @@ class OperationKind(StrEnum):
     RESERVE = "reserve"
     CONFIRM = "confirm"
     EXTEND = "extend"
+    AMEND = "amend"
     COMMIT = "commit"
     RELEASE = "release"
     EXPIRE = "expire"

@@ -27,7 +27,11 @@ MAX_RECENT: Final = 50_000
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The part of a reservation that never changes."""
+    """What was promised; only an amendment changes it.
+
+    `lines` are what is held now. `first_lines` are what was held at first, None where that is still
+    the same; the scripts write no element for None.
+    """
 
     merchant: str
     location: str
@@ -38,9 +42,11 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     lines: tuple[Line, ...]
     missing: tuple[Line, ...]
     created_at_ms: int
+    first_lines: tuple[Line, ...] | None = None
 
 
 _decode_body = msgspec.msgpack.Decoder(Body).decode
+_encode = msgspec.msgpack.Encoder().encode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
 
 
@@ -95,6 +101,18 @@ class RecentLines:
         return self._lines.get(reservation)
 
 
+def packed_body(body: Body) -> bytes:
+    """Pack a body byte for byte as the scripts do."""
+    elements = msgspec.structs.astuple(body)
+    return _encode(elements if body.first_lines is not None else elements[:-1])
+
+
+def amended(body: Body, lines: tuple[Line, ...]) -> Body:
+    """Return a body with other lines, as `lua/amend.lua` makes it."""
+    first = body.lines if body.first_lines is None else body.first_lines
+    return msgspec.structs.replace(body, lines=lines, first_lines=first)
+
+
 def lines_of(body: bytes) -> LinesOf:
     """Read which rows are held from a reservation's body."""
     decoded = _decode_body(body)
@@ -118,6 +136,8 @@ def from_reserve(
     """
     if reply[0] == Outcome.REPLAYED:
         body = msgspec.convert(reply[1], Body)
+        if body.first_lines is not None:
+            body = msgspec.structs.replace(body, lines=body.first_lines)
         expires_at_ms = body.created_at_ms + body.ttl_ms
         return _reservation(
             reservation, body, state=ReservationState.HELD, expires_at_ms=expires_at_ms

@@ -11,6 +11,7 @@ VERBS: Final = (
     "reserve",
     "confirm",
     "extend",
+    "amend",
     "commit",
     "release",
     "expire",

@@ -81,6 +81,18 @@ def check_picks(picks: Sequence[Line]) -> None:
         check_quantity(f"lines[{i}].quantity", pick.quantity, least=0)
 
 
+def check_amendment(lines: Sequence[Line]) -> None:
+    """Take up to 200 lines of valid SKUs, each once, and quantities, 0 too."""
+    check_batch("lines", len(lines), MAX_LINES)
+    named = set()
+    for i, line in enumerate(lines):
+        check_id(f"lines[{i}].sku", line.sku)
+        check_quantity(f"lines[{i}].quantity", line.quantity, least=0)
+        if line.sku in named:
+            raise InvalidCommand(f"lines[{i}].sku", "another line names this SKU already")
+        named.add(line.sku)
+
+
 def check_count(field: str, count: int) -> None:
     """Take a version or a time in ms: an integer from 0 to what a script counts exactly."""
     if type(count) is not int or not 0 <= count <= MAX_EXACT:

@@ -41,7 +41,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
 
 
 class PickedLine(msgspec.Struct, frozen=True):
-    """Units of one SKU that left the shelf."""
+    """Units of one SKU: those that left the shelf, are held back, or are held."""
 
     sku: str
     quantity: int
@@ -67,12 +67,12 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `type` is a movement's or an event's; `superseded` says that a later count has it already, and
     `event_id`, `sequence`, `verdict`, `why` and `raw` tell of an event of a source. `reference` is
-    a movement's, `order_ref` a reservation's. `units`, `since`, `how` and `endangered` are of a
-    shortfall; units of 0 say that it is over. `state` is a location's whose tills were silent, and
-    `held_back` the units that are no longer promised there. `source`, of a rebuild, is the store
-    that was rebuilt, and of a movement the system that reported it. `defined` is substitutes or
-    kits, of which these `definitions` make the `revision`. `repaired` is what a repair put right,
-    `finding` what the audit had found there.
+    a movement's, `order_ref` a reservation's, and `lines` what an amended one holds. `units`,
+    `since`, `how` and `endangered` are of a shortfall; units of 0 say that it is over. `state` is a
+    location's whose tills were silent, and `held_back` the units that are no longer promised there.
+    `source`, of a rebuild, is the store that was rebuilt, and of a movement the system that
+    reported it. `defined` is substitutes or kits, of which these `definitions` make the `revision`.
+    `repaired` is what a repair put right, `finding` what the audit had found there.
     """
 
     type: str | UnsetType = UNSET
@@ -93,6 +93,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     state_before: ReservationState | UnsetType = UNSET
     missing: list[MissingLine] | UnsetType = UNSET
     picked: list[PickedLine] | UnsetType = UNSET
+    lines: list[PickedLine] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
     low_stock_threshold: int | UnsetType = UNSET
     units: int | UnsetType = UNSET
@@ -262,6 +263,9 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     ),
     OperationKind.RESERVE: _reserved,
     OperationKind.CONFIRM: lambda detail: Details(order_ref=detail[0] or UNSET),
+    OperationKind.AMEND: lambda detail: Details(
+        lines=[PickedLine(sku, quantity) for sku, quantity in detail[1]]
+    ),
     OperationKind.EXTEND: lambda detail: Details(expires_at=time_text(detail[0])),
     OperationKind.COMMIT: _committed,
     OperationKind.RELEASE: lambda detail: Details(

@@ -1,6 +1,7 @@
-"""Reservations: made, read, listed, confirmed, extended, committed and released."""
+"""Reservations: made, read, listed, confirmed, extended, amended, committed and released."""
 
 import re
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from msgspec import UNSET
@@ -82,6 +83,24 @@ async def extend(call: Call, body: wire.ExtendRequest) -> Answer:
     return _answer(result)
 
 
+async def amend(call: Call, body: wire.AmendRequest) -> Answer:
+    """Hold other quantities of some lines."""
+    _refuse_repeated(body.lines)
+    result = await call.inventory.amend(
+        call.merchant,
+        call.path["reservation"],
+        wire.lines(body.lines),
+        key=key_of(call),
+        actor=call.actor,
+    )
+    view = call.service.fanout.view
+    if not view.is_idle:
+        # Of a line that was dropped, the reservation does not tell any more.
+        changed = result.reservation
+        view.forget(changed.merchant, changed.location, [line.sku for line in body.lines])
+    return _answer(result)
+
+
 async def commit(call: Call, body: wire.CommitRequest) -> Answer:
     """End a reservation: its units, or those that were picked, left the shelf."""
     picks = [] if body.lines is UNSET else body.lines
@@ -117,8 +136,8 @@ def _answer(result: ReservationResult) -> Answer:
     return answer_once(200, wire.reservation(result.reservation), replayed=result.replayed)
 
 
-def _refuse_repeated(picks: list[wire.PickRequest]) -> None:
-    """Raise InvalidRequest where two picks name one SKU: which of them is meant is not known."""
+def _refuse_repeated(picks: Sequence[wire.PickRequest | wire.AmendedLine]) -> None:
+    """Raise InvalidRequest where two lines name one SKU: which of them is meant is not known."""
     seen = set()
     for i, pick in enumerate(picks):
         if pick.sku in seen:

@@ -67,6 +67,9 @@ OccurredAt = Annotated[
 PickedUnits = Annotated[
     int, Meta(ge=0, le=MAX_QUANTITY, description="Units that leave the shelf; at most those held.")
 ]
+AmendedUnits = Annotated[
+    int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units; 0 drops the line.")
+]
 Setting = Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
 MovementQuantity = Annotated[
     int,
@@ -148,6 +151,19 @@ class ExtendRequest(Request, frozen=True, kw_only=True):
     """Let the hold run for so long from now, if that is longer than it would."""
 
     ttl_seconds: TtlSeconds
+
+
+class AmendedLine(Request, frozen=True, kw_only=True):
+    """How many units of one SKU are held from now on; 0 drops the line."""
+
+    sku: Id
+    quantity: AmendedUnits
+
+
+class AmendRequest(Request, frozen=True, kw_only=True):
+    """Hold other quantities of the lines that are named; the others stay as they are."""
+
+    lines: Annotated[list[AmendedLine], Meta(min_length=1, max_length=MAX_LINES)]
 
 
 class PickRequest(Request, frozen=True, kw_only=True):
@@ -567,6 +583,6 @@ def reservation(found: model.Reservation) -> Reservation:
     )
 
 
-def lines(wanted: Sequence[LineRequest | PickRequest]) -> list[model.Line]:
+def lines(wanted: Sequence[LineRequest | PickRequest | AmendedLine]) -> list[model.Line]:
     """Make the engine's lines of a request's."""
     return [model.Line(x.sku, x.quantity) for x in wanted]

@@ -435,6 +435,14 @@ def extend(merchant: str, reservation_id: str, *, ttl_seconds: int, key: str) ->
     return _step(merchant, reservation_id, "extend", document, headers=_keyed(key))
 
 
+def amend(
+    merchant: str, reservation_id: str, lines: Sequence[Line], *, key: str
+) -> Call[Reservation]:
+    """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
+    document = {"lines": _lines(lines)}
+    return _step(merchant, reservation_id, "amend", document, headers=_keyed(key))
+
+
 def commit(merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()) -> Call[Reservation]:
     """Let the units leave the shelf: all of them, or the `picks` (lines not named are 0)."""
     return _step(merchant, reservation_id, "commit", {"lines": _lines(picks)} if picks else {})

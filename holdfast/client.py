@@ -394,6 +394,17 @@ class Client:
             calls.extend(merchant, reservation_id, ttl_seconds=ttl_seconds, key=key or new_key())
         )
 
+    def amend(
+        self,
+        merchant: str,
+        reservation_id: str,
+        lines: Sequence[Line],
+        *,
+        key: str | None = None,
+    ) -> Reservation:
+        """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
+        return self.send(calls.amend(merchant, reservation_id, lines, key=key or new_key()))
+
     def commit(
         self, merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()
     ) -> Reservation:
@@ -623,6 +634,17 @@ class AsyncClient:
         return await self.send(
             calls.extend(merchant, reservation_id, ttl_seconds=ttl_seconds, key=key or new_key())
         )
+
+    async def amend(
+        self,
+        merchant: str,
+        reservation_id: str,
+        lines: Sequence[Line],
+        *,
+        key: str | None = None,
+    ) -> Reservation:
+        """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
+        return await self.send(calls.amend(merchant, reservation_id, lines, key=key or new_key()))
 
     async def commit(
         self, merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()

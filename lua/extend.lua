@@ -17,9 +17,16 @@
 -- @include seen
 
 -- A replay tells of the hold as the first answer did, whatever became of it since.
-local function describe_extended(code, reservation, expires_at)
-  return array_of(8) .. cmsgpack.pack(code, 'held', expires_at, 0, 0, '')
-    .. array_of(0) .. reservation.packed_body
+-- What is remembered of it is {'ok', expires_at, sku, units, sku, units, ...}.
+local function describe_extended(code, expires_at, body)
+  return array_of(8) .. cmsgpack.pack(code, 'held', expires_at, 0, 0, '') .. array_of(0) .. body
+end
+
+local function describe_earlier(reservation, earlier)
+  local lines = appended_lines(earlier, 3)
+  local body = reservation.packed_body
+  if #lines > 0 then body = body_with(reservation, lines) end
+  return describe_extended('replayed', earlier[2], body)
 end
 
 local replies = each_command(function(first, _, id, merchant, actor, fingerprint, ttl_ms,
@@ -28,7 +35,7 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if not reservation then return {'not_found'} end
   local earlier = seen_reply(KEYS[first + 1], fingerprint)
   if earlier and earlier[1] == 'replayed' then
-    return describe_extended('replayed', reservation, earlier[2])
+    return describe_earlier(reservation, earlier)
   end
   if earlier then return earlier end
   if not is_integer(ttl_ms, limits.min_ttl_ms, limits.max_ttl_ms) then
@@ -46,8 +53,9 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   touch_reservation(reservation)
   record('extend', id, merchant, reservation.body[BODY_LOCATION], actor, fingerprint, {},
     {expires_at, before, operation})
-  remember(KEYS[first + 1], fingerprint, {'ok', expires_at})
-  return describe_extended('ok', reservation, expires_at)
+  remember(KEYS[first + 1], fingerprint,
+    append_lines({'ok', expires_at}, reservation.body[BODY_LINES]))
+  return describe_extended('ok', expires_at, reservation.packed_body)
 end)
 
 -- After this point nothing may fail.

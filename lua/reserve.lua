@@ -26,15 +26,6 @@ local BODY, CREATED_AT = array_of(9), cmsgpack.pack(now)
 local NOTHING_MISSING = array_of(0)
 local HELD_WHOLE = cmsgpack.pack({'ok', now})
 
-local due_holds
-local function holds_are_due(reclaimed)
-  if reclaimed then return false end
-  if due_holds == nil then
-    due_holds = #redis.call('ZRANGEBYSCORE', HOLDS, '-inf', integer(now), 'LIMIT', 0, 1) > 0
-  end
-  return due_holds
-end
-
 -- The body of the reservation at `key`, made in this group or before it; nil where there is none.
 local all_are_new = first_keys_are_new()
 local bodies = {}

@@ -571,13 +571,13 @@ def _is_record(record: FoldedSeen, value: Value, inspection: Inspection) -> bool
     return _read_record(value) == (record.fingerprint, tuple(record.reply))
 
 
-def _read_record(value: Value) -> tuple[str, tuple[int, ...]]:
+def _read_record(value: Value) -> tuple[str, tuple[int | str, ...]]:
     """Read an idempotency record's fingerprint and reply; the former is '' where it is none."""
     if not isinstance(value, bytes):
         return "", ()
     try:
         fingerprint, (_, *reply) = _decode_record(value)
-        return fingerprint, msgspec.convert(reply, tuple[int, ...])
+        return fingerprint, tuple(reply)
     except (ValueError, msgspec.MsgspecError):
         return "", ()
 

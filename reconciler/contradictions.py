@@ -34,8 +34,17 @@ _LATER: Final = 7
 
 _EVENT_SEQUENCE: Final = 10
 _HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, OperationKind.EXPIRE})
-_ON_RESERVATIONS: Final = _HELD_ONLY | {OperationKind.COMMIT, OperationKind.RELEASE}
-_REMEMBERED: Final = frozenset({OperationKind.MOVE, OperationKind.CONFIGURE, OperationKind.EXTEND})
+_ON_RESERVATIONS: Final = _HELD_ONLY | {
+    OperationKind.AMEND,
+    OperationKind.COMMIT,
+    OperationKind.RELEASE,
+}
+_REMEMBERED: Final = frozenset(
+    {OperationKind.MOVE, OperationKind.CONFIGURE, OperationKind.EXTEND, OperationKind.AMEND}
+)
+_PROMISES: Final = frozenset({OperationKind.RESERVE, OperationKind.AMEND})
+_OPERATION_ID: Final = {OperationKind.EXTEND: 2, OperationKind.AMEND: 0}
+"""Where the detail of a change of a reservation names the record that it left."""
 
 _NOTHING: Final = Levels(0, 0, 0, 0)
 
@@ -182,7 +191,8 @@ class Contradictions:
         kind = operation.kind
         again = False
         if kind in _REMEMBERED:
-            the_id = operation.detail[2] if kind is OperationKind.EXTEND else operation.id
+            place = _OPERATION_ID.get(kind)
+            the_id = operation.id if place is None else operation.detail[place]
             record = state.seen.get(the_id)
             again = the_id in seen.operations or (record is not None and record.at_ms > oldest)
             seen.operations.add(the_id)
@@ -199,7 +209,7 @@ class Contradictions:
             )
         if again:
             detail = f"{kind} {operation.id} had its effect before"
-            if kind in (OperationKind.EXTEND, OperationKind.RESERVE):
+            if kind in _OPERATION_ID or kind is OperationKind.RESERVE:
                 note = Note(Invariant.ONCE, Code.APPLIED_TWICE, sequence, detail)
                 self._note_reservation(operation.id, note)
         return again
@@ -244,7 +254,8 @@ class Contradictions:
                 notes.books_drift += _books(deltas) - books
                 notes.safety_stock_drift += deltas.safety_stock - safety_stock
         if (
-            operation.kind is OperationKind.RESERVE
+            operation.kind in _PROMISES
+            and deltas.reserved > 0
             and levels.reserved + levels.safety_stock > levels.on_hand
         ):
             detail = (
@@ -316,7 +327,8 @@ class Contradictions:
         state = seen.reservations.get(the_id)
         if state is None and reservation is not None:
             state = reservation.state
-        seen.reservations[the_id] = _STATES_AFTER[kind]
+        if kind is not OperationKind.AMEND:
+            seen.reservations[the_id] = _STATES_AFTER[kind]
         if state is None:
             code, detail = Code.NEVER_RESERVED, f"{kind} of a reservation that was never made"
         elif not state.is_open or (kind in _HELD_ONLY and state is not ReservationState.HELD):
@@ -408,6 +420,8 @@ def _said(
     if reservation is None:
         return None
     held = sum(line.quantity for line in reservation.body.lines if line.sku == change.sku)
+    if kind is OperationKind.AMEND:
+        return 0, sum(units for sku, units in detail[1] if sku == change.sku) - held, 0
     picked = 0
     if kind is OperationKind.COMMIT:
         picked = sum(units for sku, units in detail[2] if sku == change.sku)

@@ -219,7 +219,7 @@ class Counterfactual:
             shelf.safety_stock = int(operation.detail[0])
             if len(operation.detail) > 1:
                 shelf.low_stock_threshold = int(operation.detail[1])
-        elif kind is OperationKind.RESERVE:
+        elif kind is OperationKind.RESERVE or (kind is OperationKind.AMEND and deltas.reserved > 0):
             if deltas.reserved > shelf.available:
                 missing = deltas.reserved - shelf.available
                 self.unfounded_count += 1

@@ -205,7 +205,7 @@ class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     operation: str
     fingerprint: str = ""
-    reply: tuple[int, ...] = ()
+    reply: tuple[int | str, ...] = ()
     keep_ms: int = RETENTION_MS
 
 

@@ -13,7 +13,7 @@ import msgspec
 from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
-from engine.reservations import Body
+from engine.reservations import Body, amended
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
@@ -397,7 +397,21 @@ class Fold:
                 operation.merchant,
                 operation.location,
                 operation.fingerprint,
-                (detail[0],),
+                (detail[0], *_flat(reservation.body.lines)),
+                at_ms,
+            )
+        elif kind is OperationKind.AMEND:
+            lines = tuple([Line(sku, units) for sku, units in detail[1]])
+            reservation.body = amended(reservation.body, lines)
+            self.state.seen[detail[0]] = FoldedSeen(
+                operation.merchant,
+                operation.location,
+                operation.fingerprint,
+                (
+                    reservation.expires_at_ms,
+                    reservation.confirmed_at_ms,
+                    *_flat(lines),
+                ),
                 at_ms,
             )
         else:
@@ -455,6 +469,11 @@ _ENDINGS: Final = {
     OperationKind.RELEASE: ReservationState.RELEASED,
     OperationKind.EXPIRE: ReservationState.EXPIRED,
 }
+
+
+def _flat(lines: Iterable[Line]) -> list[str | int]:
+    """Return lines as a remembered reply has them."""
+    return [element for line in lines for element in (line.sku, line.quantity)]
 
 
 def _units(levels: Levels) -> tuple[int, int, int, int]:

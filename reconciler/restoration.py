@@ -12,6 +12,7 @@ from engine.keys import MOVED_KEY, PartitionKeys, location_member, reservation_h
 from engine.limits import RECENT_MS, RETENTION_MS
 from engine.model import ReservationState
 from engine.packing import passed_on
+from engine.reservations import packed_body
 from engine.scripts import script
 from engine.store import Store
 from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState, RowKey
@@ -164,7 +165,7 @@ def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReser
             ended_at_ms,
             reservation.order_ref,
             _text(reservation.picked) if reservation.state is ReservationState.COMMITTED else "",
-            _text(body),
+            passed_on(packed_body(body)),
             body.created_at_ms,
             0 if reservation.is_open else ended_at_ms + RETENTION_MS,
         ),

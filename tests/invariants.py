@@ -40,7 +40,7 @@ LIVE: Final = ("held", "confirmed")
 MOVEMENTS: Final = ("move", "feed")
 NOUNS: Final = ("stock", "rsv", "open", "skus", "seen")
 
-RECORDED: Final = (*MOVEMENTS, "configure", "extend")
+RECORDED: Final = (*MOVEMENTS, "configure", "extend", "amend")
 
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
 _COUNTED = re.compile(rb"[1-9][0-9]{0,15}-[0-9a-f]{8}")
@@ -175,6 +175,8 @@ class Audit:
         effect: tuple[str, ...] = (kind, merchant, the_id)
         if kind == "extend":
             effect = (*effect, detail[2])
+        if kind == "amend":
+            effect = (*effect, detail[0])
         if kind == "feed":
             # What was set aside may be booked or dropped later, under the same id.
             settled = detail[11] in ("quarantined", "dropped", "skipped")
@@ -239,7 +241,8 @@ class Audit:
         if any(type(n) is not int or not 0 <= n <= MAX_TOTAL for n in levels):
             self._violated("Integer", f"{where}: {levels}")
         on_hand, reserved, safety_stock, *_ = levels
-        if kind == "reserve" and reserved + safety_stock > on_hand:
+        promises = kind == "reserve" or (kind == "amend" and deltas[1] > 0)
+        if promises and reserved + safety_stock > on_hand:
             self._violated("NoOversell", f"{where}: promised past what is available: {levels}")
         grew = max(0, reserved - on_hand) - max(0, before[1] - before[0])
         if kind not in (*MOVEMENTS, "repair") and grew > 0:
@@ -257,13 +260,13 @@ class Audit:
                 self._violated("Fold", f"{where}: expires at {detail[3]}, not {at} + {detail[0]}")
             partition.promises[the_id] = _Promise(merchant, location, held, at, detail[3])
             return
-        if kind not in ("confirm", "extend", "commit", "release", "expire"):
+        if kind not in ("confirm", "extend", "amend", "commit", "release", "expire"):
             return
         promise = partition.promises.get(the_id)
         if promise is None:
             self._violated("OneEnding", f"{where}: there was no such reservation")
             return
-        if promise.state not in (LIVE if kind in ("commit", "release") else ("held",)):
+        if promise.state not in (LIVE if kind in ("amend", "commit", "release") else ("held",)):
             self._violated("OneEnding", f"{where}: it is {promise.state} already")
         if kind == "confirm":
             promise.state = "confirmed"
@@ -272,6 +275,13 @@ class Audit:
             if detail[0] < promise.expires_at:
                 self._violated("Fold", f"{where}: the hold got shorter")
             promise.expires_at = detail[0]
+            return
+        if kind == "amend":
+            changes = {sku: deltas[1] for sku, _, _, deltas in lines}
+            now = {sku: promise.lines.get(sku, 0) + units for sku, units in changes.items()}
+            promise.lines = {s: units for s, units in (promise.lines | now).items() if units}
+            if dict(detail[1]) != promise.lines:
+                self._violated("HoldsSum", f"{where}: {detail[1]} is not {promise.lines}")
             return
         if kind == "expire" and promise.expires_at > at:
             self._violated("OneEnding", f"{where}: not due before {promise.expires_at}, at {at}")
@@ -423,7 +433,7 @@ class Audit:
             _, reply = msgpack.unpackb(await self._client.execute_command("GET", key), raw=False)
             if not kind:
                 self._violated("Once", f"{key} tells of an effect that the ledger does not have")
-            elif kind != "extend" and reply[2] != sequence:
+            elif kind not in ("extend", "amend") and reply[2] != sequence:
                 self._violated("Once", f"{key} answers {reply}, the effect is {sequence}")
         for name in wanted.keys() - found:
             self._violated("Once", f"{wanted[name]} {name} has no idempotency record")

@@ -228,6 +228,47 @@ class Shop:
         promise.expires_at = expires_at
         return self._remember(scope, ttl_ms, {"code": "ok"} | promise.facts())
 
+    def amend(self, name: str, *, key: str, lines: Lines) -> Answer:
+        """Hold so many units of the SKUs named; the promise's own units are free for it."""
+        promise = self.promises.get(name)
+        if promise is None:
+            return {"code": "reservation_not_found"}
+        scope, request = ("amend", name, key), tuple(lines)
+        if (earlier := self._earlier(scope, request)) is not None:
+            return earlier
+        if not promise.is_live:
+            return _ended(promise)
+        wanted = {**promise.lines, **dict(lines)}
+        if not any(wanted.values()):
+            return {"code": "invalid_request"}
+        # Only what goes up needs stock: taking back what is due may end the promise itself.
+        short = self._short_of_amendment(promise, lines)
+        if short:
+            # It may be this very one that is due.
+            self.expire_due(self.partition_of(promise.location))
+            if promise.state == "expired":
+                return _ended(promise)
+            short = self._short_of_amendment(promise, lines)
+        if short:
+            return {"code": "insufficient_stock", "lines": short}
+        for sku, quantity in lines:
+            change = quantity - promise.lines.get(sku, 0)
+            if change:
+                self._change(promise.location, sku, reserved=change)
+        promise.lines = {sku: units for sku, units in wanted.items() if units}
+        return self._remember(scope, request, {"code": "ok"} | promise.facts())
+
+    def _short_of_amendment(
+        self, promise: Promise, lines: Lines
+    ) -> tuple[tuple[str, int, int, bool], ...]:
+        found = []
+        for sku, quantity in lines:
+            own, shelf = promise.lines.get(sku, 0), self.shelf(promise.location, sku)
+            if quantity > own and quantity - own > shelf.available:
+                known = (promise.location, sku) in self.rows
+                found.append((sku, quantity, own + shelf.available, known))
+        return tuple(found)
+
     def commit(self, name: str, *, picks: Lines = ()) -> Answer:
         """Take the units off the shelf: all that are held, or only `picks`."""
         promise = self.promises.get(name)

@@ -59,6 +59,7 @@ class Trade:
             (self._reserve, 8),
             (self._confirm, 2),
             (self._extend, 2),
+            (self._amend, 2),
             (self._commit, 3),
             (self._release, 1),
             (self._feed, 6),
@@ -167,6 +168,15 @@ class Trade:
             lambda inventory: inventory.extend(
                 self.merchant, the_id, key=key, ttl_ms=ttl_ms, actor=ACTOR
             ),
+        )
+
+    async def _amend(self) -> None:
+        the_id, key = self._reservation(), self._key()
+        skus = self.draw.sample(SKUS, k=self.draw.randint(1, 2))
+        lines = [Line(sku, self.draw.randint(0, 6)) for sku in skus]
+        await self._do(
+            "amend",
+            lambda inventory: inventory.amend(self.merchant, the_id, lines, key=key, actor=ACTOR),
         )
 
     async def _commit(self) -> None:

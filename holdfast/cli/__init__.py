@@ -206,6 +206,7 @@ for _command in (
     reservations.reserve,
     reservations.confirm,
     reservations.extend,
+    reservations.amend,
     reservations.commit,
     reservations.release,
     reservations.reservation,

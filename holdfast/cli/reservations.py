@@ -1,4 +1,4 @@
-"""`holdfast reserve`, `confirm`, `extend`, `commit`, `release`, `reservation`, `reservations`."""
+"""`holdfast reserve`, `confirm`, `extend`, `amend`, `commit`, `release`, `reservation(s)`."""
 
 from itertools import islice
 from typing import Any, Final
@@ -106,6 +106,26 @@ def extend(
     with service.client() as client:
         held = client.extend(merchant, reservation_id, ttl_seconds=ttl_seconds, key=idempotency_key)
     _show(held, output)
+
+
+@click.command(short_help="Hold other quantities of a reservation's lines.")
+@click.argument("reservation_id", metavar="ID")
+@click.argument("lines", metavar="SKU=QUANTITY...", type=LINE, nargs=-1, required=True)
+@merchant_option
+@click.option("--idempotency-key", help="Makes a repeated command amend once.  [default: random]")
+@service_options
+@json_option
+def amend(
+    service: Service,
+    reservation_id: str,
+    lines: tuple[Line, ...],
+    merchant: str,
+    idempotency_key: str | None,
+    output: Output,
+) -> None:
+    """Hold other quantities of the lines of reservation ID: 0 drops one, others stay."""
+    with service.client() as client:
+        _show(client.amend(merchant, reservation_id, lines, key=idempotency_key), output)
 
 
 @click.command(short_help="Let a reservation's units leave the shelf.")

@@ -1,12 +1,15 @@
 -- Reservations, each read once a script and written once.
 --
--- Hash: state, expires_at (ms, while held), body (msgpack, never changes), and once they apply
--- confirmed_at, ended_at, order_ref (when confirm gave one), picked (msgpack, when committed).
+-- Hash: state, expires_at (ms, while held), body (msgpack), and once they apply confirmed_at,
+-- ended_at, order_ref (when confirm gave one), picked (msgpack, when committed).
 -- body: {merchant, location, actor, fingerprint, ttl_ms, order_ref,
---        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}, created_at}
+--        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}, created_at,
+--        first lines}
+-- Only an amendment changes a body: `lines` are what is held now, and `first lines`, which are only
+-- there since, what was held at first, as a retry of the reserve is to be told.
 
 local BODY_MERCHANT, BODY_LOCATION, BODY_FINGERPRINT, BODY_ORDER_REF = 1, 2, 4, 6
-local BODY_LINES, BODY_CREATED_AT = 7, 9
+local BODY_LINES, BODY_CREATED_AT, BODY_FIRST_LINES = 7, 9, 10
 
 local reservations, touched_reservations = {}, {}
 
@@ -58,6 +61,51 @@ local function describe(code, reservation)
   return array_of(8) .. cmsgpack.pack(code, reservation.state, reservation.expires_at,
     reservation.confirmed_at, reservation.ended_at, reservation.order_ref)
     .. picked .. reservation.packed_body
+end
+
+-- The body of a reservation with other lines, as msgpack.
+local function body_with(reservation, lines)
+  local body = {}
+  for i = 1, BODY_FIRST_LINES do body[i] = reservation.body[i] end
+  body[BODY_LINES] = lines
+  if not body[BODY_FIRST_LINES] then body[BODY_FIRST_LINES] = reservation.body[BODY_LINES] end
+  return cmsgpack.pack(body)
+end
+
+-- Lines as a reply that is remembered has them, {..., sku, units, sku, units, ...}: an amendment may
+-- change them before a retry asks for the first answer.
+local function append_lines(reply, lines)
+  for _, line in ipairs(lines) do
+    reply[#reply + 1] = line[1]
+    reply[#reply + 1] = line[2]
+  end
+  return reply
+end
+
+local function appended_lines(reply, first)
+  local lines = {}
+  for i = first, #reply, 2 do lines[#lines + 1] = {reply[i], reply[i + 1]} end
+  return lines
+end
+
+-- Gives a live reservation other lines; its rows are the caller's business.
+local function amend_reservation(reservation, id, lines)
+  reservation.id = id
+  reservation.packed_body = body_with(reservation, lines)
+  reservation.body = cmsgpack.unpack(reservation.packed_body)
+  reservation.amended = true
+  touch_reservation(reservation)
+end
+
+-- True where the time of some hold of the partition is up, so that a reclaim may find units;
+-- `reclaimed` says that it was done just now.
+local due_holds
+local function holds_are_due(reclaimed)
+  if reclaimed then return false end
+  if due_holds == nil then
+    due_holds = #redis.call('ZRANGEBYSCORE', HOLDS, '-inf', integer(now), 'LIMIT', 0, 1) > 0
+  end
+  return due_holds
 end
 
 -- Ends the promise of a live reservation's lines: `picked` maps a SKU to the units that left the
@@ -122,6 +170,7 @@ end
 -- Writes the fields that may have changed in the state that a reservation is in now.
 local function write_fields(reservation)
   local key, state = reservation.key, reservation.state
+  if reservation.amended then redis.call('HSET', key, 'body', reservation.packed_body) end
   if state == 'held' then
     redis.call('HSET', key, 'expires_at', integer(reservation.expires_at))
   elseif state == 'confirmed' then

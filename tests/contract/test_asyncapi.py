@@ -105,6 +105,7 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.RESERVE, (1000, "order", [], 2000)),
         operation(OperationKind.CONFIRM, ("order", 2000)),
         operation(OperationKind.EXTEND, (3000, 2000, "id")),
+        operation(OperationKind.AMEND, ("id", [["tea", 1]], "held", 2000)),
         operation(OperationKind.COMMIT, ("held", 2000, [["tea", 1]])),
         operation(OperationKind.RELEASE, ("held", 2000, "why")),
         operation(OperationKind.EXPIRE, ("held", 2000)),

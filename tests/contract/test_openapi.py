@@ -246,7 +246,7 @@ def held(client: httpx.Client, merchant: str) -> str:
     """Make a reservation and return its id."""
     shelf = f"/v1/merchants/{merchant}/locations/fuzz"
     key = {"Idempotency-Key": uuid4().hex}
-    movement = {"type": "count", "sku": "tea", "quantity": 10**6}
+    movement = {"type": "count", "sku": "tea", "quantity": 10**11}
     client.post(f"{shelf}/movements", json=movement, headers=key).raise_for_status()
     made = client.post(
         f"{shelf}/reservations",

@@ -39,6 +39,9 @@ CALLS: Final[dict[OperationKind, Call]] = {
     OperationKind.EXTEND: lambda shop, hold, key: shop.inventory.extend(
         shop.merchant, hold, key=key, ttl_ms=3_600_000, actor=ACTOR
     ),
+    OperationKind.AMEND: lambda shop, hold, key: shop.inventory.amend(
+        shop.merchant, hold, [Line("tea", 1)], key=key, actor=ACTOR
+    ),
     OperationKind.COMMIT: lambda shop, hold, key: shop.commit(hold, [("tea", 1)]),
     OperationKind.RELEASE: lambda shop, hold, key: shop.release(hold),
     OperationKind.MOVE: lambda shop, hold, key: shop.move(

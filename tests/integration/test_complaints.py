@@ -13,11 +13,12 @@ from engine.outcomes import (
     IdempotencyKeyReused,
     InsufficientOnHand,
     InsufficientStock,
+    InvalidCommand,
     ReservationEnded,
     ShortLine,
 )
 from tests.events import Till
-from tests.shop import ACTOR, Shop
+from tests.shop import ACTOR, Shop, new_key
 
 
 async def test_complaint_01_concurrent_reservations_do_not_oversubscribe(shop: Shop) -> None:
@@ -145,6 +146,48 @@ async def test_complaint_13_a_shopper_is_not_blocked_by_their_own_hold(shop: Sho
     await shop.release(first.reservation.id)
     await shop.reserve([("tea", 1)], key="second cart of Ada")
     await shop.audit()
+
+
+@pytest.mark.parametrize("state", ["held", "confirmed"])
+async def test_complaint_13_a_shopper_changes_the_quantity_of_their_own_hold(
+    shop: Shop, state: str
+) -> None:
+    """Who holds four of five may make it five, but not six; and gets the first answer again."""
+    await shop.receive("tea", 5)
+    await shop.receive("milk", 1)
+    hold = (await shop.reserve([("tea", 4), ("milk", 1)])).reservation
+    if state == "confirmed":
+        await shop.inventory.confirm(shop.merchant, hold.id, actor=ACTOR)
+    with pytest.raises(InsufficientStock) as refused:
+        await amend(shop, hold.id, ("tea", 6), ("milk", 0))
+    assert refused.value.lines == (ShortLine("tea", 6, 5),)
+    assert (await shop.row("tea")).available == 1, "it keeps what it had"
+    amended = await amend(shop, hold.id, ("tea", 5), ("milk", 0), key="up")
+    assert amended.reservation.lines == (Line("tea", 5),)
+    assert (amended.reservation.state, amended.reservation.expires_at_ms) == (
+        ReservationState(state),
+        hold.expires_at_ms if state == "held" else None,
+    )
+    assert ((await shop.row("tea")).available, (await shop.row("milk")).available) == (0, 1)
+    with pytest.raises(InvalidCommand) as nothing:
+        await amend(shop, hold.id, ("tea", 0))
+    assert nothing.value.field == "lines"
+    await amend(shop, hold.id, ("tea", 1))
+    again = await amend(shop, hold.id, ("tea", 5), ("milk", 0), key="up")
+    assert (again.reservation, again.replayed) == (amended.reservation, True)
+    await shop.commit(hold.id)
+    assert (await shop.row("tea")).on_hand == 4
+    with pytest.raises(ReservationEnded):
+        await amend(shop, hold.id, ("tea", 2))
+    await shop.audit()
+
+
+async def amend(
+    shop: Shop, the_id: str, *lines: tuple[str, int], key: str = ""
+) -> ReservationResult:
+    return await shop.inventory.amend(
+        shop.merchant, the_id, [Line(*line) for line in lines], key=key or new_key(), actor=ACTOR
+    )
 
 
 async def test_complaint_15_a_recount_is_taken_while_units_are_reserved(shop: Shop) -> None:

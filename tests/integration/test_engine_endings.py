@@ -235,3 +235,15 @@ async def test_a_refusal_carries_its_fields(shop: Shop) -> None:
         await shop.commit(hold.id)
     assert refused.value.code == "reservation_ended"
     assert refused.value.fields()["state"] == "released"
+
+
+async def test_a_retry_is_answered_as_first_also_after_an_amendment(shop: Shop) -> None:
+    await shop.receive("tea", 5)
+    cart = await shop.reserve([("tea", 2)], key="cart")
+    hold = cart.reservation
+    first = await extend(shop, hold.id, DAY_MS)
+    await shop.inventory.amend(shop.merchant, hold.id, [Line("tea", 5)], key="k", actor=ACTOR)
+    assert await extend(shop, hold.id, DAY_MS) == ReservationResult(
+        first.reservation, replayed=True
+    )
+    assert await shop.reserve([("tea", 2)], key="cart") == ReservationResult(hold, replayed=True)

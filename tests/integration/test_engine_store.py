@@ -57,6 +57,9 @@ VERBS: Final[dict[str, Verb]] = {
     "extend": lambda shop, hold: shop.inventory.extend(
         shop.merchant, hold.id, key=new_key(), ttl_ms=24 * 3_600_000, actor=ACTOR
     ),
+    "amend": lambda shop, hold: shop.inventory.amend(
+        shop.merchant, hold.id, [Line("tea", 2), Line("milk", 2)], key=new_key(), actor=ACTOR
+    ),
     "commit": lambda shop, hold: shop.commit(hold.id),
     "release": lambda shop, hold: shop.release(hold.id),
     "expire": expire,
@@ -77,6 +80,7 @@ TOUCHED: Final[dict[str, tuple[str, ...]]] = {
     "reserve": ("meta", "ledger", "holds", "open", "tea", "milk"),
     "confirm": ("meta", "ledger", "holds", "rsv"),
     "extend": ("meta", "ledger", "holds", "rsv"),
+    "amend": ("meta", "ledger", "holds", "rsv", "tea", "milk"),
     "commit": ("meta", "ledger", "holds", "open", "rsv", "tea", "milk"),
     "release": ("meta", "ledger", "holds", "open", "rsv", "tea", "milk"),
     "move": ("meta", "ledger", "tea"),

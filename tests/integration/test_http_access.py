@@ -23,6 +23,7 @@ LESSER: dict[Role, list[Role]] = {
 BODIES: dict[str, Any] = {
     "askAvailability": {"rows": [{"location": "berlin", "sku": "tea"}]},
     "reserve": {"lines": lines_of([("tea", 1)])},
+    "amend": {"lines": lines_of([("tea", 1)])},
     "extend": {"ttl_seconds": 60},
     "move": {"type": "receive", "sku": "tea", "quantity": 1},
     "moveBatch": {

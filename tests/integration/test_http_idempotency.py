@@ -37,6 +37,11 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
             f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/extend",
             {"ttl_seconds": 2000 if other else 1000},
         ),
+        "amend": (
+            "POST",
+            f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/amend",
+            {"lines": [{"sku": "tea", "quantity": 4 if other else 3}]},
+        ),
         "createWebhook": (
             "POST",
             f"{shelf.merchant_path}/webhooks",
@@ -122,6 +127,7 @@ async def test_concurrent_retries_have_one_effect_and_one_answer(stocked: Shelf,
         "move": (11, 1, 0),
         "changeSettings": (10, 1, 1),
         "extend": (10, 1, 0),
+        "amend": (10, 3, 0),
         "createWebhook": (10, 1, 0),
         "rotateWebhookSecret": (10, 1, 0),
     }[name]

@@ -185,6 +185,7 @@ async def run_every_verb(shop: Shop) -> None:
         await asyncio.gather(
             inventory.confirm(merchant, ids[0], order_ref="order", actor=ACTOR),
             inventory.extend(merchant, ids[1], key="k", ttl_ms=3_600_000, actor=ACTOR),
+            inventory.amend(merchant, ids[2], [Line("tea", 2)], key="k", actor=ACTOR),
             shop.commit(ids[0]),
             shop.commit(ids[1], [("tea", 1)]),
             shop.release(ids[2]),

@@ -286,6 +286,29 @@ class ShopMachine(RuleBasedStateMachine):
         self.step(call)
         return call
 
+    @rule(
+        target=calls,
+        recent=recents,
+        lines=st.dictionaries(skus, st.integers(0, 8), min_size=1).map(dict.items).map(tuple),
+    )
+    def amend(self, recent: int, lines: model.Lines) -> Call:
+        """Hold more or fewer of some lines, drop some, add others, possible or not."""
+        call = ("amend", {"name": self._name(recent), "key": self._new_key(), "lines": lines})
+        self.step(call)
+        return call
+
+    @precondition(lambda self: self.live())
+    @rule(target=calls, recent=recents, over=st.integers(0, 1))
+    def amend_to_all_there_is(self, recent: int, over: int) -> Call:
+        """Hold every unit that is free and one's own, or one more than that."""
+        name = self._one_of(self.live(), recent)
+        promise = self.model.promises[name]
+        sku, own = next(iter(promise.lines.items()))
+        wanted = own + self.model.shelf(promise.location, sku).available + over
+        call = ("amend", {"name": name, "key": self._new_key(), "lines": ((sku, wanted),)})
+        self.step(call)
+        return call
+
     @rule(recent=recents)
     def commit(self, recent: int) -> None:
         """Commit whole."""
@@ -361,8 +384,11 @@ class ShopMachine(RuleBasedStateMachine):
     def reuse_key(self, call: Call) -> None:
         """Use a call's key for another body."""
         verb, what = call
-        field = OTHER_BODY[verb]
-        other = (verb, what | {field: what[field] + 1 or 1})
+        if verb == "amend":
+            other = (verb, what | {"lines": [(sku, units + 1) for sku, units in what["lines"]]})
+        else:
+            field = OTHER_BODY[verb]
+            other = (verb, what | {field: what[field] + 1 or 1})
         if verb == "reserve" and what["name"] not in self.model.promises:
             self.names.append(what["name"])
         self.step(other)
@@ -426,6 +452,8 @@ async def ask(shop: Shop, call: Call) -> Answer:
             return result_facts(await shop.reserve(**what))
         if verb == "commit":
             what["picks"] = [Line(*pick) for pick in what.get("picks", ())]
+        if verb == "amend":
+            what["lines"] = [Line(*line) for line in what["lines"]]
         result = await getattr(inventory, verb)(merchant, actor=ACTOR, **what)
         return result_facts(result)
     except HoldfastError as refusal:

@@ -120,6 +120,11 @@ def test_an_event_says_what_the_row_is_and_where_it_stands() -> None:
             {"state": "held", "lines": None, "expires_at": AT},
         ),
         (
+            OperationKind.AMEND,
+            ("operation", [["tea", 3]], "held", AT_MS),
+            {"state": "held", "lines": [("tea", 3)], "expires_at": AT},
+        ),
+        (
             OperationKind.COMMIT,
             ("held", 0, [["tea", 1]]),
             {"state": "committed", "lines": [("tea", 2)], "picked": [("tea", 1)]},

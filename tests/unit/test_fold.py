@@ -96,7 +96,7 @@ def test_commands_without_a_reservation_leave_a_record_of_their_answer() -> None
         MERCHANT, LOCATION, print_, (START_MS, 1, 1, 10, 0, 0, 0, 10), START_MS
     )
     assert seen[configured].reply == (START_MS, 2, 2, 10, 0, 2, 0)
-    assert seen["e"].reply == (extended_until_ms,)
+    assert seen["e"].reply == (extended_until_ms, "tea", 1)
 
 
 def test_an_entry_that_comes_twice_changes_nothing() -> None:
