@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from engine import metrics
 from engine.keys import PartitionKeys
 from engine.lane import RETRY_AFTER_MS, Backlog, Lane
 from engine.limits import (
@@ -66,13 +67,19 @@ class Dispatcher:
         self._bulk_callers = 0
         self._bulk_turns = asyncio.Semaphore(BULK_GROUPS)
         self._lanes: dict[tuple[int, str], Lane[Command, list[Any]]] = {}
+        self._read_backlog = Backlog(MAX_QUEUED_READS)
         self._reads: Lane[ReadCommand, Any] = Lane(
             self._read,
-            Backlog(MAX_QUEUED_READS),
+            self._read_backlog,
             most_items=MAX_GROUP_READS,
             most_weight=MAX_GROUP_READS,
             weigh=lambda _: 1,
         )
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait to go to the store, those that only read included."""
+        return sum(backlog.waiting for backlog in self._backlogs) + self._read_backlog.waiting
 
     async def run(self, verb: str, partition: int, command: Command) -> list[Any]:
         """Run one command in whatever group it comes to, and return its reply.
@@ -91,6 +98,7 @@ class Dispatcher:
         answer or exception, in order. Raises Overloaded where too many such callers wait.
         """
         if self._bulk_callers >= MAX_BULK_CALLERS:
+            metrics.SHEDS.add(("bulk",))
             raise Overloaded(retry_after_ms=RETRY_AFTER_MS)
         self._bulk_callers += 1
         answers: list[Answer | Exception] = []
@@ -114,6 +122,7 @@ class Dispatcher:
         keys = self._partitions[partition]
         fixed = (keys.meta, keys.ledger, keys.holds)
         the_script = script(verb)
+        batches = metrics.BATCH_COMMANDS.of(verb)
 
         async def call(commands: list[Command]) -> list[list[Any] | HoldfastError]:
             all_keys = list(fixed)
@@ -121,6 +130,7 @@ class Dispatcher:
                 all_keys += command.keys
             own_keys = packed_list([len(command.keys) for command in commands])
             bodies = [packed(*command.arguments) for command in commands]
+            batches.observe(len(commands))
             try:
                 reply = await self._store.call(the_script, all_keys, _LIMITS, own_keys, *bodies)
             except StoreFault as fault:

@@ -10,6 +10,7 @@ from typing import Any, Final, Self, cast
 
 import msgspec
 
+from engine import metrics
 from engine.dispatch import Command
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, encode, location_member, partition_of
@@ -316,7 +317,12 @@ class Feeds:
 
     async def _take(self, place: _Place, event: FeedEvent) -> Taken:
         check_event(event)
-        return await self._run(place, place.command(event, "take"), event.event_id)
+        taken = await self._run(place, place.command(event, "take"), event.event_id)
+        metrics.FEED_EVENTS.add((taken.verdict.value,))
+        if taken.verdict is Verdict.APPLIED and event.type is not EventType.HEARTBEAT:
+            late_ms = max(0, taken.at_ms - event.occurred_at_ms)
+            metrics.FEED_LATENESS.of(event.type.value).observe(late_ms / 1000)
+        return taken
 
     async def skip(
         self, merchant: str, location: str, source: str, *, through: int, actor: str

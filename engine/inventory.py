@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from engine import reservations
+from engine import metrics, reservations
 from engine.clock import ClockGuard
 from engine.definitions import Definitions, What
 from engine.dispatch import Command, Dispatcher
@@ -505,6 +505,7 @@ class Inventory:
             short = self._sold_out.short_lines(wanted)
             if short is None:
                 return
+        metrics.SOLD_OUT_REFUSALS.add(())
         raise InsufficientStock(short)
 
     async def confirm(
@@ -664,7 +665,10 @@ class Inventory:
             )
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
                 self._sold_out.forget(lines.row_keys(keys))
-                return Outcome(reply[0]) is Outcome.OK
+                if Outcome(reply[0]) is not Outcome.OK:
+                    return False
+                metrics.HOLDS_EXPIRED.add(())
+                return True
         return False
 
     async def _wherever(self, reservation: str, call: Callable[[str], Awaitable[Answer]]) -> Answer:

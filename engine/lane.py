@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Generic, TypeVar
 
+from engine import metrics
 from engine.outcomes import HoldfastError, Overloaded
 
 Item = TypeVar("Item")
@@ -39,6 +40,7 @@ class Backlog:
         """Count one more. Raises Overloaded where a bound is reached."""
         its_own = self._by_party.get(party, 0)
         if self.waiting >= self.most or its_own >= self.most_of_one:
+            metrics.SHEDS.add(("lane",))
             raise Overloaded(retry_after_ms=RETRY_AFTER_MS)
         self.waiting += 1
         self._by_party[party] = its_own + 1

@@ -208,6 +208,14 @@ def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation |
         raise StoreFault("HMGET", f"reservation {reservation} is damaged: {error}") from error
 
 
+def created_at(body: bytes) -> int | None:
+    """Return when the reservation of a hash's body was made (ms); None where it is damaged."""
+    try:
+        return _decode_body(body).created_at_ms
+    except msgspec.MsgspecError:
+        return None
+
+
 def _reservation(
     reservation: str,
     body: Body,

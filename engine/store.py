@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from time import perf_counter
 from typing import Any, Final, Protocol, Self, cast
 from urllib.parse import parse_qs, urlencode
 
@@ -32,6 +33,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from engine import metrics
 from engine.multiplexed import Multiplexed
 from engine.outcomes import OutcomeUnknown, StoreFault, StoreUnavailable
 from engine.scripts import Script
@@ -195,29 +197,39 @@ class Store:
     async def _persist(self, call: "_ScriptCall | _Reads") -> Any:
         """Try until there is an answer, the attempts or the time are used up."""
         loop = asyncio.get_running_loop()
+        # Not the loop's time, which is in whole milliseconds.
+        started = perf_counter()
         give_up_at = loop.time() + self.settings.deadline_ms / 1000
         maybe_applied = False
         for attempt in range(MAX_ATTEMPTS):
+            if attempt:
+                metrics.STORE_RETRIES.add((call.name,))
             try:
                 async with self._slots:
-                    return await call.run(self._carrier)
+                    reply = await call.run(self._carrier)
+                metrics.CALL_SECONDS.of(call.name).observe(perf_counter() - started)
+                return reply
             except _NOT_APPLIED as error:
                 cause: Exception = error
             except OutOfMemoryError as error:
+                metrics.STORE_FAILURES.add(("memory_full",))
                 raise StoreUnavailable("the store's memory is full") from error
             except ResponseError as error:
+                metrics.STORE_FAILURES.add(("fault",))
                 raise StoreFault(call.name, str(error)) from error
             except _MAYBE_APPLIED as error:
                 cause = error
                 # A connection that was never made cannot have carried the call.
                 maybe_applied = maybe_applied or not _never_sent(error)
             except RedisError as error:
+                metrics.STORE_FAILURES.add(("fault",))
                 raise StoreFault(call.name, str(error)) from error
             backoff_ms = min(MAX_BACKOFF_MS, FIRST_BACKOFF_MS * 2**attempt)
             pause = backoff_ms / 1000 * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
             if loop.time() + pause >= give_up_at:
                 break
             await asyncio.sleep(pause)
+        metrics.STORE_FAILURES.add(("outcome_unknown" if maybe_applied else "unavailable",))
         if maybe_applied:
             raise OutcomeUnknown() from cause
         raise StoreUnavailable() from cause

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from engine import metrics
 from engine.inventory import DueHolds, Inventory
 from engine.keys import SWEEPER_KEY
 from engine.outcomes import HoldfastError
@@ -109,19 +110,31 @@ class Sweeper:
             self._clock_jump_ms,
             self._expired_total,
         )
-        await self._inventory.store.read(
+        store = self._inventory.store
+        started = time.perf_counter()
+        await store.read([("GET", SWEEPER_KEY)])
+        read_at = time.perf_counter()
+        await store.read(
             [("SET", SWEEPER_KEY, msgspec.json.encode(status).decode(), "PX", STATUS_TTL_MS)]
         )
+        # Both go the same way; only the write waits until it is on the disk.
+        delay_seconds = (time.perf_counter() - read_at) - (read_at - started)
+        metrics.FSYNC_DELAY.of().observe(max(0.0, delay_seconds))
+
+
+async def read_sweeper(store: Store) -> SweeperStatus | None:
+    """Return what the sweeper last told; None where none has run for 10 seconds."""
+    (text,) = await store.read([("GET", SWEEPER_KEY)])
+    return None if text is None else msgspec.json.decode(text, type=SweeperStatus)
 
 
 async def sweep_warnings(store: Store) -> list[str]:
     """Say what keeps abandoned holds from coming back; nothing where all is well."""
-    (text,) = await store.read([("GET", SWEEPER_KEY)])
-    if text is None:
+    status = await read_sweeper(store)
+    if status is None:
         silent_seconds = STATUS_TTL_MS // 1000
         warning = f"nothing has swept for {silent_seconds} seconds; abandoned holds stay"
         return [f"sweeper_missing: {warning}"]
-    status = msgspec.json.decode(text, type=SweeperStatus)
     if status.clock_jump_ms:
         warning = f"the store's clock is off by {status.clock_jump_ms} ms; no hold is expired"
         return [f"clock_jumped: {warning}"]

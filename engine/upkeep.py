@@ -21,13 +21,28 @@ class Alarm(msgspec.Struct, frozen=True):
     text: str
 
 
+class FeedFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """How the sources of all locations are, as they were last looked at.
+
+    `live`, `degraded` and `catching_up` count sources, `missing` events that have not come;
+    `silent_ms` is how long the longest silent of those that send heartbeats was not heard of.
+    """
+
+    live: int = 0
+    degraded: int = 0
+    catching_up: int = 0
+    missing: int = 0
+    silent_ms: int = 0
+
+
 class UpkeepStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the reconciler's work, all partitions together; times in ms since 1970.
 
     `archive` is `ok`, `failing`, or `off` where none is named.
     `behind_ms` is the age of the oldest operation that is not archived, `behind_operations` how
     many there are. `failing` tells of each job that cannot do its work why not. Times are 0 where
-    nothing was done yet, and memory is of the fullest server; a limit of 0 is not known.
+    nothing was done yet, and memory is of the fullest server; a limit of 0 is not known. `feeds`
+    tells how tills and suppliers are.
     """
 
     at_ms: int
@@ -42,6 +57,7 @@ class UpkeepStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit_bytes: int = 0
     failing: dict[str, str] = {}
     alarms: tuple[Alarm, ...] = ()
+    feeds: FeedFigures = FeedFigures()
 
 
 async def write_upkeep(store: Store, status: UpkeepStatus) -> None:

@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
+from engine.metrics import SHEDS
 from engine.outcomes import Overloaded
 
 MAX_UNDER_WAY: Final = 512
@@ -53,6 +54,7 @@ class Crowd:
         """
         its_own = self._of.get(merchant, 0)
         if its_own >= self._most - self.under_way:
+            SHEDS.add(("crowd",))
             raise Overloaded(retry_after_ms=RETRY_AFTER_MS)
         self.under_way += 1
         self._of[merchant] = its_own + 1
@@ -74,6 +76,7 @@ class Crowd:
                 self._pass_on()
             self._count_out(merchant)
             if isinstance(error, TimeoutError):
+                SHEDS.add(("turn",))
                 raise Overloaded(retry_after_ms=RETRY_AFTER_MS) from error
             raise
 

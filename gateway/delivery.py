@@ -34,6 +34,7 @@ from engine.webhooks import (
     Webhooks,
 )
 from gateway.egress import Egress, NoAnswer, Reply
+from gateway.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_SECONDS
 from gateway.notices import gap_of_dropped
 from gateway.signing import headers
 
@@ -371,6 +372,8 @@ class _Run:
                 now_ms=round(deliveries._now_ms()),
             )
         duration_ms = round((time.monotonic() - started) * 1000)
+        WEBHOOK_ATTEMPTS.add((outcome_of(answer),))
+        WEBHOOK_SECONDS.of().observe(duration_ms / 1000)
         delivered = isinstance(answer, Reply) and 200 <= answer.status < 300
         attempt = Attempt(
             at_ms=round(deliveries._now_ms()),

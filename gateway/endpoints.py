@@ -24,9 +24,11 @@ from gateway.authentication import identify, permit
 from gateway.bodies import ClientGone, decode, read
 from gateway.calls import Answer, Call, Header
 from gateway.logs import AccessLog
+from gateway.metrics import REQUEST_SECONDS, REQUESTS
 from gateway.problems import InvalidRequest, MethodNotAllowed, headers, kind_of, problem
 from gateway.routes import Operation
 from gateway.service import Service
+from gateway.trail import TRAIL, Trail
 from gateway.wire import ProblemError
 
 REQUEST_ID: Final = "holdfast.request_id"
@@ -83,6 +85,7 @@ class Edge:
         started = time.perf_counter()
         request_id = _request_id(scope["headers"])
         scope[REQUEST_ID] = request_id.decode("ascii")
+        scope[TRAIL] = trail = Trail()
         scope["path"] = scope["raw_path"].decode("latin-1")
         status = 0
 
@@ -101,12 +104,12 @@ class Edge:
                 await respond(send_with_id, refusal(HoldfastError(), scope))
             raise
         finally:
+            seconds = time.perf_counter() - started
+            REQUESTS.add((trail.operation, status, trail.code))
+            if not trail.streams:
+                REQUEST_SECONDS.of(trail.operation).observe(seconds)
             self._access_log.record(
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                duration_ms=(time.perf_counter() - started) * 1000,
-                request_id=scope[REQUEST_ID],
+                scope["method"], scope["path"], status, seconds * 1000, scope[REQUEST_ID], trail
             )
 
 
@@ -129,12 +132,15 @@ class Endpoint:
         method = scope["method"]
         without_body = method == "HEAD"
         body: object = None
+        trail: Trail = scope[TRAIL]
         call = Call(self._service, scope["path_params"], {}, {}, "")
         try:
             operation = self._by_method.get("GET" if without_body else method)
             if operation is None:
                 raise MethodNotAllowed(self.methods)
+            trail.operation = operation.name
             await admit_call(operation, scope, call)
+            trail.merchant = call.path.get("merchant", "")
             if operation.request is None:
                 answer = await operation.handler(call, None)
             else:
@@ -150,6 +156,7 @@ class Endpoint:
                 finally:
                     crowd.leave(merchant)
             if not isinstance(answer, Answer):
+                trail.streams = True
                 await answer.respond(receive, send, without_body=without_body)
                 return
         except HoldfastError as error:
@@ -173,6 +180,10 @@ async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
         return
     path, fault = _decoded_path(scope["path_params"])
     key = await identify(call.service, fields.get(b"authorization"))
+    call.actor = key.actor
+    call.key_id = key.id
+    if TRAIL in scope:
+        scope[TRAIL].actor = key.actor
     if key.rate_limit is not None:
         call.bucket = call.service.rate_limits.of(key)
     # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
@@ -184,13 +195,13 @@ async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
     call.path = path
     if scope["query_string"]:
         call.query, call.lists = _query(scope["query_string"], operation.query, operation.lists)
-    call.actor = key.actor
-    call.key_id = key.id
 
 
 def refusal(error: HoldfastError, scope: Scope, *, body: object = None) -> Answer:
     """Make the answer to a refused request, and log what is our own fault."""
     request_id = scope[REQUEST_ID]
+    if TRAIL in scope:
+        scope[TRAIL].code = error.code
     if kind_of(type(error)).status == 500:
         log.error("request failed", request_id=request_id, path=scope["path"], error=str(error))
     document = problem(error, request_id, body=body, parameters=scope.get("path_params", {}))

@@ -17,6 +17,7 @@ import structlog
 from engine.events import AnyEvent, events_of
 from engine.inventory import Inventory
 from engine.ledger import Operation
+from engine.metrics import SHEDS
 from engine.outcomes import Overloaded, StoreUnavailable
 from engine.store import StoreSettings
 from engine.tail import Batch, Cursor, Fork, Gap, Tail, TailEntry, current_ends, stream_position
@@ -146,6 +147,7 @@ class Fanout:
         if not self._ready.is_set():
             raise StoreUnavailable()
         if len(self._all) >= MAX_STREAMS or self._of_key.get(key_id, 0) >= MAX_STREAMS_OF_A_KEY:
+            SHEDS.add(("streams",))
             raise Overloaded(retry_after_ms=5_000)
         subscription = Subscription(interest, self.edge)
         self._all[subscription] = key_id

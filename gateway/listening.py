@@ -18,6 +18,7 @@ from engine.inventory import Inventory
 from engine.keys import partition_of
 from engine.ledger import Entry, read_entries
 from engine.limits import MAX_BATCH_ROWS, MAX_PAGE
+from engine.metrics import SHEDS
 from engine.model import Row, time_text
 from engine.outcomes import LimitExceeded, Overloaded
 from engine.tail import Cursor, cursors_before, stream_position
@@ -123,6 +124,7 @@ class Listening:
                 as_of = time_text(time.time_ns() // 1_000_000)
                 rows = await self._rows(interest)
         except TimeoutError as error:
+            SHEDS.add(("snapshots",))
             raise Overloaded(retry_after_ms=5_000) from error
         versions = {(row.location, row.sku): row.version for row in rows}
         self._fanout.start_above(subscription, versions, read_at=time.monotonic())

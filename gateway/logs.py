@@ -13,6 +13,8 @@ from typing import Any, Final
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from gateway.trail import Trail
+
 SAMPLE_EVERY: Final = 100
 """Of the requests that went well and fast, one in so many is logged: a line each costs a third of
 the throughput. Failures and slow ones are logged always."""
@@ -33,7 +35,13 @@ class AccessLog:
         self._log = structlog.get_logger("gateway.access")
 
     def record(
-        self, *, method: str, path: str, status: int, duration_ms: float, request_id: str
+        self,
+        method: str,
+        path: str,
+        status: int,
+        duration_ms: float,
+        request_id: str,
+        trail: Trail,
     ) -> None:
         """Take note of an answered request; `status` 0 is one whose client went away."""
         self._until_next -= 1
@@ -49,6 +57,10 @@ class AccessLog:
             status=status,
             duration_ms=round(duration_ms, 3),
             request_id=request_id,
+            operation=trail.operation,
+            merchant=trail.merchant,
+            actor=trail.actor,
+            code=trail.code,
             sampled=due,
         )
 

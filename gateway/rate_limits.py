@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Final
 
 from engine.access import MAX_API_KEYS, ApiKey, RateLimit
+from engine.metrics import SHEDS
 from gateway.problems import RateLimited
 
 ResponseField = tuple[bytes, bytes]
@@ -50,6 +51,7 @@ class Bucket:
         now = self._clock()
         left = self._left(now)
         if left < 1 - _SLACK:
+            SHEDS.add(("rate_limit",))
             raise RateLimited(retry_after_ms=ceil((1 - left) / self.per_second * 1000 - _SLACK))
         self._charge(1, now)
 

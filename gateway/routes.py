@@ -41,6 +41,7 @@ from gateway import (
     ledger,
     movements,
     reservations,
+    scrape,
     search,
     search_wire,
     shortfalls,
@@ -845,6 +846,23 @@ OPERATIONS: Final = (
         successes=(
             Success(200, wire.Readiness, "They can"),
             Success(503, wire.Readiness, "They cannot; `reasons` say why"),
+        ),
+    ),
+    Operation(
+        name="metrics",
+        method="GET",
+        path="/metrics",
+        tag="Health",
+        summary="Tell Prometheus how the service and its store are; for a key of all merchants",
+        handler=scrape.scrape,
+        role=Role.READ,
+        successes=(
+            Success(
+                200,
+                None,
+                "Metrics, as text or in the format of OpenMetrics",
+                media_type="text/plain",
+            ),
         ),
     ),
 )

@@ -11,9 +11,11 @@ from typing import Final
 
 import structlog
 
+from engine import metrics
 from engine.access import ApiKey, KeyCache, parse_secret
 from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.feeds import Feeds
+from engine.figures import Figures, Gatherer
 from engine.history import History
 from engine.inventory import Inventory
 from engine.offline import FreshnessView
@@ -26,6 +28,7 @@ from gateway.crowd import Crowd
 from gateway.egress import Egress
 from gateway.fanout import Fanout
 from gateway.listening import Listening
+from gateway.metrics import SUBSCRIBERS, UNDER_WAY
 from gateway.rate_limits import RateLimits
 from gateway.wire import Health, Readiness
 from projection.database import Database, open_database
@@ -87,17 +90,25 @@ class Service:
         self._facts: StoreFacts | None = None
         self._reasons = ["the store was not asked yet"]
         self._opening: asyncio.Task[None] | None = None
+        self._counting: asyncio.Task[None] | None = None
+        self._gatherer: Gatherer | None = None
 
     async def start(self) -> None:
         """Begin to open the store and return at once."""
-        self._opening = asyncio.get_running_loop().create_task(self._open())
+        loop = asyncio.get_running_loop()
+        self._opening = loop.create_task(self._open())
+        self._counting = loop.create_task(self._count())
 
     async def stop(self) -> None:
         """Stop opening, and close what was opened."""
-        if self._opening is not None:
-            self._opening.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._opening
+        for task in (self._opening, self._counting):
+            if task is not None:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        if self._gatherer is not None:
+            await self._gatherer.close()
+            self._gatherer = None
         if self._index is not None:
             await self._index.close()
             self._index = None
@@ -167,6 +178,12 @@ class Service:
             self._history = self._open_history(self._inventory)
         return self._history
 
+    async def figures(self) -> Figures:
+        """Return how the store is, all merchants together. Raises StoreUnavailable."""
+        if self._gatherer is None:
+            self._gatherer = Gatherer(self.inventory)
+        return await self._gatherer.figures()
+
     @property
     def egress(self) -> Egress:
         """What sends test events to the endpoints of webhooks."""
@@ -228,6 +245,17 @@ class Service:
             reasons.append(_NO_ANSWER)
         status = Health.NOT_READY if reasons else Health.READY
         return Readiness(status, reasons, warnings, ", ".join(servers))
+
+    async def _count(self) -> None:
+        """Hand on what was counted, and say what this process has now, once a second."""
+        while True:
+            UNDER_WAY.set(self.crowd.under_way)
+            if self._inventory is not None:
+                metrics.QUEUED_COMMANDS.set(self._inventory.dispatcher.waiting)
+            if self._fanout is not None:
+                SUBSCRIBERS.set(self._fanout.subscribers)
+            metrics.settle()
+            await asyncio.sleep(metrics.SETTLE_SECONDS)
 
     async def _open(self) -> None:
         backoff_seconds = FIRST_BACKOFF_SECONDS

@@ -11,10 +11,12 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Final
 
 import structlog
 
+from engine import metrics
 from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.offline import OfflineKeeper
@@ -57,6 +59,7 @@ async def run(
     try:
         log.info("background process runs", partitions=inventory.partitions)
         async with asyncio.TaskGroup() as group:
+            group.create_task(_count(stop))
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
             group.create_task(ShortfallKeeper(inventory).run(stop))
@@ -71,6 +74,15 @@ async def run(
             await database.close()
         await inventory.close()
     return 0
+
+
+async def _count(stop: asyncio.Event) -> None:
+    """Hand on what was counted, once a second and at the end."""
+    while not stop.is_set():
+        with suppress(TimeoutError):
+            async with asyncio.timeout(metrics.SETTLE_SECONDS):
+                await stop.wait()
+        metrics.settle()
 
 
 async def _open(settings: StoreSettings, stop: asyncio.Event) -> Inventory | None:

@@ -95,6 +95,11 @@ class DataDir:
         return self.path / "index.db"
 
     @property
+    def metrics(self) -> Path:
+        """Where the processes of a running service keep what they count."""
+        return self.path / "metrics"
+
+    @property
     def admin_key(self) -> Path:
         """The API key that the first start made."""
         return self.path / "admin.key"

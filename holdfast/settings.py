@@ -38,11 +38,13 @@ OTHER_VARIABLES: Final = (
     "HOLDFAST_LIVE_REDIS_USERNAME",
     "HOLDFAST_LISTEN_FD",
     "HOLDFAST_MERCHANT",
+    "HOLDFAST_PROCESS",
+    "HOLDFAST_REQUIRE_POSTGRES",
+    "HOLDFAST_REQUIRE_PROMTOOL",
     "HOLDFAST_REQUIRE_REDIS7",
     "HOLDFAST_SALES_CSV",
     "HOLDFAST_TEST_PROFILE",
     "HOLDFAST_URL",
-    "HOLDFAST_WORKER_INDEX",
 )
 """Read by the client commands, by the children of `serve` and by the tests."""
 

@@ -12,10 +12,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final
 
 import structlog
 
+from engine import metrics
 from engine.access import ensure_admin_key
 from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.outcomes import StoreUnavailable
@@ -251,6 +253,7 @@ class Supervisor:
             self._announce(
                 f"Admin key, shown this once and kept in {self._dir.admin_key}: {admin_key}"
             )
+        self._clear_metrics()
         self._children = self._plan_children(listener.fileno())
         await self._become_ready(reachable_address(listener))
         url = url_of(listener)
@@ -283,12 +286,23 @@ class Supervisor:
         finally:
             await close_quietly(client)
 
+    @property
+    def _metrics_dir(self) -> Path:
+        """Where the children keep what they count; who runs the service may name another place."""
+        return Path(os.environ.get(metrics.DIRECTORY_VARIABLE) or self._dir.metrics)
+
+    def _clear_metrics(self) -> None:
+        """Begin to count anew: what is there was counted by processes that are no more."""
+        self._metrics_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for file in self._metrics_dir.glob("*.db"):
+            file.unlink()
+
     def _plan_children(self, listener_fd: int) -> list[_Child]:
         environment = self._child_environment()
         background = _Child(
             "background",
             _module("holdfast.background"),
-            environment,
+            environment | {metrics.PROCESS_VARIABLE: "background"},
             grace_seconds=BACKGROUND_GRACE_SECONDS,
         )
         gateways = [
@@ -298,7 +312,7 @@ class Supervisor:
                 environment
                 | {
                     f"{PREFIX}LISTEN_FD": str(listener_fd),
-                    f"{PREFIX}WORKER_INDEX": str(index),
+                    metrics.PROCESS_VARIABLE: f"gateway-{index}",
                 },
                 pass_fds=[listener_fd],
                 grace_seconds=GATEWAY_GRACE_SECONDS,
@@ -331,7 +345,11 @@ class Supervisor:
             told["REDIS_URL"] = settings.redis_url or ""
             told["REDIS_USERNAME"] = settings.redis_username
             told["REDIS_PASSWORD"] = settings.redis_password
-        return _environment_without_ours() | {PREFIX + key: value for key, value in told.items()}
+        return (
+            _environment_without_ours()
+            | {PREFIX + key: value for key, value in told.items()}
+            | {metrics.DIRECTORY_VARIABLE: str(self._metrics_dir)}
+        )
 
     def _index_url(self) -> str:
         """Return where the index is, empty for none."""
@@ -413,6 +431,7 @@ class Supervisor:
                     self._note_end(child, None, now)
 
     def _note_end(self, child: _Child, code: int | None, now: float) -> None:
+        metrics.forget_now(child.name, self._metrics_dir)
         if child.optional and code == 0:
             return
         try:

@@ -20,7 +20,7 @@ from engine.store import Store, pairs
 from reconciler.account import Snapshots
 from reconciler.archive import Archive, read_store_id
 from reconciler.audit import Audit, AuditSettings
-from reconciler.findings import Finding, PartitionAudit, Severity, rank
+from reconciler.findings import Finding, Invariant, PartitionAudit, Severity, rank
 from reconciler.objects import ArchiveUnavailable
 
 MAX_STORED_FINDINGS: Final = 100
@@ -43,7 +43,10 @@ log = structlog.get_logger()
 
 
 class FindingsOfPartition(msgspec.Struct, frozen=True, kw_only=True):
-    """What was last found in one partition; -1 stands for the store as a whole."""
+    """What was last found in one partition; -1 stands for the store as a whole.
+
+    `oversold` counts the findings that units were promised which were not there.
+    """
 
     partition: int
     at_ms: int
@@ -52,6 +55,7 @@ class FindingsOfPartition(msgspec.Struct, frozen=True, kw_only=True):
     reservations: int = 0
     records: int = 0
     by_severity: dict[Severity, int] = {}
+    oversold: int = 0
     findings: tuple[Finding, ...] = ()
 
 
@@ -175,6 +179,7 @@ class ContinuousAudit:
                 reservations=audited.reservations,
                 records=audited.records,
                 by_severity=dict(Counter(finding.severity for finding in findings)),
+                oversold=sum(finding.invariant is Invariant.NO_OVERSELL for finding in findings),
                 findings=tuple(findings[:MAX_STORED_FINDINGS]),
             ),
         )

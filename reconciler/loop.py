@@ -15,20 +15,20 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 import structlog
-from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisError
 
+from engine.backlog import Backlog, read_backlog
 from engine.clock import clock_ms
 from engine.feed_watch import FeedWatch
 from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.leases import Lease
 from engine.outcomes import HoldfastError
+from engine.servers import read_servers
 from engine.upkeep import Alarm, UpkeepStatus, write_upkeep
 from reconciler.account import Snapshots as FindSnapshot
 from reconciler.archive import Archive, note_archive_url, open_archive, read_store_id
 from reconciler.archiver import Archiver, ArchiverSettings, Progress
-from reconciler.backlog import Backlog, read_backlog
 from reconciler.continuous_audit import ContinuousAudit
 from reconciler.objects import ArchiveUnavailable
 from reconciler.reader import LedgerDamaged
@@ -280,15 +280,16 @@ class Reconciler:
     async def watch(self) -> UpkeepStatus:
         """Look how things stand, alarm where they stand badly, and tell it in the store."""
         backlog = await read_backlog(self._store, self._inventory.keys)
-        used_bytes, limit_bytes = await self._memory()
+        used_bytes, limit_bytes = (await read_servers(self._store)).memory
         alarms = self._alarms(backlog, used_bytes, limit_bytes)
-        alarms += await self._feed_watch.round(await self._clock_ms())
+        now_ms = await self._clock_ms()
+        alarms += await self._feed_watch.round(now_ms)
         self._sound(alarms)
         archive = "off"
         if self._settings.archive_url:
             archive = "failing" if "archive" in self._failing else "ok"
         status = UpkeepStatus(
-            at_ms=await self._clock_ms(),
+            at_ms=now_ms,
             archive=archive,
             behind_ms=backlog.behind_ms,
             behind_operations=backlog.behind_operations,
@@ -300,6 +301,7 @@ class Reconciler:
             memory_limit_bytes=limit_bytes,
             failing=dict(self._failing),
             alarms=tuple(alarms),
+            feeds=self._feed_watch.figures(now_ms),
         )
         await write_upkeep(self._store, status)
         return status
@@ -349,21 +351,6 @@ class Reconciler:
             if now - self._told_at.get(alarm.code, -ALARM_REPEAT_SECONDS) >= ALARM_REPEAT_SECONDS:
                 self._told_at[alarm.code] = now
                 log.error("ALARM", code=alarm.code, text=alarm.text)
-
-    async def _memory(self) -> tuple[int, int]:
-        """Return the bytes used and the limit of the server that is the fullest; 0 if unknown."""
-        client: Any = self._store.client
-        nodes: list[dict[str, Any]] = [{}]
-        if isinstance(client, RedisCluster):
-            nodes = [{"target_nodes": node} for node in client.get_primaries()]
-        fullest = (0, 0)
-        for options in nodes:
-            info = await client.execute_command("INFO", "memory", **options)
-            used = int(info.get("used_memory", 0))
-            limit = int(info.get("maxmemory", 0)) or int(info.get("total_system_memory", 0))
-            if fullest[1] == 0 or (limit and used / limit > fullest[0] / fullest[1]):
-                fullest = (used, limit)
-        return fullest
 
     async def _clock_ms(self) -> int:
         return await clock_ms(self._store, self._inventory.keys[0])

@@ -6,12 +6,12 @@ from typing import Final
 import click
 import msgspec
 
+from engine.backlog import read_backlog
 from holdfast.cli.connection import json_option
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Bar, Output, time_of
 from holdfast.cli.site import Place, Site, site_options
 from reconciler.archive import check_succession
-from reconciler.backlog import read_backlog
 from reconciler.sealed import FileDamaged
 from reconciler.segments import Segment
 from reconciler.snapshots import Made, Pruned, SnapshotPolicy, Snapshots

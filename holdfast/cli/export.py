@@ -11,6 +11,7 @@ from typing import IO
 import click
 import msgspec
 
+from engine.backlog import read_backlog
 from engine.history import Missing, Question
 from engine.keys import partition_of
 from engine.ledger import decode_operations
@@ -22,7 +23,6 @@ from holdfast.cli.output import Bar, Output
 from holdfast.cli.site import Place, Site, site_options
 from holdfast.cli.stock import export as export_stock
 from holdfast.ledger_file import LedgerFormat, LineWriter, lines_of, open_writer
-from reconciler.backlog import read_backlog
 from reconciler.passage import MAX_STEP_ENTRIES, Bound, Forwards
 from reconciler.segments import RawEntry
 from reconciler.shelf import Shelf

@@ -4,12 +4,18 @@ Every test lets all its callers go at once, over connections enough to keep both
 """
 
 import asyncio
+import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine.keys import STORE_KEY
 from engine.store import close_quietly, connect
@@ -17,6 +23,7 @@ from holdfast.cli.connection import store_settings
 from tests.gateways import REQUEST_SECONDS, Shelf, assert_problem
 from tests.invariants import assert_invariants
 from tests.services import RunningService
+from tests.stores import eventually
 
 CALLERS: Final = 300
 UNITS: Final = 100
@@ -136,3 +143,44 @@ async def test_one_reservation_ended_in_two_ways_at_once_ends_in_one(shelf: Shel
                 assert_problem(answer, 409, "reservation_ended")
     row = await stock(shelf, "tea")
     assert (row["on_hand"], row["reserved"]) == (UNITS - committed, 0)
+
+
+def gateway_of(service: RunningService) -> int:
+    """Return the process id of one of its gateways."""
+    pid = service.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return next(
+        int(child)
+        for child in children
+        if "holdfast.web" in Path(f"/proc/{child}/cmdline").read_text()
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a gateway through /proc")
+async def test_any_gateway_counts_the_requests_of_all_even_of_a_killed_one(
+    service: RunningService, shelf: Shelf
+) -> None:
+    async def reserved() -> float:
+        text = (await shelf.client.get("/metrics")).text
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "holdfast_http_requests_total"
+            and sample.labels["operation"] == "reserve"
+        )
+
+    before = await reserved()
+    await shelf.move("receive", "tea", 1)
+    await asyncio.gather(*(shelf.reserve(("tea", 1)) for _ in range(CALLERS)))
+
+    async def are_counted() -> bool:
+        # The connections of a killed gateway break.
+        with suppress(httpx.TransportError):
+            return await reserved() == before + CALLERS
+        return False
+
+    await eventually(are_counted, within_seconds=CROWD_SECONDS)
+    os.kill(gateway_of(service), signal.SIGKILL)
+    # Whichever answers, the killed one's requests are counted, and once.
+    await eventually(are_counted, within_seconds=CROWD_SECONDS)

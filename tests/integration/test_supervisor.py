@@ -169,7 +169,9 @@ def _role(pid: int) -> str | None:
         arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         for program, role in PROGRAMS.items():
             if program in arguments:
-                index = Path(f"/proc/{pid}/environ").read_text().partition("WORKER_INDEX=")[2][:1]
+                index = (
+                    Path(f"/proc/{pid}/environ").read_text().partition("PROCESS=gateway-")[2][:1]
+                )
                 return role + index
     except FileNotFoundError:
         return None
@@ -223,8 +225,8 @@ async def test_it_starts_all_of_a_service_and_leaves_nothing_behind(
     assert await service.stop() == 0
     await gone(children)
     left = {path.name for path in (tmp_path / "data").iterdir()}
-    # The background process makes the archive and the index when it gets to them.
-    assert left - {"archive", "index.db"} == {
+    # The processes make these when they get to them.
+    assert left - {"archive", "index.db", "metrics"} == {
         *("admin.key", "holdfast.lock"),
         *("store", "store.conf", "store.log", "store.password"),
     }
@@ -236,7 +238,7 @@ async def test_it_tells_its_children_what_they_need_by_environment_alone(serve: 
     assert told["HOLDFAST_REDIS_USERNAME"] == "holdfast"
     assert told["HOLDFAST_UNSAFE_DURABILITY"] == "true"
     assert (told["HOLDFAST_LOG_LEVEL"], told["HOLDFAST_LOG_FORMAT"]) == ("warning", "json")
-    assert (told["HOLDFAST_WORKER_INDEX"], told["HOLDFAST_WORKERS"]) == ("0", "1")
+    assert (told["HOLDFAST_PROCESS"], told["HOLDFAST_WORKERS"]) == ("gateway-0", "1")
     assert told["HOLDFAST_REDIS_PASSWORD"] not in " ".join(told["arguments"])
     assert told["arguments"][1:] == ["-P", "-m", "holdfast.web"]
     assert await store_command(told, "HGET", STORE_KEY, "partitions") == b"%d" % DEFAULT_PARTITIONS

@@ -11,6 +11,7 @@ import structlog
 from gateway import logs
 from gateway.logs import AccessLog
 from gateway.settings import GatewaySettings, SettingRefused
+from gateway.trail import Trail
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def record(access_log: AccessLog, **fields: Any) -> None:
             "status": 200,
             "duration_ms": 1.0,
             "request_id": "r",
+            "trail": Trail(),
             **fields,
         }
     )

@@ -54,8 +54,7 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
 def test_a_misspelt_variable_is_refused_with_what_it_may_have_meant() -> None:
     wanted = refused({}, {"HOLDFAST_WORKER": "2", "PATH": "/bin"})
     assert wanted == {
-        "HOLDFAST_WORKER": "no such variable; did you mean HOLDFAST_WORKERS or "
-        "HOLDFAST_WORKER_INDEX?"
+        "HOLDFAST_WORKER": "no such variable; did you mean HOLDFAST_WORKERS or HOLDFAST_PORT?"
     }
 
 

@@ -1,0 +1,236 @@
+"""`/metrics`: what it tells, of whom, and to whom; the page about it against what is served."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import httpx
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine.access import Role
+from engine.consumer import Consumer, Start
+from engine.feeds import EventType, FeedEvent, Feeds
+from engine.inventory import Inventory
+from engine.shortfalls import ShortfallKeeper
+from engine.sweeper import Sweeper
+from reconciler.loop import Reconciler
+from reconciler.settings import ReconcilerSettings
+from tests.gateways import Api, Shelf, assert_problem
+from tests.stores import KINDS, VALKEY, MakeStore, RealStore, eventually, set_up
+
+PAGE: Final = Path(__file__).parents[2] / "docs" / "operating" / "metrics.md"
+_ROW: Final = re.compile(r"^\| `(holdfast_\w+)` \| (\w+) \|", re.MULTILINE)
+
+WAIT_SECONDS: Final = 15.0
+
+Samples = dict[str, float]
+
+
+async def scraped(client: httpx.AsyncClient) -> list[Metric]:
+    answer = await client.get("/metrics")
+    assert answer.status_code == 200, answer.text
+    return list(text_string_to_metric_families(answer.text))
+
+
+async def told(client: httpx.AsyncClient) -> Samples:
+    """Return the samples by name and label values, in the order of the labels' names."""
+    return {
+        " ".join([sample.name, *[value for _, value in sorted(sample.labels.items())]]): (
+            sample.value
+        )
+        for family in await scraped(client)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+async def own_store(request: pytest.FixtureRequest, make_store: MakeStore) -> RealStore:
+    """A store of the test's own with one partition, of the kind that the test names or Valkey."""
+    own = make_store(getattr(request, "param", VALKEY))
+    await own.start()
+    await set_up(own.settings, partitions=1)
+    return own
+
+
+@pytest.fixture
+async def own_api(own_store: RealStore) -> AsyncIterator[Api]:
+    """A gateway over that store."""
+    async with Api(own_store.settings, "acme") as made:
+        yield made
+
+
+@pytest.fixture
+async def scraper(own_api: Api) -> httpx.AsyncClient:
+    return await own_api.client(Role.READ, merchant=None)
+
+
+@pytest.fixture
+async def own_shelf(own_api: Api) -> Shelf:
+    return Shelf(await own_api.client(), "acme")
+
+
+async def test_it_is_for_keys_of_the_whole_platform(api: Api) -> None:
+    for role in Role:
+        of_one = await (await api.client(role)).get("/metrics")
+        assert_problem(of_one, 404, "not_found")
+    assert_problem(await api.client_of(None).get("/metrics"), 401, "unauthenticated")
+    platform = await api.client(Role.READ, merchant=None)
+    assert (await platform.head("/metrics")).status_code == 200
+    assert (await platform.post("/metrics")).status_code == 405
+
+
+async def test_requests_are_counted_with_their_outcome(
+    own_shelf: Shelf, scraper: httpx.AsyncClient
+) -> None:
+    before = await told(scraper)
+    await own_shelf.move("receive", "tea", 1)
+    for _ in range(2):
+        await own_shelf.reserve(("tea", 1))
+    await own_shelf.client.get(f"{own_shelf.path}/stock/tea")
+    await own_shelf.client.get("/v1/nothing/there")
+    after = await told(scraper)
+
+    def more(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    # Labels in the order of their names: code, operation, status.
+    assert more("holdfast_http_requests_total  reserve 201") == 1
+    assert more("holdfast_http_requests_total insufficient_stock reserve 409") == 1
+    assert more("holdfast_http_requests_total  readStock 200") == 1
+    assert more("holdfast_http_requests_total not_found other 404") == 1
+    assert more("holdfast_http_request_duration_seconds_count reserve") == 2
+    assert more("holdfast_store_batch_commands_sum reserve") == 2
+    assert more("holdfast_store_call_duration_seconds_count reserve") == 2
+    assert after["holdfast_store_scripts_total"] > 0
+    assert after["holdfast_store_script_seconds_total"] > 0
+
+
+@pytest.mark.parametrize("own_store", KINDS, indirect=True)
+async def test_the_stores_figures_are_what_is_in_it(
+    own_api: Api, own_shelf: Shelf, scraper: httpx.AsyncClient
+) -> None:
+    inventory = own_api.service.inventory
+    await own_shelf.move("receive", "tea", 5)
+    held = await own_shelf.reserve(("tea", 2), ttl_seconds=1)
+    await own_shelf.reserve(("tea", 1), ttl_seconds=600)
+    confirmed = await own_shelf.reserve(("tea", 1))
+    await own_shelf.end("confirm", confirmed.json()["id"])
+    # The till sells what was promised.
+    await own_shelf.move("sale", "tea", 3)
+    await ShortfallKeeper(inventory).round()
+    feeds = Feeds(inventory)
+    beat = FeedEvent(event_id="1", type=EventType.HEARTBEAT, occurred_at_ms=1, sequence=1)
+    late = FeedEvent(
+        event_id="4", type=EventType.RECEIPT, sku="tea", quantity=1, occurred_at_ms=1, sequence=4
+    )
+    await feeds.take("acme", "berlin", "till", [beat, late], actor="t")
+    await Reconciler(inventory, ReconcilerSettings(audit_rows_per_second=0)).watch()
+
+    async def is_due() -> bool:
+        return (await told(scraper))["holdfast_holds_overdue"] == 1
+
+    await eventually(is_due, within_seconds=WAIT_SECONDS)
+    found = await told(scraper)
+    assert found["holdfast_holds"] == 2
+    assert found["holdfast_holds_most_overdue_seconds"] > 0
+    assert found["holdfast_holds_oldest_seconds"] >= 1
+    assert found["holdfast_shortfalls"] == 1
+    assert found["holdfast_consumer_lag_operations shortfalls"] >= 1
+    assert found["holdfast_consumer_lag_seconds shortfalls"] > 0
+    assert found["holdfast_feed_events_missing"] == 2
+    assert found["holdfast_feed_sources catching_up"] == 1
+    assert found["holdfast_store_memory_used_bytes"] > 0
+    assert found["holdfast_store_memory_limit_bytes"] > found["holdfast_store_memory_used_bytes"]
+    assert (found["holdfast_reconciler_up"], found["holdfast_sweeper_up"]) == (1, 0)
+    # No archive is named.
+    assert "holdfast_archive_lag_seconds" not in found
+
+    sweeper = Sweeper(inventory)
+    assert await sweeper.sweep() == 1
+    await sweeper._tell()
+
+    async def is_swept() -> bool:
+        swept = await told(scraper)
+        return (swept["holdfast_holds_overdue"], swept["holdfast_sweeper_up"]) == (0, 1)
+
+    await eventually(is_swept, within_seconds=WAIT_SECONDS)
+    assert held.json()["state"] == "held"
+    assert (await told(scraper))["holdfast_store_fsync_delay_seconds_count"] >= 1
+
+
+async def test_a_consumer_that_stands_still_falls_behind(
+    own_api: Api, own_shelf: Shelf, scraper: httpx.AsyncClient
+) -> None:
+    class Blocked:
+        async def apply(self, _batch: object) -> None:
+            await asyncio.Event().wait()
+
+        async def resync(self, _anew: object) -> None:
+            return
+
+    inventory = await Inventory.open(own_api.service.inventory.store.settings)
+    stop = asyncio.Event()
+    consumer = Consumer(inventory, "reports", Blocked(), start=Start.LATEST)
+    running = asyncio.create_task(consumer.run(stop))
+
+    async def lag() -> float:
+        return (await told(scraper)).get("holdfast_consumer_lag_operations reports", -1)
+
+    async def is_there() -> bool:
+        return await lag() == 0
+
+    async def is_behind() -> bool:
+        return await lag() == 3
+
+    try:
+        await eventually(is_there, within_seconds=WAIT_SECONDS)
+        for _ in range(3):
+            await own_shelf.move("receive", "tea", 1)
+        await eventually(is_behind, within_seconds=WAIT_SECONDS)
+        assert (await told(scraper))["holdfast_consumer_lag_seconds reports"] > 0
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await inventory.close()
+
+
+async def test_without_its_store_a_gateway_still_tells_of_itself(
+    own_api: Api, own_store: RealStore, scraper: httpx.AsyncClient
+) -> None:
+    assert (await told(scraper))["holdfast_store_up"] == 1
+    own_store.kill9()
+
+    async def knows() -> bool:
+        return (await told(scraper))["holdfast_store_up"] == 0
+
+    await eventually(knows, within_seconds=WAIT_SECONDS)
+    found = await told(scraper)
+    assert "holdfast_holds" not in found
+    assert found["holdfast_store_failures_total unavailable"] > 0
+
+
+async def test_the_page_has_every_metric_and_no_other(
+    own_api: Api, scraper: httpx.AsyncClient
+) -> None:
+    inventory = own_api.service.inventory
+    await Sweeper(inventory)._tell()
+    await Reconciler(inventory, ReconcilerSettings(archive_url="memory:///")).watch()
+    names = {"counter": "{}_total"}
+    served = {}
+    for family in await scraped(scraper):
+        if family.name.startswith("holdfast_") and not family.name.endswith("_created"):
+            served[names.get(family.type, "{}").format(family.name)] = family.type
+    page = dict(_ROW.findall(PAGE.read_text("utf-8")))
+    assert page == served
+
+
+async def test_no_label_names_a_sku_a_location_or_a_merchant(
+    own_shelf: Shelf, scraper: httpx.AsyncClient
+) -> None:
+    await own_shelf.move("receive", "a-sku-of-the-test", 1)
+    text = (await scraper.get("/metrics")).text
+    assert not re.search(r"a-sku-of-the-test|berlin|acme", text)
