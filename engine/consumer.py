@@ -44,6 +44,10 @@ ADVANCE_SECONDS: Final = 0.2
 """Between two notes of how far a consumer is, so that a busy ledger does not make it write as
 often as everybody else together. What was not noted when it dies comes again."""
 
+PACE_MS: Final = 20
+"""Between two reads that found something. Nobody looks at what a consumer does as closely as at a
+stream, and a read for every few entries takes processor time from those who write them."""
+
 STANDBY_SECONDS: Final = 2.0
 FIRST_BACKOFF_SECONDS: Final = 0.1
 MAX_BACKOFF_SECONDS: Final = 5.0
@@ -382,7 +386,8 @@ class Consumer:
             asyncio.ensure_future(stop.wait()),
             asyncio.ensure_future(self._lost.wait()),
         ]
-        async with Tail(self._store.settings, self._inventory.keys, self._cursors) as tail:
+        keys = self._inventory.keys
+        async with Tail(self._store.settings, keys, self._cursors, pace_ms=PACE_MS) as tail:
             coming: asyncio.Future[TailBatch] = asyncio.ensure_future(anext(tail))
             try:
                 while not stop.is_set() and not self._lost.is_set():

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 import structlog
+import uvloop
 
 from engine import metrics
 from engine.feeds import Feeds
@@ -123,7 +124,8 @@ def main() -> None:
     except SwitchRefused as refusal:
         sys.exit(f"holdfast.background: {refusal}")
     index_url = os.environ.get("HOLDFAST_INDEX_URL", "")
-    sys.exit(asyncio.run(run(settings, upkeep, webhook_loopback=loopback, index_url=index_url)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(run(settings, upkeep, webhook_loopback=loopback, index_url=index_url)))
 
 
 if __name__ == "__main__":
