@@ -27,7 +27,7 @@ from engine.events import AnyEvent, events_of
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, parse_location_member
 from engine.leases import LEASE_TTL_MS, Lease
-from engine.ledger import Operation
+from engine.ledger import Operation, row_after
 from engine.limits import MAX_PAGE
 from engine.model import Row
 from engine.outcomes import HoldfastError, InvalidCommand, LimitExceeded
@@ -121,18 +121,8 @@ class Batch:
         found: dict[tuple[str, str, str], Row] = {}
         for _, _, operation in self.operations():
             for change in operation.rows:
-                levels = change.levels
-                found[operation.merchant, operation.location, change.sku] = Row(
-                    operation.merchant,
-                    operation.location,
-                    change.sku,
-                    levels.on_hand,
-                    levels.reserved,
-                    levels.safety_stock,
-                    levels.deficit,
-                    change.version,
-                    levels.low_stock_threshold,
-                )
+                merchant, location = operation.merchant, operation.location
+                found[merchant, location, change.sku] = row_after(merchant, location, change)
         return list(found.values())
 
 

@@ -64,13 +64,15 @@ class StockData(msgspec.Struct, frozen=True, kw_only=True):
     operation: str
     as_of: str
     offline_buffer: int = 0
+    backordered: int = 0
 
 
 class LineData(msgspec.Struct, frozen=True):
-    """Units of one SKU."""
+    """Units of one SKU, of which `backordered` had not come yet."""
 
     sku: str
     quantity: int
+    backordered: int = 0
 
 
 class ReservationData(msgspec.Struct, frozen=True, kw_only=True):
@@ -380,6 +382,7 @@ def _stock_data(operation: Operation, change: RowChange, time: str) -> StockData
         operation=operation.kind,
         as_of=time,
         offline_buffer=levels.offline_buffer,
+        backordered=levels.backordered,
     )
 
 
@@ -420,9 +423,9 @@ def _about_location(
 def _reservation_data(operation: Operation, time: str) -> ReservationData:
     """Read what an operation's `detail` tells; docs/reference/ledger.md names its elements."""
     kind, detail = operation.kind, operation.detail
-    # Of what a reserve held and an ending gave up: each row's change of `reserved` is the line.
+    # Of what a reserve held and an ending gave up: each row's change of what is promised.
     lines: tuple[LineData, ...] | None = tuple(
-        [LineData(change.sku, abs(change.deltas.reserved)) for change in operation.rows]
+        [_line_data(change.sku, change.deltas) for change in operation.rows]
     )
     state = _STATES.get(kind, ReservationState.HELD)
     expires_at_ms, order_ref, picked, reason = None, None, None, None
@@ -451,6 +454,10 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
         picked=picked,
         reason=reason or None,
     )
+
+
+def _line_data(sku: str, deltas: Levels) -> LineData:
+    return LineData(sku, abs(deltas.reserved + deltas.backordered), abs(deltas.backordered))
 
 
 _RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {
@@ -487,12 +494,13 @@ def _before(after: Levels, deltas: Levels) -> Levels:
         after.deficit - deltas.deficit,
         after.low_stock_threshold - deltas.low_stock_threshold,
         after.offline_buffer - deltas.offline_buffer,
+        after.backordered - deltas.backordered,
     )
 
 
 def _available(levels: Levels) -> int:
-    held_back = levels.safety_stock + levels.offline_buffer
-    return max(0, levels.on_hand - levels.reserved - held_back)
+    spoken_for = levels.safety_stock + levels.offline_buffer + levels.backordered
+    return max(0, levels.on_hand - levels.reserved - spoken_for)
 
 
 def _shortfall(levels: Levels) -> int:

@@ -6,7 +6,7 @@ outcome stays unknown raises OutcomeUnknown: the same call with the same key or 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import unquote
 
@@ -32,6 +32,7 @@ from engine.keys import (
 )
 from engine.kits import Kit, Kits, check_kits
 from engine.limits import (
+    DEFAULT_CHANNEL,
     DEFAULT_PAGE,
     DEFAULT_TTL_MS,
     MAX_BATCH_MOVEMENTS,
@@ -49,7 +50,9 @@ from engine.model import (
     Reservation,
     ReservationResult,
     Row,
+    Terms,
 )
+from engine.on_terms import OnTerms
 from engine.outcomes import (
     HoldfastError,
     InsufficientStock,
@@ -77,6 +80,7 @@ from engine.validation import (
     check_page,
     check_picks,
     check_quantity,
+    check_terms,
     check_text,
     check_ttl,
 )
@@ -91,7 +95,14 @@ ROW_FIELDS: Final = (
     "version",
     "low_stock_threshold",
     "offline_buffer",
+    "backordered",
+    "terms",
 )
+_TERMS_AT: Final = 3
+"""Where a row's terms stand among what a reply says at its end, see `lua/lib/rows.lua`."""
+
+_decode_terms = msgspec.msgpack.Decoder(Terms).decode
+
 MAX_RECLAIM_ROUNDS: Final = 2
 """How many groups of due holds a reserve takes back before it says no."""
 
@@ -118,6 +129,7 @@ class Inventory:
         self._dispatch = Dispatcher(store, self.keys)
         self._lines_of = reservations.RecentLines()
         self._sold_out = SoldOut()
+        self._on_terms = OnTerms()
         self._clock = ClockGuard()
         self.substitutes: Definitions[Rules, Choices] = Definitions(
             What.SUBSTITUTES,
@@ -407,6 +419,56 @@ class Inventory:
             replayed=code is Outcome.REPLAYED,
         )
 
+    async def set_terms(
+        self,
+        merchant: str,
+        location: str,
+        sku: str,
+        terms: Terms,
+        *,
+        key: str,
+        expected_version: int,
+        actor: str,
+    ) -> Configured:
+        """Set on what terms a row's units are promised; what `terms` does not name ends.
+
+        The row must be at `expected_version` (0: it is made). Raises VersionConflict,
+        IdempotencyKeyReused, InvalidCommand.
+        """
+        keys = self._keys_of(merchant, location)
+        check_id("sku", sku)
+        check_key(key)
+        check_terms(terms)
+        check_count("expected_version", expected_version)
+        asked = msgspec.to_builtins(terms)
+        operation = digest("terms", merchant, location, sku, key)
+        command = Command(
+            self._row_keys(keys, merchant, location, sku, operation),
+            (
+                operation,
+                merchant,
+                location,
+                actor,
+                digest(str(expected_version), msgspec.json.encode(asked, order="sorted").decode()),
+                sku,
+                expected_version,
+                location_member(merchant, location),
+                asked,
+            ),
+            merchant,
+        )
+        reply = await self._dispatch.run("terms", keys.partition, command)
+        self._sold_out.forget(command.keys[:1])
+        code = Outcome(reply[0])
+        if code not in (Outcome.OK, Outcome.REPLAYED):
+            raise refusal(reply, key=key, sku=sku, expected=expected_version)
+        return Configured(
+            row=_replied_row(merchant, location, sku, reply, settings_at=8),
+            at_ms=reply[1],
+            sequence=reply[2],
+            replayed=code is Outcome.REPLAYED,
+        )
+
     # Reservations
 
     async def reserve(
@@ -419,10 +481,14 @@ class Inventory:
         ttl_ms: int = DEFAULT_TTL_MS,
         order_ref: str = "",
         partial: bool = False,
+        stock_only: bool = False,
         first_attempt: bool = False,
         actor: str,
     ) -> ReservationResult:
         """Hold the units of all lines for `ttl_ms`, or with `partial` what there is of them.
+
+        Of a row with terms that allow it, units are promised that are not on the shelf yet, unless
+        `stock_only`; the reservation names them as `backordered`.
 
         A retry under the same key gets the first answer again. `first_attempt` says that this is
         no retry: it may then be refused without asking the store (see `engine.sold_out`). Raises
@@ -434,14 +500,16 @@ class Inventory:
         check_ttl(ttl_ms)
         check_text("order_ref", order_ref)
         the_id = reservation_id(keys.partition, merchant, location, key)
-        fingerprint = digest(
-            str(ttl_ms), order_ref, str(partial), *[f"{x.quantity} {x.sku}" for x in lines]
-        )
+        asked = [str(ttl_ms), order_ref, str(partial), *[f"{x.quantity} {x.sku}" for x in lines]]
+        if stock_only:
+            asked.append("stock_only")
+        fingerprint = digest(*asked)
         lines = reservations.summed(lines)
+        row_keys = [keys.stock(merchant, location, line.sku) for line in lines]
         its_keys = (
             keys.reservation(the_id),
             keys.open_reservations(merchant, location),
-            *[keys.stock(merchant, location, line.sku) for line in lines],
+            *row_keys,
         )
         if self._sold_out.rows and not partial:
             await self._refuse_sold_out(the_id, its_keys, lines, first_attempt=first_attempt)
@@ -453,11 +521,30 @@ class Inventory:
             partial,
         )
         wanted = [element for line in lines for element in (line.sku, line.quantity)]
-        for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
-            final = reclaimed == MAX_RECLAIM_ROUNDS
-            command = Command(its_keys, (the_id, *terms, final, *wanted), merchant)
+        on_terms = stock_only or self._on_terms.any_of(row_keys)
+        reclaims = 0
+        while True:
+            final = reclaims == MAX_RECLAIM_ROUNDS
             asked_at = self._sold_out.mark()
-            reply = await self._dispatch.run("reserve", keys.partition, command)
+            if on_terms:
+                reply = await self._dispatch.run(
+                    "promise",
+                    keys.partition,
+                    Command(
+                        (
+                            *its_keys[:2],
+                            *self._promise_keys(keys, merchant, location, lines),
+                        ),
+                        (the_id, *terms, final, _ask(stock_only=stock_only), *wanted),
+                        merchant,
+                    ),
+                )
+            else:
+                reply = await self._dispatch.run(
+                    "reserve",
+                    keys.partition,
+                    Command(its_keys, (the_id, *terms, final, *wanted), merchant),
+                )
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):
                 held = reservations.from_reserve(
@@ -472,17 +559,29 @@ class Inventory:
                 )
                 self._lines_of.keep(held)
                 return ReservationResult(held, code is Outcome.REPLAYED)
-            if code is Outcome.INSUFFICIENT_STOCK and reply[1] and not final:
+            if code is Outcome.TERMS:
+                self._on_terms.learn(keys.stock(merchant, location, reply[1]))
+                on_terms = True
+            elif code is Outcome.INSUFFICIENT_STOCK and reply[1] and not final:
                 await self.expire_due(keys.partition)
-                continue
-            break
+                reclaims += 1
+            else:
+                break
         refused = refusal(reply, key=key)
-        if isinstance(refused, InsufficientStock):
+        # What a row with terms has for one asker, it may have more or less of for another.
+        if isinstance(refused, InsufficientStock) and not on_terms:
             self._sold_out.learn(
                 [(keys.stock(merchant, location, line.sku), line) for line in refused.lines],
                 asked_at=asked_at,
             )
         raise refused
+
+    def _promise_keys(
+        self, keys: PartitionKeys, merchant: str, location: str, lines: Sequence[Line]
+    ) -> Iterator[str]:
+        for line in lines:
+            yield keys.stock(merchant, location, line.sku)
+            yield keys.waiting(merchant, location, line.sku)
 
     async def _refuse_sold_out(
         self, the_id: str, its_keys: Sequence[str], lines: Sequence[Line], *, first_attempt: bool
@@ -748,10 +847,11 @@ def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None])
     if fields[ROW_FIELDS.index("version")] is None:
         return None
     try:
-        numbers = [int(field or 0) for field in fields]
-    except ValueError as error:
+        values: list[Any] = [int(field or 0) for field in fields[:-1]]
+        values.append(None if fields[-1] is None else _decode_terms(fields[-1]))
+    except (ValueError, msgspec.MsgspecError) as error:
         raise StoreFault("HMGET", f"the row of {sku} at {location} is damaged: {error}") from error
-    return Row(merchant, location, sku, *numbers)
+    return Row(merchant, location, sku, *values)
 
 
 def _replied_row(
@@ -759,6 +859,9 @@ def _replied_row(
 ) -> Row:
     """Read the row of a reply, whose settings that few rows have begin at `settings_at`."""
     version, on_hand, reserved, safety_stock, deficit = reply[3:8]
+    settings = reply[settings_at:]
+    if len(settings) > _TERMS_AT:
+        settings = [*settings[:_TERMS_AT], msgspec.convert(settings[_TERMS_AT], Terms)]
     return Row(
         merchant,
         location,
@@ -768,8 +871,13 @@ def _replied_row(
         safety_stock,
         deficit,
         version,
-        *reply[settings_at:],
+        *settings,
     )
+
+
+def _ask(*, stock_only: bool) -> dict[str, str]:
+    """Return who asks for what of a promise, as `lua/lib/room.lua` takes it."""
+    return {"channel": DEFAULT_CHANNEL, "promise": "stock" if stock_only else ""}
 
 
 def _result(reservation: str, reply: list[Any], *, key: str = "") -> ReservationResult:

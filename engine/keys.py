@@ -140,6 +140,10 @@ class PartitionKeys:
         """String: the recent changes of a row and when they happened (`lua/lib/asof.lua`)."""
         return f"{self.tag}:recent:{encode(merchant)}:{encode(location)}:{encode(sku)}"
 
+    def waiting(self, merchant: str, location: str, sku: str) -> str:
+        """Sorted set of the reservations that wait for units of a row, in order of promise."""
+        return f"{self.tag}:waiting:{encode(merchant)}:{encode(location)}:{encode(sku)}"
+
     def reservation(self, reservation: str) -> str:
         """Hash of a reservation; `lua/lib/reservations.lua` names its fields."""
         return f"{self.tag}:rsv:{reservation}"

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.keys import PartitionKeys
+from engine.model import Row, Terms
 from engine.store import Store, pairs
 
 MAX_READ_ENTRIES: Final = 1_000
@@ -32,6 +33,7 @@ class OperationKind(StrEnum):
     SHORTFALL = "shortfall"
     OFFLINE = "offline"
     CONFIGURE = "configure"
+    TERMS = "terms"
     DEFINE = "define"
     REPAIR = "repair"
     REBUILD = "rebuild"
@@ -44,8 +46,9 @@ MOVEMENTS: Final = frozenset({OperationKind.MOVE, OperationKind.FEED})
 class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A row's units, or the change of each.
 
-    `low_stock_threshold` is a setting and moves no unit, and `offline_buffer` is held back while
-    the location's tills are silent; a row that has neither does not write them.
+    `low_stock_threshold` is a setting and moves no unit, `offline_buffer` is held back while the
+    location's tills are silent, and `backordered` is promised with nothing on the shelf for it; a
+    row that has none of them does not write them.
     """
 
     on_hand: int
@@ -54,15 +57,39 @@ class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
     deficit: int
     low_stock_threshold: int = 0
     offline_buffer: int = 0
+    backordered: int = 0
 
 
 class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What an operation did to one row: the row afterwards, and the change."""
+    """What an operation did to one row: the row afterwards, and the change.
+
+    `terms` are the row's, as they are kept; None where it has none.
+    """
 
     sku: str
     version: int
     levels: Levels
     deltas: Levels
+    terms: dict[str, Any] | None = None
+
+
+def row_after(merchant: str, location: str, change: RowChange) -> Row:
+    """Return a row as an operation left it."""
+    levels = change.levels
+    return Row(
+        merchant,
+        location,
+        change.sku,
+        levels.on_hand,
+        levels.reserved,
+        levels.safety_stock,
+        levels.deficit,
+        change.version,
+        levels.low_stock_threshold,
+        levels.offline_buffer,
+        levels.backordered,
+        None if change.terms is None else msgspec.convert(change.terms, Terms),
+    )
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):

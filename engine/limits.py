@@ -76,6 +76,9 @@ MAX_PAGE: Final = 500
 
 DEFAULT_PAGE: Final = 100
 
+DEFAULT_CHANNEL: Final = "online"
+"""Through which units are promised where nobody says otherwise."""
+
 MIN_TTL_MS: Final = 1_000
 MAX_TTL_MS: Final = 24 * 3_600_000
 """A hold is for the time of a checkout; a placed order is confirmed and has no TTL."""

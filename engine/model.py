@@ -10,13 +10,27 @@ import msgspec
 Item = TypeVar("Item")
 
 
+class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
+    """On what terms a row's units are promised beyond what is on the shelf; `lua/terms.lua`.
+
+    Up to `backorder_limit` units may be promised that nothing is on the shelf for.
+    """
+
+    backorder_limit: int = 0
+
+
+NO_TERMS = Terms()
+
+
 class Row(msgspec.Struct, frozen=True):
     """One (merchant, location, SKU): what is there and what can still be promised, in units.
 
     `deficit` counts units that left the shelf although the books had none (a receipt not booked
     yet, or a miscount); arrivals pay it first. `version` rises by one at every change. The row is
     low while `available` is at or below `low_stock_threshold`; 0 is no threshold.
-    `offline_buffer` is held back while the location's tills are silent.
+    `offline_buffer` is held back while the location's tills are silent. `backordered` units are
+    promised with nothing on the shelf for them: what becomes free there goes to them first. `terms`
+    is None where the row has none.
     """
 
     merchant: str
@@ -29,12 +43,19 @@ class Row(msgspec.Struct, frozen=True):
     version: int
     low_stock_threshold: int = 0
     offline_buffer: int = 0
+    backordered: int = 0
+    terms: Terms | None = None
 
     @property
     def available(self) -> int:
-        """Units that can still be promised."""
-        held_back = self.safety_stock + self.offline_buffer
-        return max(0, self.on_hand - self.reserved - held_back)
+        """Units on the shelf that can still be promised."""
+        spoken_for = self.safety_stock + self.offline_buffer + self.backordered
+        return max(0, self.on_hand - self.reserved - spoken_for)
+
+    @property
+    def backorder_available(self) -> int:
+        """Units that can be promised beyond those that are available."""
+        return 0 if self.terms is None else max(0, self.terms.backorder_limit - self.backordered)
 
     @property
     def shortfall(self) -> int:
@@ -122,7 +143,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
 
     `lines` are what is held, one a SKU; `missing` is what a partial reserve did not get.
     `expires_at_ms` is None unless held; `picked` are the units that left the shelf, one line a
-    SKU, None unless committed.
+    SKU, None unless committed. `channel` is through which it was promised, where a row has terms,
+    and `backordered` are those units of `lines` that there is nothing on the shelf for yet.
     """
 
     id: str
@@ -138,6 +160,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     confirmed_at_ms: int | None = None
     ended_at_ms: int | None = None
     picked: tuple[Line, ...] | None = None
+    channel: str = ""
+    backordered: tuple[Line, ...] = ()
 
 
 class ReservationResult(msgspec.Struct, frozen=True):

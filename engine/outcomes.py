@@ -17,6 +17,7 @@ class Outcome(StrEnum):
     REPLAYED = "replayed"
     INSUFFICIENT_STOCK = "insufficient_stock"
     INSUFFICIENT_ON_HAND = "insufficient_on_hand"
+    BACKORDER_UNFILLED = "backorder_unfilled"
     NOT_FOUND = "not_found"
     ENDED = "ended"
     NOT_HELD = "not_held"
@@ -25,6 +26,8 @@ class Outcome(StrEnum):
     KEY_REUSED = "key_reused"
     LIMIT_EXCEEDED = "limit_exceeded"
     LINES_CHANGED = "lines_changed"
+    TERMS = "terms"
+    ON_TERMS = "on_terms"
     READ_ONLY = "read_only"
     INVALID = "invalid"
 
@@ -81,6 +84,21 @@ class InsufficientOnHand(HoldfastError):
         super().__init__(
             f"{first.sku}: {first.requested} units should leave the shelf, "
             f"{first.available} are on hand"
+        )
+
+
+class BackorderUnfilled(HoldfastError):
+    """Units that should leave the shelf have not come yet, so nothing was changed."""
+
+    code = "backorder_unfilled"
+
+    def __init__(self, lines: tuple[ShortLine, ...]) -> None:
+        """Keep the lines that wait; `available` is what there is for them."""
+        self.lines = lines
+        first = lines[0]
+        super().__init__(
+            f"{first.sku}: {first.requested} units should leave the shelf, of which "
+            f"{first.requested - first.available} are backordered still"
         )
 
 
@@ -175,6 +193,20 @@ class ReservationNotHeld(HoldfastError):
         self.reservation = reservation
         self.state = state
         super().__init__(f"reservation {reservation} is {state}: it has no TTL")
+
+
+class ReservationOnTerms(HoldfastError):
+    """Units that are promised on a row's terms cannot be amended: reserve anew, then release."""
+
+    code = "reservation_on_terms"
+
+    def __init__(self, reservation: str) -> None:
+        """Keep the reservation."""
+        self.reservation = reservation
+        super().__init__(
+            f"reservation {reservation} cannot be amended: units of it are promised on a row's "
+            "terms; reserve anew, then release it"
+        )
 
 
 class VersionConflict(HoldfastError):

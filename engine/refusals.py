@@ -5,6 +5,7 @@ from typing import Any
 
 from engine.model import ReservationState
 from engine.outcomes import (
+    BackorderUnfilled,
     HoldfastError,
     IdempotencyKeyReused,
     InsufficientOnHand,
@@ -15,6 +16,7 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
+    ReservationOnTerms,
     ShortLine,
     StoreReadOnly,
     VersionConflict,
@@ -39,6 +41,8 @@ def refusal(
             return InsufficientStock(tuple(ShortLine(*line) for line in reply[2]))
         case Outcome.INSUFFICIENT_ON_HAND:
             return InsufficientOnHand(tuple(ShortLine(*line) for line in reply[1]))
+        case Outcome.BACKORDER_UNFILLED:
+            return BackorderUnfilled(tuple(ShortLine(*line) for line in reply[1]))
         case Outcome.NOT_FOUND:
             return ReservationNotFound(reservation)
         case Outcome.ENDED:
@@ -47,6 +51,8 @@ def refusal(
             )
         case Outcome.NOT_HELD:
             return ReservationNotHeld(reservation, state=ReservationState(reply[1]))
+        case Outcome.ON_TERMS:
+            return ReservationOnTerms(reservation)
         case Outcome.VERSION_CONFLICT:
             return VersionConflict(sku, expected=expected or 0, actual=reply[1])
         case Outcome.KEY_REUSED:

@@ -19,6 +19,7 @@ FIELDS: Final = (
     "ended_at",
     "order_ref",
     "picked",
+    "waiting",
 )
 """Of the hash, in the order that `from_hash` takes them."""
 
@@ -26,11 +27,19 @@ MAX_RECENT: Final = 50_000
 """Reservations whose lines a process remembers, at some 300 bytes each."""
 
 
+class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a promise on a row's terms says of itself; `lua/lib/pledges.lua` lists the elements."""
+
+    channel: str = ""
+    backordered: dict[str, int] = {}
+
+
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What was promised; only an amendment changes it.
 
-    `lines` are what is held now. `first_lines` are what was held at first, None where that is still
-    the same; the scripts write no element for None.
+    `lines` are what is held now. `first_lines` are what was held at first, empty where that is
+    still the same. `extras` are of one that was promised on a row's terms. The scripts write no
+    element for what is missing at the end.
     """
 
     merchant: str
@@ -42,28 +51,42 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     lines: tuple[Line, ...]
     missing: tuple[Line, ...]
     created_at_ms: int
-    first_lines: tuple[Line, ...] | None = None
+    first_lines: tuple[Line, ...] = ()
+    extras: Extras | None = None
 
+
+Waiting = dict[str, tuple[int, int]]
+"""Of a SKU, the units that a reservation waits for and its place in the row's queue."""
 
 _decode_body = msgspec.msgpack.Decoder(Body).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
+decode_waiting = msgspec.msgpack.Decoder(Waiting).decode
 
 
 class LinesOf(msgspec.Struct, frozen=True):
-    """Which rows a reservation holds units of."""
+    """Which rows a reservation holds units of; `has_extras` where it was promised on terms."""
 
     merchant: str
     location: str
     skus: tuple[str, ...]
+    has_extras: bool = False
 
     def keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
         """Return the keys that an ending declares."""
+        return (*self._own_keys(keys, reservation), *self._pledge_keys(keys))
+
+    def _own_keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
         return (
             keys.reservation(reservation),
             keys.open_reservations(self.merchant, self.location),
             *self.row_keys(keys),
         )
+
+    def _pledge_keys(self, keys: PartitionKeys) -> list[str]:
+        if not self.has_extras:
+            return []
+        return [keys.waiting(self.merchant, self.location, sku) for sku in self.skus]
 
     def row_keys(self, keys: PartitionKeys) -> list[str]:
         """Return the keys of the rows."""
@@ -72,8 +95,9 @@ class LinesOf(msgspec.Struct, frozen=True):
     def commit_keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
         """Return the keys that a commit declares: it also remembers when units left."""
         return (
-            *self.keys(keys, reservation),
+            *self._own_keys(keys, reservation),
             *[keys.recent(self.merchant, self.location, sku) for sku in self.skus],
+            *self._pledge_keys(keys),
         )
 
 
@@ -92,7 +116,9 @@ class RecentLines:
     def keep(self, reservation: Reservation) -> None:
         """Remember a reservation's lines."""
         skus = tuple([line.sku for line in reservation.lines])
-        self._lines[reservation.id] = LinesOf(reservation.merchant, reservation.location, skus)
+        self._lines[reservation.id] = LinesOf(
+            reservation.merchant, reservation.location, skus, bool(reservation.channel)
+        )
         if len(self._lines) > self._most:
             self._lines.popitem(last=False)
 
@@ -104,19 +130,25 @@ class RecentLines:
 def packed_body(body: Body) -> bytes:
     """Pack a body byte for byte as the scripts do."""
     elements = msgspec.structs.astuple(body)
-    return _encode(elements if body.first_lines is not None else elements[:-1])
+    if body.extras is None:
+        elements = elements[:-1] if body.first_lines else elements[:-2]
+    return _encode(elements)
 
 
 def amended(body: Body, lines: tuple[Line, ...]) -> Body:
     """Return a body with other lines, as `lua/amend.lua` makes it."""
-    first = body.lines if body.first_lines is None else body.first_lines
-    return msgspec.structs.replace(body, lines=lines, first_lines=first)
+    return msgspec.structs.replace(body, lines=lines, first_lines=body.first_lines or body.lines)
 
 
 def lines_of(body: bytes) -> LinesOf:
     """Read which rows are held from a reservation's body."""
     decoded = _decode_body(body)
-    return LinesOf(decoded.merchant, decoded.location, tuple(line.sku for line in decoded.lines))
+    return LinesOf(
+        decoded.merchant,
+        decoded.location,
+        tuple(line.sku for line in decoded.lines),
+        decoded.extras is not None,
+    )
 
 
 def from_reserve(
@@ -136,16 +168,23 @@ def from_reserve(
     """
     if reply[0] == Outcome.REPLAYED:
         body = msgspec.convert(reply[1], Body)
-        if body.first_lines is not None:
+        if body.first_lines:
             body = msgspec.structs.replace(body, lines=body.first_lines)
         expires_at_ms = body.created_at_ms + body.ttl_ms
         return _reservation(
-            reservation, body, state=ReservationState.HELD, expires_at_ms=expires_at_ms
+            reservation,
+            body,
+            state=ReservationState.HELD,
+            expires_at_ms=expires_at_ms,
+            backordered={} if body.extras is None else body.extras.backordered,
         )
     held = summed(lines)
     missing: tuple[Line, ...] = ()
+    extras = Extras()
     if len(reply) > 2:
         held, missing = msgspec.convert(reply[2:4], tuple[tuple[Line, ...], tuple[Line, ...]])
+    if len(reply) > 4:
+        extras = msgspec.convert(reply[4], Extras)
     return Reservation(
         id=reservation,
         merchant=merchant,
@@ -157,6 +196,8 @@ def from_reserve(
         actor=actor,
         created_at_ms=reply[1],
         expires_at_ms=reply[1] + ttl_ms,
+        channel=extras.channel,
+        backordered=_in_order(held, extras.backordered),
     )
 
 
@@ -182,6 +223,7 @@ def from_reply(reservation: str, reply: Sequence[Any]) -> Reservation:
         ended_at_ms=ended_at_ms,
         order_ref=order_ref,
         picked=msgspec.convert(picked, tuple[Line, ...]),
+        backordered=_units(msgspec.convert(reply[8], Waiting) if reply[8:] and reply[8] else {}),
     )
 
 
@@ -190,7 +232,7 @@ def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation |
 
     Raises StoreFault where a field is not what the scripts write: someone edited it.
     """
-    state, expires_at_ms, body, confirmed_at_ms, ended_at_ms, order_ref, picked = fields
+    state, expires_at_ms, body, confirmed_at_ms, ended_at_ms, order_ref, picked, waiting = fields
     if state is None or body is None:
         return None
     try:
@@ -203,6 +245,7 @@ def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation |
             ended_at_ms=int(ended_at_ms or 0),
             order_ref=(order_ref or b"").decode(),
             picked=_decode_lines(picked) if picked else (),
+            backordered=_units(decode_waiting(waiting) if waiting else {}),
         )
     except (ValueError, msgspec.MsgspecError) as error:
         raise StoreFault("HMGET", f"reservation {reservation} is damaged: {error}") from error
@@ -216,6 +259,15 @@ def created_at(body: bytes) -> int | None:
         return None
 
 
+def _units(waiting: Waiting) -> dict[str, int]:
+    return {sku: units for sku, (units, _) in waiting.items()}
+
+
+def _in_order(lines: Sequence[Line], units: dict[str, int]) -> tuple[Line, ...]:
+    """Return the units of SKUs in the order of the lines."""
+    return tuple([Line(x.sku, units[x.sku]) for x in lines if x.sku in units]) if units else ()
+
+
 def _reservation(
     reservation: str,
     body: Body,
@@ -226,6 +278,7 @@ def _reservation(
     ended_at_ms: int = 0,
     order_ref: str = "",
     picked: tuple[Line, ...] = (),
+    backordered: dict[str, int] | None = None,
 ) -> Reservation:
     return Reservation(
         id=reservation,
@@ -241,6 +294,8 @@ def _reservation(
         confirmed_at_ms=confirmed_at_ms or None,
         ended_at_ms=ended_at_ms or None,
         picked=picked if state is ReservationState.COMMITTED else None,
+        channel="" if body.extras is None else body.extras.channel,
+        backordered=_in_order(body.lines, backordered) if backordered else (),
     )
 
 

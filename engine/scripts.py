@@ -9,6 +9,7 @@ from typing import Final
 
 VERBS: Final = (
     "reserve",
+    "promise",
     "confirm",
     "extend",
     "amend",
@@ -20,6 +21,7 @@ VERBS: Final = (
     "shortfall",
     "offline",
     "configure",
+    "terms",
     "define",
     "repair",
 )

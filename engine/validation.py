@@ -16,7 +16,7 @@ from engine.limits import (
     MAX_TTL_MS,
     MIN_TTL_MS,
 )
-from engine.model import Line
+from engine.model import Line, Terms
 from engine.outcomes import InvalidCommand
 
 
@@ -38,6 +38,11 @@ def check_text(field: str, text: str) -> None:
             raise InvalidCommand(field, "must be valid Unicode, without lone surrogates") from error
     if size > MAX_ID_BYTES:
         raise InvalidCommand(field, f"must be at most {MAX_ID_BYTES} bytes of UTF-8, is {size}")
+
+
+def check_terms(terms: Terms) -> None:
+    """Take terms whose numbers are of their form."""
+    check_quantity("backorder_limit", terms.backorder_limit, least=0)
 
 
 def check_key(key: str) -> None:

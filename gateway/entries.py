@@ -8,8 +8,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
-from engine.ledger import OperationKind, RowChange
-from engine.model import ReservationState, time_text
+from engine.ledger import OperationKind, RowChange, row_after
+from engine.model import ReservationState, Terms, time_text
 from gateway.wire import MissingLine, Time, Version
 
 
@@ -22,6 +22,7 @@ class Changes(msgspec.Struct, frozen=True):
     deficit: int
     low_stock_threshold: int | UnsetType = UNSET
     offline_buffer: int | UnsetType = UNSET
+    backordered: int | UnsetType = UNSET
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
@@ -38,6 +39,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
     changes: Changes
     low_stock_threshold: int | UnsetType = UNSET
     offline_buffer: int | UnsetType = UNSET
+    backordered: int | UnsetType = UNSET
 
 
 class PickedLine(msgspec.Struct, frozen=True):
@@ -70,7 +72,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     a movement's, `order_ref` a reservation's, and `lines` what an amended one holds. `units`,
     `since`, `how` and `endangered` are of a shortfall; units of 0 say that it is over. `state` is a
     location's whose tills were silent, and `held_back` the units that are no longer promised there.
-    `source`, of a rebuild, is the store that was rebuilt, and of a movement the system that
+    `terms` are those that a row was given; `channel` is through which a reservation was made on
+    some. `source`, of a rebuild, is the store that was rebuilt, and of a movement the system that
     reported it. `defined` is substitutes or kits, of which these `definitions` make the `revision`.
     `repaired` is what a repair put right, `finding` what the audit had found there.
     """
@@ -96,6 +99,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lines: list[PickedLine] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
     low_stock_threshold: int | UnsetType = UNSET
+    terms: Terms | UnsetType = UNSET
+    channel: str | UnsetType = UNSET
     units: int | UnsetType = UNSET
     since: Time | UnsetType = UNSET
     how: str | UnsetType = UNSET
@@ -187,7 +192,7 @@ def _row(change: RowChange) -> LedgerRow:
         levels.on_hand,
         levels.reserved,
         levels.safety_stock,
-        max(0, levels.on_hand - levels.reserved - levels.safety_stock - levels.offline_buffer),
+        row_after("", "", change).available,
         max(0, levels.reserved - levels.on_hand),
         levels.deficit,
         change.version,
@@ -198,9 +203,11 @@ def _row(change: RowChange) -> LedgerRow:
             deltas.deficit,
             deltas.low_stock_threshold or UNSET,
             deltas.offline_buffer or UNSET,
+            deltas.backordered or UNSET,
         ),
         levels.low_stock_threshold or UNSET,
         levels.offline_buffer or UNSET,
+        levels.backordered or UNSET,
     )
 
 
@@ -231,8 +238,9 @@ def _fed(detail: Sequence[Any]) -> Details:
 
 
 def _reserved(detail: Sequence[Any]) -> Details:
-    _, order_ref, missing, expires_at_ms = detail
+    _, order_ref, missing, expires_at_ms, *extras = detail
     return Details(
+        channel=extras[0]["channel"] if extras else UNSET,
         order_ref=order_ref or UNSET,
         expires_at=time_text(expires_at_ms),
         missing=[MissingLine(sku, quantity) for sku, quantity in missing] or UNSET,
@@ -280,6 +288,7 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
         revision=detail[1],
         definitions=[Definition(sku, text or None) for sku, text in detail[2]],
     ),
+    OperationKind.TERMS: lambda detail: Details(terms=msgspec.convert(detail[0] or {}, Terms)),
     OperationKind.REPAIR: lambda detail: Details(
         repaired=detail[0], reason=detail[1] or UNSET, finding=detail[2] or UNSET
     ),

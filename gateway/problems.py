@@ -17,6 +17,7 @@ from engine.feeds import FeedEvent
 from engine.limits import MAX_KEY_CHARACTERS
 from engine.model import Movement, time_text
 from engine.outcomes import (
+    BackorderUnfilled,
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
@@ -33,6 +34,7 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
+    ReservationOnTerms,
     RowNotFound,
     ShortLine,
     StoreFault,
@@ -201,8 +203,10 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     MethodNotAllowed: Kind(405, "Method not allowed"),
     InsufficientStock: Kind(409, "Insufficient stock"),
     InsufficientOnHand: Kind(409, "Insufficient units on hand"),
+    BackorderUnfilled: Kind(409, "Backorder unfilled"),
     ReservationEnded: Kind(409, "Reservation ended"),
     ReservationNotHeld: Kind(409, "Reservation not held"),
+    ReservationOnTerms: Kind(409, "Reservation on terms"),
     VersionConflict: Kind(409, "Version conflict"),
     PreconditionFailed: Kind(412, "Version conflict"),
     PayloadTooLarge: Kind(413, "Payload too large"),
@@ -358,6 +362,8 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
             return [_short_line(line, body, "available") for line in error.lines]
         case InsufficientOnHand():
             return [_short_line(line, body, "on_hand") for line in error.lines]
+        case BackorderUnfilled():
+            return [_short_line(line, body, "filled") for line in error.lines]
         case ReservationEnded():
             ended_at = time_text(error.ended_at_ms)
             return [
@@ -367,6 +373,8 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
             ]
         case ReservationNotHeld():
             return [ProblemError(parameter="reservation", detail=detail, state=error.state)]
+        case ReservationOnTerms():
+            return [ProblemError(parameter="reservation", detail=detail)]
         case VersionConflict():
             place: dict[str, Any] = {"pointer": "#/expected_version"}
             if isinstance(error, PreconditionFailed):

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from engine.ledger import Operation, OperationKind, RowChange
+from engine.ledger import Operation, OperationKind, row_after
 from engine.model import Row
 
 MAX_VIEW_ROWS: Final = 100_000
@@ -170,7 +170,7 @@ class View:
         for change in operation.rows:
             key = (operation.merchant, operation.location, change.sku)
             if key in self._cells or key in self._fills:
-                self._take(key, _row(operation, change))
+                self._take(key, row_after(operation.merchant, operation.location, change))
 
     def prove(self, partitions: Iterable[int], at: float) -> None:
         """Note that everything that these partitions had at a time has been applied."""
@@ -210,19 +210,3 @@ class View:
         fill = self._fills.get(key)
         if fill is not None and (fill.newest is None or row.version > fill.newest.version):
             fill.newest = row
-
-
-def _row(operation: Operation, change: RowChange) -> Row:
-    levels = change.levels
-    return Row(
-        operation.merchant,
-        operation.location,
-        change.sku,
-        levels.on_hand,
-        levels.reserved,
-        levels.safety_stock,
-        levels.deficit,
-        change.version,
-        levels.low_stock_threshold,
-        levels.offline_buffer,
-    )

@@ -404,6 +404,7 @@ class ProblemError(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     requested: int | UnsetType = UNSET
     available: int | UnsetType = UNSET
     on_hand: int | UnsetType = UNSET
+    filled: int | UnsetType = UNSET
     known: bool | UnsetType = UNSET
     state: str | UnsetType = UNSET
     ended_at: Time | UnsetType = UNSET

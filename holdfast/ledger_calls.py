@@ -20,6 +20,7 @@ class Changes(msgspec.Struct, frozen=True):
     deficit: int
     low_stock_threshold: int = 0
     offline_buffer: int = 0
+    backordered: int = 0
 
 
 class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +37,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     changes: Changes
     low_stock_threshold: int = 0
     offline_buffer: int = 0
+    backordered: int = 0
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):

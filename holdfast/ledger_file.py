@@ -41,12 +41,14 @@ COLUMNS: Final = (
     "deficit",
     "low_stock_threshold",
     "offline_buffer",
+    "backordered",
     "on_hand_change",
     "reserved_change",
     "safety_stock_change",
     "deficit_change",
     "low_stock_threshold_change",
     "offline_buffer_change",
+    "backordered_change",
 )
 """Units and ms since 1970. An operation without rows, such as a confirmation, has one line with an
 empty `sku` and no numbers past `sequence`."""

@@ -14,6 +14,8 @@
 --          {'insufficient_stock', due, {{sku, requested, available, known}, ...}}
 --            every line that does not fit, its own units among the available ones; due is true
 --            where a reclaim may help
+--          {'on_terms'}                   it was promised on terms, or a row that it would have more
+--            of has some
 --          {'limit_exceeded', 'lines', most_lines}
 --          {'invalid', field}             also where no line would be left: release it instead
 -- Ledger   amend, detail {operation id, lines, state, expires_at}
@@ -80,6 +82,14 @@ local function short_lines(first, wanted, held)
   return short
 end
 
+-- Whether more is wanted of a row that is promised on terms.
+local function needs_terms(first, wanted, held)
+  for i, line in ipairs(wanted) do
+    if line[2] > (held[line[1]] or 0) and row_at(KEYS[first + 1 + i]).terms then return true end
+  end
+  return false
+end
+
 local replies = each_command(function(first, _, id, merchant, actor, fingerprint, operation, wanted,
     most_lines, reclaimed)
   local reservation = reservation_of(KEYS[first], merchant)
@@ -88,11 +98,13 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if earlier and earlier[1] == 'replayed' then return describe_earlier(reservation, earlier) end
   if earlier then return earlier end
   if not is_live(reservation) then return describe('ended', reservation) end
+  if reservation.extras then return {'on_terms'} end
   local units, field = wanted_units(wanted)
   if not units then return {'invalid', field} end
   local lines, held = amended_lines(reservation, wanted, units)
   if #lines == 0 then return {'invalid', 'lines'} end
   if #lines > most_lines then return {'limit_exceeded', 'lines', most_lines} end
+  if needs_terms(first, wanted, held) then return {'on_terms'} end
   local short = short_lines(first, wanted, held)
   if #short > 0 then return {'insufficient_stock', holds_are_due(reclaimed), short} end
 

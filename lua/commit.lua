@@ -5,18 +5,21 @@
 --   picks    {{sku, quantity}, ...} for a short pick; {} takes every line whole
 --   skus     of the reservation's lines, as the caller knows them
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then the recent
---          changes of each row
+--          changes of each row, then of a reservation with extras the queue of each row
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            another ending, or another pick, came first
 --          {'insufficient_on_hand', {{sku, requested, on_hand, true}, ...}}
 --            the shelf has fewer than that: pick short, or book what the shelf really has
+--          {'backorder_unfilled', {{sku, requested, filled, true}, ...}}
+--            some of the units are still waited for: pick what there is, or commit later
 --          {'invalid', field}
 -- Ledger   commit, detail {state before, expires_at before, picked}
 -- @include group
 -- @include rows
 -- @include ledger
 -- @include reservations
+-- @include endings
 -- @include asof
 
 -- The units to take of each SKU, and the same as an array in the order of the lines.
@@ -39,6 +42,20 @@ local function picked_units(body, picks)
   return units, ordered
 end
 
+-- The picks of units that nothing has come for yet.
+local function missing_fills(reservation, units, ordered)
+  local unfilled = {}
+  if not reservation.extras then return unfilled end
+  for i, line in ipairs(reservation.body[BODY_LINES]) do
+    local waiting = reservation.waiting[line[1]]
+    local filled = line[2] - (waiting and waiting[1] or 0)
+    if units[line[1]] > filled then
+      unfilled[#unfilled + 1] = {line[1], ordered[i][2], filled, true}
+    end
+  end
+  return unfilled
+end
+
 local function missing_on_hand(units, row_keys, ordered)
   local short = {}
   for _, line in ipairs(ordered) do
@@ -50,7 +67,7 @@ local function missing_on_hand(units, row_keys, ordered)
   return short
 end
 
-local replies = each_command(function(first, _, id, merchant, actor, picks, skus)
+local replies = each_command(function(first, last, id, merchant, actor, picks, skus)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   local units, ordered = picked_units(reservation.body, picks)
@@ -63,7 +80,10 @@ local replies = each_command(function(first, _, id, merchant, actor, picks, skus
     return describe('ended', reservation)
   end
   local row_keys = declared_rows(reservation, skus, first + 2)
-  if not row_keys then return {'lines_changed'} end
+  local queue_keys = declared_queues(reservation, skus, first + 2 + 2 * #skus, last)
+  if not row_keys or not queue_keys then return {'lines_changed'} end
+  local unfilled = missing_fills(reservation, units, ordered)
+  if #unfilled > 0 then return {'backorder_unfilled', unfilled} end
   local short = missing_on_hand(units, row_keys, ordered)
   if #short > 0 then return {'insufficient_on_hand', short} end
 
@@ -72,7 +92,7 @@ local replies = each_command(function(first, _, id, merchant, actor, picks, skus
     add_delta(past, undated(past), -(units[sku] or 0))
   end
   local state, expires_at = reservation.state, reservation.expires_at
-  local lines = settle_rows(reservation, row_keys, units)
+  local lines = settle_rows(reservation, id, row_keys, queue_keys, units)
   reservation.picked = picked
   end_reservation(reservation, id, 'committed', KEYS[first + 1])
   record('commit', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
@@ -84,5 +104,6 @@ end)
 write_rows()
 write_pasts()
 write_reservations()
+write_pledges()
 write_ledger()
 return table.concat(replies)

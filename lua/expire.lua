@@ -2,7 +2,8 @@
 -- expire: take back the units of a hold whose time is up.
 --
 -- Command {id, merchant, actor, skus}; skus of the lines, as the caller read them
--- Keys     reservation, open index of its location, then the row of each of `skus`
+-- Keys     reservation, open index of its location, then the row of each of `skus`, then of a
+--          reservation with extras the queue of each row
 -- Returns  {'ok', ...reservation}   expired now; see describe()
 --          {'not_due', ...}         extended or confirmed since the caller looked
 --          {'ended', ...}           some ending came first
@@ -12,10 +13,11 @@
 -- @include rows
 -- @include ledger
 -- @include reservations
+-- @include endings
 
 local NOTHING_PICKED = {}
 
-local replies = each_command(function(first, _, id, merchant, actor, skus)
+local replies = each_command(function(first, last, id, merchant, actor, skus)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   if not is_live(reservation) then return describe('ended', reservation) end
@@ -23,10 +25,11 @@ local replies = each_command(function(first, _, id, merchant, actor, skus)
     return describe('not_due', reservation)
   end
   local row_keys = declared_rows(reservation, skus, first + 2)
-  if not row_keys then return {'lines_changed'} end
+  local queue_keys = declared_queues(reservation, skus, first + 2 + #skus, last)
+  if not row_keys or not queue_keys then return {'lines_changed'} end
 
   local expires_at = reservation.expires_at
-  local lines = settle_rows(reservation, row_keys, NOTHING_PICKED)
+  local lines = settle_rows(reservation, id, row_keys, queue_keys, NOTHING_PICKED)
   end_reservation(reservation, id, 'expired', KEYS[first + 1])
   record('expire', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
     {'held', expires_at})
@@ -36,5 +39,6 @@ end)
 -- After this point nothing may fail.
 write_rows()
 write_reservations()
+write_pledges()
 write_ledger()
 return table.concat(replies)

@@ -18,15 +18,16 @@
 
 -- A replay tells of the hold as the first answer did, whatever became of it since.
 -- What is remembered of it is {'ok', expires_at, sku, units, sku, units, ...}.
-local function describe_extended(code, expires_at, body)
-  return array_of(8) .. cmsgpack.pack(code, 'held', expires_at, 0, 0, '') .. array_of(0) .. body
+local function describe_extended(code, reservation, expires_at, body)
+  return described(reservation, code, 'held', expires_at, 0, 0, '') .. array_of(0) .. body
+    .. waiting_of(reservation)
 end
 
 local function describe_earlier(reservation, earlier)
   local lines = appended_lines(earlier, 3)
   local body = reservation.packed_body
   if #lines > 0 then body = body_with(reservation, lines) end
-  return describe_extended('replayed', earlier[2], body)
+  return describe_extended('replayed', reservation, earlier[2], body)
 end
 
 local replies = each_command(function(first, _, id, merchant, actor, fingerprint, ttl_ms,
@@ -55,7 +56,7 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
     {expires_at, before, operation})
   remember(KEYS[first + 1], fingerprint,
     append_lines({'ok', expires_at}, reservation.body[BODY_LINES]))
-  return describe_extended('ok', expires_at, reservation.packed_body)
+  return describe_extended('ok', reservation, expires_at, reservation.packed_body)
 end)
 
 -- After this point nothing may fail.

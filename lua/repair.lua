@@ -2,13 +2,15 @@
 -- repair: put right what the audit found, through the ledger. Nothing is ever edited silently.
 --
 -- Command {id, merchant, location, actor, what, reason, finding, ...what's own arguments}
---   'row'          sku, location member, token, version, levels, deltas, found, past
+--   'row'          sku, location member, token, version, levels, deltas, found, past, terms
 --                  Keys: row, SKU index, location index, recent changes. The row gets these levels
 --                  and version; deltas are its change by the ledger; found is kept in the ledger.
---                  past is {counted at, counted by, {{at, units}, ...}} as the ledger says.
+--                  past is {counted at, counted by, {{at, units}, ...}} as the ledger says; terms
+--                  are false where it has none.
 --   'reservation'  reservation id, token, hold, ms to keep an ended one
 --                  Keys: reservation, open index. The hash gets what hold says, the indexes follow;
---                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body}.
+--                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
+--                  waiting}.
 --   'index'        reservation id, own
 --                  Keys: reservation, then the open indexes that may name it; where own is 1 the
 --                  first is that of its location. The hold index and they say what the hash says.
@@ -40,9 +42,10 @@
 
 local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'low_stock_threshold'}
 local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
-  'low_stock_threshold'}
+  'low_stock_threshold', 'backordered', 'terms'}
 local RESERVATION_FIELDS = {'state', 'expires_at', 'body', 'confirmed_at', 'ended_at', 'order_ref',
-  'picked'}
+  'picked', 'waiting'}
+local OFFLINE_BUFFER, BACKORDERED = 6, 7
 -- Where a reservation's body has it, as in lib/reservations.lua.
 local BODY_CREATED_AT = 9
 local SOURCE_FIELDS = {'mode', 'watermark', 'highest', 'ahead'}
@@ -87,7 +90,7 @@ end
 local function is_right_already(key, version, levels)
   if redis.call('TYPE', key)['ok'] ~= 'hash' then return false end
   local row = row_at(key)
-  if row.version ~= version then return false end
+  if row.version ~= version or row.backordered ~= (levels[BACKORDERED] or 0) then return false end
   for i = 1, #LEVELS do
     if row[LEVELS[i]] ~= levels[i] then return false end
   end
@@ -109,14 +112,25 @@ local function past_writes(key, recent_key, told, units)
   end
 end
 
+-- Levels, or deltas, without what few rows have and this one does not.
+local function without_zeros(levels)
+  for i = #levels, 5, -1 do
+    if levels[i] ~= 0 then break end
+    levels[i] = nil
+  end
+  return levels
+end
+
 local function repair_row(command, first)
   local id, merchant, location, actor, what, reason, finding, sku, member, token, version,
-    levels, deltas, found, past = unpack(command, 1, 15)
+    levels, deltas, found, past, terms = unpack(command, 1, 16)
   local key = KEYS[first]
   for i = 1, #LEVELS do
     if not is_integer(levels[i], 0, MAX_TOTAL) then return {'invalid', LEVELS[i]} end
     if not is_integer(deltas[i], -MAX_TOTAL, MAX_TOTAL) then return {'invalid', 'deltas'} end
   end
+  local backordered = levels[BACKORDERED] or 0
+  if not is_integer(backordered, 0, MAX_TOTAL) then return {'invalid', 'backordered'} end
   if not is_integer(version, 1, MAX_VERSION) then return {'invalid', 'version'} end
   if not are_indexes(first + 1, first + 2) then return {'invalid', 'index'} end
   if changed_since(key, token, ROW_FIELDS) then
@@ -134,18 +148,15 @@ local function repair_row(command, first)
     deficit = levels[4], version = version, touched = true, shelf_touched = true,
     has_deficit = false, low_stock_threshold = levels[5], sets_threshold = levels[5] > 0,
     offline_buffer = tonumber(buffer or '0'),
+    backordered = backordered, changes_backordered = true, terms = terms or nil,
+    changes_terms = true,
   }
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
   -- As change_row() writes them: what a row does not have it does not pay for.
-  levels[6], deltas[6] = nil, nil
-  if buffer then
-    levels[6] = tonumber(buffer)
-  elseif levels[5] == 0 then
-    levels[5] = nil
-  end
-  if deltas[5] == 0 then deltas[5] = nil end
+  levels[OFFLINE_BUFFER] = tonumber(buffer or '0')
   return {'ok', record('repair', id, merchant, location, actor, '',
-    {cmsgpack.pack({sku, version, levels, deltas})}, {what, reason, finding, found})}
+    {cmsgpack.pack({sku, version, without_zeros(levels), without_zeros(deltas), terms or nil})},
+    {what, reason, finding, found})}
 end
 
 -- Makes the hold index and the open indexes KEYS first to last say what a reservation's state is.
@@ -166,13 +177,15 @@ local function index_writes(id, state, expires_at, created_at, first, own, last)
 end
 
 local function hash_writes(key, hold, keep_ms)
-  local state, expires_at, confirmed_at, ended_at, order_ref, picked, body = unpack(hold, 1, 7)
+  local state, expires_at, confirmed_at, ended_at, order_ref, picked, body, waiting =
+    unpack(hold, 1, 8)
   write('DEL', key)
   write('HSET', key, 'state', state, 'expires_at', integer(expires_at),
     'body', cmsgpack.pack(body))
   if confirmed_at > 0 then
     write('HSET', key, 'confirmed_at', integer(confirmed_at), 'order_ref', order_ref)
   end
+  if waiting then write('HSET', key, 'waiting', cmsgpack.pack(waiting)) end
   if ended_at > 0 then
     write('HSET', key, 'ended_at', integer(ended_at),
       'picked', state == 'committed' and cmsgpack.pack(picked) or '')
@@ -185,7 +198,9 @@ local function repair_reservation(command, first, last)
     keep_ms = unpack(command, 1, 11)
   local key = KEYS[first]
   if not are_indexes(first + 1, last) then return {'invalid', 'index'} end
-  if type(hold) ~= 'table' or #hold ~= 7 then return {'invalid', 'hold'} end
+  if type(hold) ~= 'table' or #hold < 7 then return {'invalid', 'hold'} end
+  -- An empty map would be packed as an array.
+  if hold[8] and not next(hold[8]) then hold[8] = nil end
   for i = 2, 4 do
     if not is_integer(hold[i], 0, MAX_VERSION) then return {'invalid', 'hold'} end
   end

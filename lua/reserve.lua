@@ -14,48 +14,32 @@
 --          {'key_reused'}                  the same id with another fingerprint
 --          {'insufficient_stock', due, {{sku, requested, available, known}, ...}}
 --            every line that does not fit; due is true where a reclaim may help
+--          {'terms', sku}                  its row has terms: `promise` is for that
 --          {'invalid', field}
 -- Ledger   reserve, detail {ttl_ms, order_ref, missing, expires_at}
 -- @include group
 -- @include rows
 -- @include ledger
 -- @include reservations
+-- @include making
 
 local OPERATION, DETAIL = array_of(8) .. cmsgpack.pack('reserve'), array_of(4)
 local BODY, CREATED_AT = array_of(9), cmsgpack.pack(now)
 local NOTHING_MISSING = array_of(0)
 local HELD_WHOLE = cmsgpack.pack({'ok', now})
 
--- The body of the reservation at `key`, made in this group or before it; nil where there is none.
-local all_are_new = first_keys_are_new()
-local bodies = {}
-local function body_at(key)
-  local body = bodies[key]
-  if body or all_are_new then return body end
-  return redis.call('HGET', key, 'body') or nil
-end
-
-local function earlier_answer(packed_body, who)
-  local body = cmsgpack.unpack(packed_body)
-  local merchant, location, _, fingerprint = cmsgpack.unpack(who)
-  if body[BODY_MERCHANT] ~= merchant or body[BODY_LOCATION] ~= location
-    or body[BODY_FINGERPRINT] ~= fingerprint then
-    return {'key_reused'}
-  end
-  return {'replayed', body}
-end
-
--- Reads the rows of the lines. Returns them and the lines that do not fit, or nil and the field
--- that is off. A row that stands in two lines would be checked twice and taken twice.
+-- Reads the rows of the lines. Returns them and the lines that do not fit, or nil and the refusal. A
+-- row that stands in two lines would be checked twice and taken twice.
 local function wanted_rows(first, lines)
-  if #lines == 0 or #lines % 2 == 1 then return nil, 'lines' end
+  if #lines == 0 or #lines % 2 == 1 then return nil, {'invalid', 'lines'} end
   local wanted, short = {}, {}
   for i = 1, #lines, 2 do
     local sku, quantity, line = lines[i], lines[i + 1], (i + 1) / 2
-    if not is_text(sku) then return nil, 'sku' end
-    if not is_integer(quantity, 1, MAX_QUANTITY) then return nil, 'quantity' end
+    if not is_text(sku) then return nil, {'invalid', 'sku'} end
+    if not is_integer(quantity, 1, MAX_QUANTITY) then return nil, {'invalid', 'quantity'} end
     local row = row_at(KEYS[first + 1 + line])
-    if row.wanted_by == first then return nil, 'sku' end
+    if row.wanted_by == first then return nil, {'invalid', 'sku'} end
+    if row.terms then return nil, {'terms', sku} end
     row.wanted_by = first
     wanted[line] = row
     local units = available(row)
@@ -98,7 +82,7 @@ local replies = each_command(function(first, _, id, who, terms, packed_lines, tt
   end
   local lines = {...}
   local wanted, short = wanted_rows(first, lines)
-  if not wanted then return {'invalid', short} end
+  if not wanted then return short end
 
   local changes
   local reply, packed_missing = HELD_WHOLE, NOTHING_MISSING

@@ -6,7 +6,7 @@
 --          each item
 -- ARGV     rebuild id, then msgpack of items:
 --          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit,
---            low_stock_threshold, counted, offline_buffer}, ...}}
+--            low_stock_threshold, counted, offline_buffer, backordered, terms}, ...}}
 --            keys: SKU index of the location, then the row of each
 --          {'recent', {{at, units}, ...}, keep until}
 --            keys: recent changes of a row
@@ -16,8 +16,9 @@
 --            keys: quarantine of the location, shortfalls of the partition, what is held back, or
 --            a merchant's definitions
 --          {'reservation', id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
---           created_at, keep until}
---            keys: reservation, open index of its location. Times are ms, 0 where they do not apply.
+--           created_at, keep until, waiting, {place, ...}}
+--            keys: reservation, open index of its location, the queue of each place. Times are ms, 0
+--            where they do not apply.
 --          {'seen', record, keep until}
 --            keys: idempotency record
 --          Units, versions, picked, body and record come as the texts that are kept. What is to be
@@ -47,6 +48,8 @@ local function restore_rows(item)
     if row[7] ~= '0' then redis.call('HSET', key, 'low_stock_threshold', row[7]) end
     if row[8] ~= '' then redis.call('HSET', key, 'counted', row[8]) end
     if row[9] ~= '0' then redis.call('HSET', key, 'offline_buffer', row[9]) end
+    if row[10] ~= '0' then redis.call('HSET', key, 'backordered', row[10]) end
+    if row[11] ~= '' then redis.call('HSET', key, 'terms', row[11]) end
     listed[2 * i - 1] = '0'
     listed[2 * i] = row[1]
   end
@@ -57,9 +60,9 @@ end
 
 local function restore_reservation(item)
   local _, id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body, created_at,
-    keep_until = unpack(item, 1, 11)
-  local key, open_key = KEYS[first], KEYS[first + 1]
-  first = first + 2
+    keep_until, waiting, places = unpack(item, 1, 13)
+  local key, open_key, queues = KEYS[first], KEYS[first + 1], first + 1
+  first = first + 2 + #places
   if keep_until > 0 and keep_until <= now then return end
   redis.call('HSET', key, 'state', state, 'expires_at', integer(expires_at),
     'body', body)
@@ -73,6 +76,8 @@ local function restore_reservation(item)
   end
   if state == 'held' then redis.call('ZADD', HOLDS, integer(expires_at), id) end
   redis.call('ZADD', open_key, integer(created_at), id)
+  if waiting ~= '' then redis.call('HSET', key, 'waiting', waiting) end
+  for i, place in ipairs(places) do redis.call('ZADD', KEYS[queues + i], integer(place), id) end
 end
 
 local function restore_seen(item)

@@ -328,18 +328,21 @@ class Account:
     def unlike_holds(self) -> list[RowKey]:
         """Return the rows whose reserved units are not the sum of their open reservations."""
         held, rows = self.held(), self.state.rows
-        found = [key for key, row in rows.items() if row.reserved != held.get(key, 0)]
+        found = [
+            key
+            for key, row in rows.items()
+            if (row.reserved, row.backordered) != held.get(key, (0, 0))
+        ]
         return found + [key for key in held if key not in rows]
 
-    def held(self) -> dict[RowKey, int]:
-        """Add up the units of open reservations by row."""
-        units: dict[RowKey, int] = {}
+    def held(self) -> dict[RowKey, tuple[int, int]]:
+        """Add up what open reservations hold of each row, and what they wait for."""
+        units: dict[RowKey, tuple[int, int]] = {}
         for reservation in self.state.reservations.values():
             if reservation.is_open:
-                body = reservation.body
-                for line in body.lines:
-                    key = (body.merchant, body.location, line.sku)
-                    units[key] = units.get(key, 0) + line.quantity
+                for key, held, waits in reservation.units():
+                    before = units.get(key, (0, 0))
+                    units[key] = (before[0] + held, before[1] + waits)
         return units
 
 

@@ -67,7 +67,7 @@ Place = tuple[str, str]
 """(merchant, location)."""
 
 
-_decode_record = msgspec.msgpack.Decoder(tuple[str, tuple[str | int, ...]]).decode
+_decode_record = msgspec.msgpack.Decoder(tuple[str, tuple[Any, ...]]).decode
 
 
 class Pace:
@@ -391,7 +391,8 @@ class Comparison:
                     live=live,
                     live_text=_texts(value),
                     ledger=ledger_row(folded),
-                    held=held.get(key, 0),
+                    held=held.get(key, (0, 0))[0],
+                    waiting=held.get(key, (0, 0))[1],
                     books_drift=0 if noted is None else noted.books_drift,
                     safety_stock_drift=0 if noted is None else noted.safety_stock_drift,
                     versions_skipped=noted is not None and noted.versions_skipped,
@@ -571,7 +572,7 @@ def _is_record(record: FoldedSeen, value: Value, inspection: Inspection) -> bool
     return _read_record(value) == (record.fingerprint, tuple(record.reply))
 
 
-def _read_record(value: Value) -> tuple[str, tuple[int | str, ...]]:
+def _read_record(value: Value) -> tuple[str, tuple[Any, ...]]:
     """Read an idempotency record's fingerprint and reply; the former is '' where it is none."""
     if not isinstance(value, bytes):
         return "", ()

@@ -40,7 +40,13 @@ _ON_RESERVATIONS: Final = _HELD_ONLY | {
     OperationKind.RELEASE,
 }
 _REMEMBERED: Final = frozenset(
-    {OperationKind.MOVE, OperationKind.CONFIGURE, OperationKind.EXTEND, OperationKind.AMEND}
+    {
+        OperationKind.MOVE,
+        OperationKind.CONFIGURE,
+        OperationKind.TERMS,
+        OperationKind.EXTEND,
+        OperationKind.AMEND,
+    }
 )
 _PROMISES: Final = frozenset({OperationKind.RESERVE, OperationKind.AMEND})
 _OPERATION_ID: Final = {OperationKind.EXTEND: 2, OperationKind.AMEND: 0}
@@ -411,15 +417,15 @@ def _said(
         if counted is not None:
             return counted - (_books(levels) - _books(deltas)), 0, 0
         return movement_units(operation), 0, 0
-    if kind is OperationKind.OFFLINE:
+    if kind in (OperationKind.OFFLINE, OperationKind.TERMS):
         return 0, 0, 0
     if kind is OperationKind.CONFIGURE:
         return 0, 0, int(detail[0]) - (levels.safety_stock - deltas.safety_stock)
     if kind is OperationKind.RESERVE:
-        return 0, max(1, change.deltas.reserved), 0
+        return 0, max(1, deltas.reserved + deltas.backordered) - deltas.backordered, 0
     if reservation is None:
         return None
-    held = sum(line.quantity for line in reservation.body.lines if line.sku == change.sku)
+    held = sum(units for key, units, _ in reservation.units() if key[2] == change.sku)
     if kind is OperationKind.AMEND:
         return 0, sum(units for sku, units in detail[1] if sku == change.sku) - held, 0
     picked = 0
@@ -432,7 +438,7 @@ def _before(state: PartitionState, key: RowKey) -> _Before:
     row = state.rows.get(key)
     if row is None:
         return _Before(_NOTHING, 0, 0)
-    return _Before(Levels(*row.levels()), row.version, row.sequence)
+    return _Before(row.facts(), row.version, row.sequence)
 
 
 def _follows(before: Levels, change: RowChange) -> bool:
@@ -444,6 +450,7 @@ def _follows(before: Levels, change: RowChange) -> bool:
         and before.safety_stock + deltas.safety_stock == levels.safety_stock
         and before.deficit + deltas.deficit == levels.deficit
         and before.low_stock_threshold + deltas.low_stock_threshold == levels.low_stock_threshold
+        and before.backordered + deltas.backordered == levels.backordered
     )
 
 

@@ -160,8 +160,10 @@ class Counterfactual:
         shelf, row = self._shelves.get(key), state.rows.get(key)
         if shelf is None or row is None or shelf.levels() == Levels(*row.levels()):
             return None
-        actual = RowFacts(Levels(*row.levels()), row.version)
-        return RowDifference(partition, *key, actual, shelf.levels())
+        actual = RowFacts(row.facts(), row.version, row.terms)
+        # What waits for units is no matter of what was left out.
+        without = msgspec.structs.replace(shelf.levels(), backordered=row.backordered)
+        return RowDifference(partition, *key, actual, without)
 
     def _leave_out(self, operation: Operation, at_ms: int) -> None:
         self.operations += 1
@@ -205,7 +207,8 @@ class Counterfactual:
 
     def _drop_if_equal(self, key: RowKey, shelf: _Shelf, change: RowChange) -> None:
         """Forget a row that from here on is what it would have been anyway."""
-        if shelf.levels() == change.levels:
+        alike = msgspec.structs.replace(change.levels, offline_buffer=0, backordered=0)
+        if shelf.levels() == alike:
             del self._shelves[key]
 
     def _change(self, operation: Operation, key: RowKey, change: RowChange, shelf: _Shelf) -> None:

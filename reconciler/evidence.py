@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from engine.ledger import Levels
 from engine.limits import MAX_TOTAL
 from engine.model import Line, ReservationState
-from engine.reservations import Body
+from engine.reservations import Body, decode_waiting
 from reconciler.contradictions import Note
 from reconciler.findings import (
     Code,
@@ -31,11 +31,13 @@ _ROW_FIELDS: Final = (
     b"safety_stock",
     b"deficit",
     b"low_stock_threshold",
+    b"backordered",
 )
-_OPTIONAL: Final = frozenset({b"deficit", b"low_stock_threshold"})
-"""Fields that a row does not have which never had a deficit, or has no threshold."""
+_OPTIONAL: Final = frozenset({b"deficit", b"low_stock_threshold", b"backordered"})
+"""Fields that a row does not have which never had a deficit, has no threshold, or no backorders."""
 
 _decode_body = msgspec.msgpack.Decoder(Body).decode
+_decode_terms = msgspec.msgpack.Decoder(dict[str, Any]).decode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
 
 
@@ -46,10 +48,15 @@ def to_row(value: Value) -> RowFacts | None:
     texts = [value.get(name, b"0" if name in _OPTIONAL else b"") for name in _ROW_FIELDS]
     if not all(_CANONICAL.fullmatch(text) for text in texts):
         return None
-    version, *levels = map(int, texts)
-    if max(levels) > MAX_TOTAL or version == 0:
+    version, on_hand, reserved, safety_stock, deficit, threshold, backordered = map(int, texts)
+    levels = Levels(on_hand, reserved, safety_stock, deficit, threshold, 0, backordered)
+    if max(msgspec.structs.astuple(levels)) > MAX_TOTAL or version == 0:
         return None
-    return RowFacts(Levels(*levels), version)
+    try:
+        terms = _decode_terms(value[b"terms"]) if b"terms" in value else None
+    except (ValueError, msgspec.MsgspecError):
+        return None
+    return RowFacts(levels, version, terms)
 
 
 def to_reservation(value: Value) -> FoldedReservation | None:
@@ -66,6 +73,7 @@ def to_reservation(value: Value) -> FoldedReservation | None:
             value.get(b"order_ref", b"").decode(),
             _decode_lines(picked) if picked else (),
             _decode_body(value[b"body"]),
+            decode_waiting(value[b"waiting"]) if b"waiting" in value else {},
         )
     except (KeyError, ValueError, msgspec.MsgspecError):
         return None
@@ -73,7 +81,7 @@ def to_reservation(value: Value) -> FoldedReservation | None:
 
 def ledger_row(row: FoldedRow | None) -> RowFacts | None:
     """Return a folded row's units and version."""
-    return None if row is None else RowFacts(Levels(*row.levels()), row.version)
+    return None if row is None else RowFacts(row.facts(), row.version, row.terms)
 
 
 def row_findings(
@@ -112,6 +120,10 @@ def row_findings(
     if ledger is not None and ledger.levels.reserved != row.held:
         detail = f"the ledger has {ledger.levels.reserved} reserved, its holds sum to {row.held}"
         remedy = "reserved is made the sum of the open reservations"
+        found.append(finding(Invariant.HOLDS_SUM, Code.HOLDS_DIFFER, detail, remedy))
+    if ledger is not None and ledger.levels.backordered != row.waiting:
+        detail = f"the ledger has {ledger.levels.backordered} backordered, {row.waiting} wait"
+        remedy = "backordered is made the sum of what the open reservations wait for"
         found.append(finding(Invariant.HOLDS_SUM, Code.HOLDS_DIFFER, detail, remedy))
     return found
 
@@ -288,9 +300,11 @@ def _row_text(row: RowFacts) -> str:
     deficit = f", deficit {levels.deficit}" if levels.deficit else ""
     safety_stock = f", safety stock {levels.safety_stock}" if levels.safety_stock else ""
     threshold = f", low at {levels.low_stock_threshold}" if levels.low_stock_threshold else ""
+    backordered = f", backordered {levels.backordered}" if levels.backordered else ""
+    terms = "" if row.terms is None else f", terms {msgspec.json.encode(row.terms).decode()}"
     return (
-        f"on hand {levels.on_hand}, reserved {levels.reserved}{safety_stock}{deficit}{threshold}, "
-        f"version {row.version}"
+        f"on hand {levels.on_hand}, reserved {levels.reserved}{safety_stock}{deficit}{threshold}"
+        f"{backordered}{terms}, version {row.version}"
     )
 
 

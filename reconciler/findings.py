@@ -5,7 +5,7 @@ implausible. It carries what a repair needs, so that a plan is made from finding
 """
 
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -152,17 +152,19 @@ class Touch(msgspec.Struct, frozen=True):
 
 
 class RowFacts(msgspec.Struct, frozen=True):
-    """A row's units and version."""
+    """A row's units and version, and its terms as they are kept."""
 
     levels: Levels
     version: int
+    terms: dict[str, Any] | None = None
 
 
 class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """A row as it was found beside what the ledger says, at one place of the ledger.
 
     `live` is None where the row is missing or cannot be read as one, `ledger` where it does not
-    know the row. `held` are the units of its open reservations by the ledger. The drifts are what
+    know the row. `held` are the units of its open reservations by the ledger that are on the shelf,
+    `waiting` those that are not. The drifts are what
     the row's history changed without an operation that says so: `books` of on_hand - deficit.
     `token` is how the key looked; a repair is refused once it looks otherwise. `past` is what the
     row should remember of when its units came and went, `past_differs` that it does not.
@@ -173,6 +175,7 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     live_text: dict[str, str] | None
     ledger: RowFacts | None
     held: int = 0
+    waiting: int = 0
     books_drift: int = 0
     safety_stock_drift: int = 0
     versions_skipped: bool = False
@@ -205,7 +208,7 @@ class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     operation: str
     fingerprint: str = ""
-    reply: tuple[int | str, ...] = ()
+    reply: tuple[Any, ...] = ()
     keep_ms: int = RETENTION_MS
 
 

@@ -5,7 +5,7 @@ itself. Live state, a snapshot plus its tail, and the whole history folded must 
 (invariant Fold).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
-from engine.reservations import Body, amended
+from engine.reservations import Body, Extras, Waiting, amended
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
@@ -25,6 +25,7 @@ _RESERVE: Final = OperationKind.RESERVE
 _MOVE: Final = OperationKind.MOVE
 _COMMIT: Final = OperationKind.COMMIT
 _FEED: Final = OperationKind.FEED
+_TERMS: Final = OperationKind.TERMS
 _REPAIR: Final = OperationKind.REPAIR
 _OPEN: Final = (ReservationState.HELD, ReservationState.CONFIRMED)
 
@@ -50,6 +51,8 @@ class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     low_stock_threshold: int = 0
     past: Past | None = None
     offline_buffer: int = 0
+    backordered: int = 0
+    terms: dict[str, Any] | None = None
 
     def levels(self) -> tuple[int, int, int, int, int]:
         """Return on_hand, reserved, safety_stock, deficit and low_stock_threshold."""
@@ -60,6 +63,10 @@ class FoldedRow(msgspec.Struct, array_like=True, gc=False):
             self.deficit,
             self.low_stock_threshold,
         )
+
+    def facts(self) -> Levels:
+        """Return the levels that the row's own key has, the units held back left out."""
+        return Levels(*self.levels(), 0, self.backordered)
 
 
 class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
@@ -72,11 +79,19 @@ class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
     order_ref: str
     picked: tuple[Line, ...]
     body: Body
+    waiting: Waiting = {}
 
     @property
     def is_open(self) -> bool:
         """True while it holds units."""
         return self.state in _OPEN
+
+    def units(self) -> Iterator[tuple[RowKey, int, int]]:
+        """Yield each row with the units that it holds there and those that it waits for."""
+        body = self.body
+        for line in body.lines:
+            waits = self.waiting[line.sku][0] if line.sku in self.waiting else 0
+            yield (body.merchant, body.location, line.sku), line.quantity - waits, waits
 
 
 class FoldedSeen(msgspec.Struct, array_like=True, gc=False):
@@ -208,11 +223,11 @@ class Fold:
                     change.version,
                     *_units(change.levels),
                     change.deltas.on_hand,
-                    *_settings(change.levels),
+                    *_settings(change),
                 ),
                 at_ms,
             )
-        elif kind is OperationKind.CONFIGURE:
+        elif kind is OperationKind.CONFIGURE or kind is _TERMS:
             change = operation.rows[0]
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
@@ -223,7 +238,7 @@ class Fold:
                     sequence,
                     change.version,
                     *_units(change.levels),
-                    *_settings(change.levels),
+                    *_settings(change),
                 ),
                 at_ms,
             )
@@ -281,6 +296,7 @@ class Fold:
                 or row.deficit + deltas.deficit != levels.deficit
                 or row.low_stock_threshold + deltas.low_stock_threshold
                 != levels.low_stock_threshold
+                or row.backordered + deltas.backordered != levels.backordered
             ):
                 self._disagree(
                     "Fold", sequence, f"{row.levels()} plus {deltas} is not the result", key
@@ -290,6 +306,8 @@ class Fold:
         row.safety_stock = levels.safety_stock
         row.deficit = levels.deficit
         row.low_stock_threshold = levels.low_stock_threshold
+        row.backordered = levels.backordered
+        row.terms = change.terms
         row.version = change.version
         row.sequence = sequence
 
@@ -348,7 +366,17 @@ class Fold:
             )
 
     def _reserve(self, operation: Operation, at_ms: int) -> None:
-        ttl_ms, order_ref, missing, expires_at_ms = operation.detail
+        ttl_ms, order_ref, missing, expires_at_ms, *more = operation.detail
+        extras = msgspec.convert(more[0], Extras) if more else None
+        held = [
+            Line(change.sku, change.deltas.reserved + change.deltas.backordered)
+            for change in operation.rows
+        ]
+        waiting = {
+            change.sku: (change.deltas.backordered, change.version)
+            for change in operation.rows
+            if change.deltas.backordered
+        }
         self.state.reservations[operation.id] = FoldedReservation(
             ReservationState.HELD,
             expires_at_ms,
@@ -363,10 +391,13 @@ class Fold:
                 operation.fingerprint,
                 ttl_ms,
                 order_ref,
-                tuple([Line(change.sku, change.deltas.reserved) for change in operation.rows]),
+                tuple(held),
                 tuple([Line(sku, quantity) for sku, quantity in missing]),
                 at_ms,
+                (),
+                extras,
             ),
+            waiting,
         )
 
     def _change_reservation(self, operation: Operation, sequence: int, at_ms: int) -> None:
@@ -417,6 +448,7 @@ class Fold:
         else:
             reservation.state = _ENDINGS[kind]
             reservation.ended_at_ms = at_ms
+            reservation.waiting = {}
             if kind is _COMMIT:
                 reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
 
@@ -480,8 +512,12 @@ def _units(levels: Levels) -> tuple[int, int, int, int]:
     return (levels.on_hand, levels.reserved, levels.safety_stock, levels.deficit)
 
 
-def _settings(levels: Levels) -> tuple[int, ...]:
-    """Return what a reply has at its end of a row that has a threshold or holds units back."""
+def _settings(change: RowChange) -> tuple[Any, ...]:
+    """Return what a reply has at its end of a row that has more than most rows have."""
+    levels = change.levels
+    if change.terms is not None:
+        held_back = (levels.low_stock_threshold, levels.offline_buffer)
+        return (*held_back, levels.backordered, change.terms)
     if levels.offline_buffer:
         return (levels.low_stock_threshold, levels.offline_buffer)
     return (levels.low_stock_threshold,) if levels.low_stock_threshold else ()

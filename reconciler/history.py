@@ -33,8 +33,8 @@ from engine.keys import (
     partition_of_reservation,
     reservation_hash,
 )
-from engine.ledger import RowChange, decode_operations
-from engine.model import Row
+from engine.ledger import RowChange, decode_operations, row_after
+from engine.model import Row, Terms
 from engine.outcomes import HistoryUnavailable, InvalidCommand, PastNotKept, RowNotFound
 from engine.validation import check_id, check_page, check_text
 from reconciler.objects import ArchiveUnavailable
@@ -251,6 +251,9 @@ class _Past:
             folded.deficit,
             folded.version,
             folded.low_stock_threshold,
+            folded.offline_buffer,
+            folded.backordered,
+            None if folded.terms is None else msgspec.convert(folded.terms, Terms),
         )
         return PastRow(row, self._at_ms, folded.sequence)
 
@@ -532,18 +535,7 @@ def _lower_bound(question: Question, partition: int, start: Position) -> Bound |
 
 
 def _row(question: Question, change: RowChange) -> Row:
-    levels = change.levels
-    return Row(
-        question.merchant,
-        question.location or "",
-        change.sku,
-        levels.on_hand,
-        levels.reserved,
-        levels.safety_stock,
-        levels.deficit,
-        change.version,
-        levels.low_stock_threshold,
-    )
+    return row_after(question.merchant, question.location or "", change)
 
 
 def _last_change(

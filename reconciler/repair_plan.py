@@ -20,6 +20,7 @@ from reconciler.findings import (
     Finding,
     HoldEvidence,
     RowEvidence,
+    RowFacts,
     SourceEvidence,
 )
 from reconciler.fold import FoldedReservation, RowKey
@@ -113,15 +114,14 @@ class _PartitionPlan:
 
     def steps(self) -> list[RepairStep]:
         steps: list[RepairStep] = []
-        freed: dict[RowKey, int] = defaultdict(int)
+        freed: dict[RowKey, tuple[int, int]] = {}
         for the_id, subject in self._holds.items():
             right = _consistent(self._right_hold(subject.hold))
-            for key, units in _units_changed(subject.hold.ledger, right).items():
-                freed[key] += units
+            _note_change(freed, subject.hold.ledger, right)
             steps += self._hold_steps(the_id, subject, right)
         repaired = set()
         for key, findings in self._rows.items():
-            step = self._row_step(key, findings, freed.get(key, 0))
+            step = self._row_step(key, findings, freed.get(key, (0, 0)))
             if step is not None:
                 steps.append(step)
                 repaired.add(key)
@@ -157,7 +157,8 @@ class _PartitionPlan:
 
     def _bear_out(self, reservation: FoldedReservation) -> bool:
         """Tell whether every row of a reservation shows that operations on it were lost."""
-        for row in map(self._evidence, _row_keys(reservation)):
+        for key, _, _ in reservation.units():
+            row = self._evidence(key)
             if row is None:
                 return False
             is_ahead = row.live is not None and (
@@ -169,7 +170,7 @@ class _PartitionPlan:
 
     def _went_back(self, reservation: FoldedReservation) -> bool:
         """Tell whether the rows no longer count a reservation's units."""
-        for key, units in _row_keys(reservation).items():
+        for key, units, _ in reservation.units():
             row = self._evidence(key)
             facts = None if row is None else _better(row)
             if row is None or facts is None or facts.reserved > row.held - units:
@@ -258,20 +259,25 @@ class _PartitionPlan:
 
     # Rows
 
-    def _row_step(self, key: RowKey, findings: Sequence[Finding], freed: int) -> RowStep | None:
+    def _row_step(
+        self, key: RowKey, findings: Sequence[Finding], freed: tuple[int, int]
+    ) -> RowStep | None:
         main = min(findings, key=lambda finding: finding.code in _CONSEQUENCES)
         row = main.row
         if row is None:
             return None
         ledger = _NOTHING if row.ledger is None else row.ledger.levels
         base = self._base(row)
-        books = base.on_hand - base.deficit - row.books_drift
+        levels = base.levels
+        books = levels.on_hand - levels.deficit - row.books_drift
         right = Levels(
             max(0, books),
-            row.held + freed,
-            max(0, base.safety_stock - row.safety_stock_drift),
+            row.held + freed[0],
+            max(0, levels.safety_stock - row.safety_stock_drift),
             max(0, -books),
-            base.low_stock_threshold,
+            levels.low_stock_threshold,
+            0,
+            row.waiting + freed[1],
         )
         has_history = any(finding.code in _HISTORY for finding in findings)
         readable = row.live is not None or row.token == MISSING
@@ -286,26 +292,27 @@ class _PartitionPlan:
             sku=key[2],
             sequence=main.sequence,
             finding=main.code,
-            why=_why(row, right, base == ledger),
+            why=_why(row, right, levels == ledger),
             token=row.token,
             version=_next_version(row),
             levels=right,
             deltas=_minus(right, ledger),
             found=row.live_text,
             past=row.past,
+            terms=base.terms,
         )
 
-    def _base(self, row: RowEvidence) -> Levels:
-        """Return the levels that a repair starts from: the live ones where the ledger lost some."""
+    def _base(self, row: RowEvidence) -> RowFacts:
+        """Return what a repair starts from: what is live where the ledger lost some."""
         if row.ledger is None:
             # A row that no operation made: emptied, unless operations are known to be lost.
             if row.live is not None and self._is_lossy:
-                return row.live.levels
-            return _NOTHING
+                return row.live
+            return RowFacts(_NOTHING, 0)
         ahead = row.live is not None and row.live.version > row.ledger.version
         if ahead and row.live is not None and self._is_lossy:
-            return row.live.levels
-        return row.ledger.levels
+            return row.live
+        return row.ledger
 
     # The rest
 
@@ -389,22 +396,17 @@ def _own_place(hold: HoldEvidence) -> Place:
     return ("", "") if known is None else (known.body.merchant, known.body.location)
 
 
-def _row_keys(reservation: FoldedReservation) -> dict[RowKey, int]:
-    """Return the units of each row that a reservation holds."""
-    body = reservation.body
-    return {(body.merchant, body.location, line.sku): line.quantity for line in body.lines}
-
-
-def _units_changed(
-    before: FoldedReservation | None, after: FoldedReservation | None
-) -> dict[RowKey, int]:
-    """Return by how much the held units of each row change from one to the other."""
-    units: dict[RowKey, int] = defaultdict(int)
+def _note_change(
+    units: dict[RowKey, tuple[int, int]],
+    before: FoldedReservation | None,
+    after: FoldedReservation | None,
+) -> None:
+    """Add by how much what is held of each row, and waited for, changes from one to the other."""
     for sign, reservation in ((-1, before), (1, after)):
         if reservation is not None and reservation.is_open:
-            for key, quantity in _row_keys(reservation).items():
-                units[key] += sign * quantity
-    return units
+            for key, held, waits in reservation.units():
+                so_far = units.get(key, (0, 0))
+                units[key] = (so_far[0] + sign * held, so_far[1] + sign * waits)
 
 
 def _better(row: RowEvidence) -> Levels | None:
@@ -514,4 +516,6 @@ def _minus(first: Levels, second: Levels) -> Levels:
         first.safety_stock - second.safety_stock,
         first.deficit - second.deficit,
         first.low_stock_threshold - second.low_stock_threshold,
+        0,
+        first.backordered - second.backordered,
     )

@@ -154,8 +154,13 @@ def _row_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
 def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReservation) -> _Item:
     body = reservation.body
     ended_at_ms = reservation.ended_at_ms
+    waits = [(sku, place) for sku, (_, place) in reservation.waiting.items()]
     return _Item(
-        (keys.reservation(the_id), keys.open_reservations(body.merchant, body.location)),
+        (
+            keys.reservation(the_id),
+            keys.open_reservations(body.merchant, body.location),
+            *[keys.waiting(body.merchant, body.location, sku) for sku, _ in waits],
+        ),
         (
             "reservation",
             the_id,
@@ -168,8 +173,10 @@ def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReser
             passed_on(packed_body(body)),
             body.created_at_ms,
             0 if reservation.is_open else ended_at_ms + RETENTION_MS,
+            _text(reservation.waiting) if waits else "",
+            [place for _, place in waits],
         ),
-        1,
+        1 + len(waits),
     )
 
 
@@ -225,7 +232,7 @@ def _quarantine_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_I
             yield _Item((keys.quarantine(*place),), ("quarantine", some), len(some) // 2)
 
 
-def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
+def _row_texts(sku: str, row: FoldedRow) -> tuple[Any, ...]:
     return (
         sku,
         str(row.on_hand),
@@ -236,6 +243,8 @@ def _row_texts(sku: str, row: FoldedRow) -> tuple[str, ...]:
         str(row.low_stock_threshold),
         "" if row.past is None else row.past.counted(),
         str(row.offline_buffer),
+        str(row.backordered),
+        _text(row.terms) if row.terms else "",
     )
 
 

@@ -36,6 +36,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
     levels: Levels
     deltas: Levels
     found: dict[str, str] | None = None
+    terms: dict[str, Any] | None = None
     past: Past = msgspec.field(default_factory=Past)
 
     def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
@@ -59,6 +60,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
                 self.deltas,
                 found,
                 (self.past.counted_at_ms, self.past.counted_by, self.past.deltas),
+                self.terms or False,
             ),
         )
 

@@ -253,6 +253,7 @@ def _step(partition: _Partition, difference: RowDifference, token: str) -> RowSt
             without.low_stock_threshold - levels.low_stock_threshold,
         ),
         past=row.past or Past(),
+        terms=difference.actual.terms,
     )
 
 

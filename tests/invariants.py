@@ -10,9 +10,9 @@ Quantities are units, times milliseconds since 1970.
 | Conservation | on_hand - deficit = arrivals - departures - commits, adjusted and counted |
 | NoOversell | a reserve never promises more than is available; only a movement makes a shortfall |
 | Integer | every number in a hash is canonical and within 0 to 10^12 |
-| HoldsSum | a row's reserved = the sum of the lines of the live reservation hashes |
+| HoldsSum | a row's reserved and backordered = the sums over the live reservation hashes |
 | OneEnding | a reservation ends once, expires only when held and due, and its hash says the same |
-| IndexMatch | the TTL index, the open index and the listings name exactly what there is |
+| IndexMatch | the TTL index, the open index, the queues and the listings name just what there is |
 | Dense | sequences and versions rise by one, the clock never falls |
 | Once | one effect per operation id, and the idempotency record tells of just that effect |
 | Fold | previous + delta = result in every line, and the fold = the live rows |
@@ -33,14 +33,21 @@ MAX_TOTAL: Final = 10**12
 SCAN_COUNT: Final = 1_000
 READ_COUNT: Final = 1_000
 MAX_TOLD: Final = 20
-COLUMNS: Final = ("on_hand", "reserved", "safety_stock", "deficit", "low_stock_threshold")
+COLUMNS: Final = (
+    "on_hand",
+    "reserved",
+    "safety_stock",
+    "deficit",
+    "low_stock_threshold",
+    "backordered",
+)
 ARRIVALS: Final = ("receive", "return", "transfer_in")
 DEPARTURES: Final = ("sale", "transfer_out")
 LIVE: Final = ("held", "confirmed")
 MOVEMENTS: Final = ("move", "feed")
-NOUNS: Final = ("stock", "rsv", "open", "skus", "seen")
+NOUNS: Final = ("stock", "rsv", "open", "skus", "seen", "waiting")
 
-RECORDED: Final = (*MOVEMENTS, "configure", "extend", "amend")
+RECORDED: Final = (*MOVEMENTS, "configure", "terms", "extend", "amend")
 
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
 _COUNTED = re.compile(rb"[1-9][0-9]{0,15}-[0-9a-f]{8}")
@@ -59,16 +66,19 @@ class Violation:
 
 @dataclass(slots=True)
 class _Row:
-    levels: tuple[int, ...] = (0, 0, 0, 0, 0)
+    levels: tuple[int, ...] = (0,) * len(COLUMNS)
     version: int = 0
     books: int = 0
+    terms: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
 class _Promise:
     merchant: str
     location: str
+    whole: dict[str, int]
     lines: dict[str, int]
+    waiting: dict[str, tuple[int, int]]
     created_at: int
     expires_at: int
     state: str = "held"
@@ -100,6 +110,7 @@ class Audit:
         self._only: str | None = None
         self._owner: str | None = None
         self._found: dict[str, list[str]] = {}
+        self._wanted_queues: dict[RowName, dict[str, int]] = {}
 
     async def check(self, *, merchant: str | None = None) -> None:
         """Read what is new, and compare all that is `merchant`'s, or everybody's.
@@ -122,6 +133,7 @@ class Audit:
         self._compare_rows(live_rows, merchant)
         self._compare_promises(live_promises, merchant)
         self._compare_sums(live_rows, live_promises)
+        await self._compare_queues()
         await self._compare_hold_index(live_promises, merchant)
         await self._compare_open_index(live_promises)
         await self._compare_listings(live_rows, merchant)
@@ -193,9 +205,12 @@ class Audit:
             # Known by its number, recorded when it was set aside, or no event at all.
             partition.unrecorded.add(effect)
         changes = self._book_changes(kind, detail)
-        for sku, version, levels, deltas in lines:
+        for sku, version, levels, deltas, *terms in lines:
             row = partition.rows.setdefault((merchant, location, sku), _Row())
-            self._fold_line(row, kind, version, _five(levels), _five(deltas), f"{where} {sku}")
+            row.terms = terms[0] if terms else None
+            self._fold_line(
+                row, kind, version, _columns(levels), _columns(deltas), f"{where} {sku}"
+            )
             is_count = kind in MOVEMENTS and detail[0] == "count"
             if kind == "repair":
                 row.books = levels[0] - levels[3]
@@ -241,7 +256,7 @@ class Audit:
         if any(type(n) is not int or not 0 <= n <= MAX_TOTAL for n in levels):
             self._violated("Integer", f"{where}: {levels}")
         on_hand, reserved, safety_stock, *_ = levels
-        promises = kind == "reserve" or (kind == "amend" and deltas[1] > 0)
+        promises = kind in ("reserve", "amend") and deltas[1] > 0
         if promises and reserved + safety_stock > on_hand:
             self._violated("NoOversell", f"{where}: promised past what is available: {levels}")
         grew = max(0, reserved - on_hand) - max(0, before[1] - before[0])
@@ -255,10 +270,17 @@ class Audit:
     ) -> None:
         kind, the_id, merchant, location, _, _, lines, detail = operation
         if kind == "reserve":
-            held = {sku: deltas[1] for sku, _, _, deltas in lines}
+            changes = {line[0]: _columns(line[3]) for line in lines}
+            held = {sku: deltas[1] for sku, deltas in changes.items() if deltas[1]}
+            whole = {sku: deltas[1] + deltas[-1] for sku, deltas in changes.items()}
+            waiting = {
+                line[0]: (changes[line[0]][-1], line[1]) for line in lines if changes[line[0]][-1]
+            }
             if detail[3] != at + detail[0]:
                 self._violated("Fold", f"{where}: expires at {detail[3]}, not {at} + {detail[0]}")
-            partition.promises[the_id] = _Promise(merchant, location, held, at, detail[3])
+            partition.promises[the_id] = _Promise(
+                merchant, location, whole, held, waiting, at, detail[3]
+            )
             return
         if kind not in ("confirm", "extend", "amend", "commit", "release", "expire"):
             return
@@ -277,17 +299,23 @@ class Audit:
             promise.expires_at = detail[0]
             return
         if kind == "amend":
-            changes = {sku: deltas[1] for sku, _, _, deltas in lines}
-            now = {sku: promise.lines.get(sku, 0) + units for sku, units in changes.items()}
+            changed = {sku: deltas[1] for sku, _, _, deltas, *_ in lines}
+            now = {sku: promise.lines.get(sku, 0) + units for sku, units in changed.items()}
             promise.lines = {s: units for s, units in (promise.lines | now).items() if units}
+            promise.whole = promise.lines
             if dict(detail[1]) != promise.lines:
                 self._violated("HoldsSum", f"{where}: {detail[1]} is not {promise.lines}")
             return
         if kind == "expire" and promise.expires_at > at:
             self._violated("OneEnding", f"{where}: not due before {promise.expires_at}, at {at}")
-        given_back = {sku: -deltas[1] for sku, _, _, deltas in lines}
-        if given_back != promise.lines:
-            self._violated("HoldsSum", f"{where}: held {promise.lines}, gave back {given_back}")
+        changes = {line[0]: _columns(line[3]) for line in lines}
+        held = {sku: -deltas[1] for sku, deltas in changes.items() if deltas[1]}
+        if held != promise.lines:
+            self._violated("HoldsSum", f"{where}: held {promise.lines}, gave back {held}")
+        waited = {sku: -deltas[-1] for sku, deltas in changes.items() if deltas[-1]}
+        if waited != {sku: units for sku, (units, _) in promise.waiting.items()}:
+            self._violated("HoldsSum", f"{where}: waited for {promise.waiting}, not {waited}")
+        promise.waiting = {}
         promise.state = {"commit": "committed", "release": "released", "expire": "expired"}[kind]
         promise.ended_at = at
 
@@ -311,6 +339,9 @@ class Audit:
             self._violated("Fold", f"row {name} is in {where} only")
         for name in folded.keys() & live.keys():
             fields = live[name]
+            terms = fields.pop(b"terms", None)
+            if (msgpack.unpackb(terms, raw=False) if terms else None) != folded[name].terms:
+                self._violated("Fold", f"row {name}: its terms are {terms!r}")
             buffer = fields.pop(b"offline_buffer", b"1")
             if not _CANONICAL.fullmatch(buffer):
                 self._violated("Integer", f"row {name}: the offline buffer is {buffer!r}")
@@ -342,8 +373,10 @@ class Audit:
                     self._violated("OneEnding", f"{the_id}: {fields}, ledger: {promise.state}")
                 body = msgpack.unpackb(fields[b"body"], raw=False)
                 said = (body[0], body[1], body[8], dict(body[6]))
-                if said != (promise.merchant, promise.location, promise.created_at, promise.lines):
+                if said != (promise.merchant, promise.location, promise.created_at, promise.whole):
                     self._violated("Fold", f"{the_id}: {body} is not what was promised: {promise}")
+                if _waiting(fields) != promise.waiting:
+                    self._violated("Fold", f"{the_id}: {fields} waits otherwise: {promise}")
                 if promise.state == "held" and int(fields[b"expires_at"]) != promise.expires_at:
                     self._violated("Fold", f"{the_id}: {fields} expires elsewhen: {promise}")
                 if promise.ended_at and int(fields[b"ended_at"]) != promise.ended_at:
@@ -355,17 +388,36 @@ class Audit:
         live_promises: dict[str, dict[bytes, bytes]],
     ) -> None:
         held: dict[RowName, int] = defaultdict(int)
-        for fields in live_promises.values():
+        queues: dict[RowName, dict[str, int]] = defaultdict(dict)
+        waited: dict[RowName, int] = defaultdict(int)
+        for the_id, fields in live_promises.items():
             if fields[b"state"].decode() in LIVE:
                 body = msgpack.unpackb(fields[b"body"], raw=False)
+                waiting = _waiting(fields)
                 for sku, quantity in body[6]:
-                    held[body[0], body[1], sku] += quantity
+                    units, place = waiting.get(sku, (0, 0))
+                    held[body[0], body[1], sku] += quantity - units
+                    if units:
+                        waited[body[0], body[1], sku] += units
+                        queues[body[0], body[1], sku][the_id] = place
         for name, row in live_rows.items():
             reserved = int(row[b"reserved"])
             if reserved != held.pop(name, 0):
                 self._violated("HoldsSum", f"row {name}: {reserved} reserved, holds say otherwise")
-        for name, quantity in held.items():
-            self._violated("HoldsSum", f"{quantity} units of {name} are held, but it has no row")
+            if int(row.get(b"backordered", b"0")) != waited.pop(name, 0):
+                self._violated("HoldsSum", f"row {name}: {row} is not what its holds wait for")
+        for name, quantity in (held | waited).items():
+            if quantity:
+                self._violated("HoldsSum", f"{quantity} units of {name} are held, without a row")
+        self._wanted_queues = dict(queues)
+
+    async def _compare_queues(self) -> None:
+        found = {}
+        for key in self._found["waiting"]:
+            name = cast(RowName, tuple(unquote(part) for part in key.split(":")[2:]))
+            found[name] = dict(await self._sorted_set(key))
+        if found != self._wanted_queues:
+            self._violated("IndexMatch", f"queues {found}, waiting {self._wanted_queues}")
 
     async def _compare_hold_index(
         self, live: dict[str, dict[bytes, bytes]], merchant: str | None
@@ -498,7 +550,14 @@ def _row_facts(fields: dict[bytes, bytes]) -> dict[str, int | bytes]:
     facts: dict[str, int | bytes] = {
         column.decode(): int(text) if text.isdigit() else text for column, text in fields.items()
     }
-    return {"deficit": 0, "low_stock_threshold": 0} | facts
+    return {"deficit": 0, "low_stock_threshold": 0, "backordered": 0} | facts
+
+
+def _waiting(fields: dict[bytes, bytes]) -> dict[str, tuple[int, int]]:
+    """Return what a reservation waits for: (units, place in the queue), by SKU."""
+    packed = fields.get(b"waiting")
+    found = msgpack.unpackb(packed, raw=False) if packed else {}
+    return {sku: tuple(entry) for sku, entry in found.items()}
 
 
 async def assert_invariants(
@@ -508,9 +567,7 @@ async def assert_invariants(
     await Audit(client, partitions=partitions).check(merchant=merchant)
 
 
-def _five(units: list[int]) -> tuple[int, ...]:
-    """Return levels or deltas with the threshold, which a row that has none does not write.
-
-    What is held back while tills are silent comes behind it, and is not counted here.
-    """
-    return (*units[: len(COLUMNS)], *[0] * (len(COLUMNS) - len(units)))
+def _columns(levels: list[int]) -> tuple[int, ...]:
+    """Return the levels of COLUMNS: a missing one is 0, and the units held back are left out."""
+    padded = [*levels, *[0] * (7 - len(levels))]
+    return (*padded[:5], padded[6])

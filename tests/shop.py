@@ -2,11 +2,21 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, partition_of
-from engine.model import Line, Moved, Movement, MovementType, ReservationResult, Row
+from engine.model import (
+    Configured,
+    Line,
+    Moved,
+    Movement,
+    MovementType,
+    ReservationResult,
+    Row,
+    Terms,
+)
 from engine.store import Client, StoreSettings, close_quietly, connect
 from tests.invariants import assert_invariants
 
@@ -61,6 +71,7 @@ class Shop:
         ttl_ms: int = 900_000,
         order_ref: str = "",
         partial: bool = False,
+        **options: Any,
     ) -> ReservationResult:
         """Hold a cart, under a new key unless one is given."""
         return await self.inventory.reserve(
@@ -71,6 +82,24 @@ class Shop:
             ttl_ms=ttl_ms,
             order_ref=order_ref,
             partial=partial,
+            actor=ACTOR,
+            **options,
+        )
+
+    async def set_terms(
+        self, sku: str, terms: Terms, *, key: str = "", expected_version: int | None = None
+    ) -> Configured:
+        """Set a row's terms, at the version that it is at unless one is given."""
+        if expected_version is None:
+            (row,) = await self.inventory.rows(self.merchant, [(LOCATION, sku)])
+            expected_version = 0 if row is None else row.version
+        return await self.inventory.set_terms(
+            self.merchant,
+            LOCATION,
+            sku,
+            terms,
+            key=key or new_key(),
+            expected_version=expected_version,
             actor=ACTOR,
         )
 

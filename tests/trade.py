@@ -17,7 +17,7 @@ from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
 from engine.keys import parse_key, reservation_hash
 from engine.kits import check_kit
-from engine.model import Line, Movement, MovementType
+from engine.model import Line, Movement, MovementType, Terms
 from engine.outcomes import HoldfastError
 from engine.store import Client
 from engine.substitutes import Alternative, check_alternatives
@@ -26,6 +26,7 @@ from tests.shop import ACTOR
 LOCATIONS: Final = ("high street", "depot:{7}", "harbour", "københavn", "outlet")
 SKUS: Final = ("tea", "кофе", "a:{b}\r\n", "mug", "soap")
 SCAN_COUNT: Final = 1_000
+INDEXES: Final = ("open", "skus", "holds", "locations", "feeds", "feeding", "waiting")
 
 Retry = Callable[[Inventory], Awaitable[Any]]
 
@@ -56,6 +57,7 @@ class Trade:
             (self._receive, 5),
             (self._move, 5),
             (self._configure, 1),
+            (self._set_terms, 1),
             (self._reserve, 8),
             (self._confirm, 2),
             (self._extend, 2),
@@ -134,12 +136,31 @@ class Trade:
             ),
         )
 
+    async def _set_terms(self) -> None:
+        location, sku = self.draw.choice(LOCATIONS), self.draw.choice(SKUS)
+        (row,) = await self.inventory.rows(self.merchant, [(location, sku)])
+        key, version = self._key(), 0 if row is None else row.version
+        terms = Terms(backorder_limit=self.draw.choice((0, 3, 20)))
+        await self._do(
+            "terms",
+            lambda inventory: inventory.set_terms(
+                self.merchant,
+                location,
+                sku,
+                terms,
+                key=key,
+                expected_version=version,
+                actor=ACTOR,
+            ),
+        )
+
     async def _reserve(self) -> None:
         skus = self.draw.choices(SKUS, k=self.draw.randint(1, 4))
         lines = [Line(sku, self.draw.randint(1, 4)) for sku in skus]
         key, location = self._key(), self.draw.choice(LOCATIONS)
         partial, order_ref = self.draw.random() < 0.3, self.draw.choice(("", "order 1"))
         ttl_ms = self.draw.choice((60_000, 900_000, 86_400_000))
+        stock_only = self.draw.random() < 0.2
         answer = await self._do(
             "reserve",
             lambda inventory: inventory.reserve(
@@ -150,6 +171,7 @@ class Trade:
                 ttl_ms=ttl_ms,
                 order_ref=order_ref,
                 partial=partial,
+                stock_only=stock_only,
                 actor=ACTOR,
             ),
         )
@@ -272,6 +294,8 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
         name = (parsed.noun, *parsed.parts)
         if parsed.noun == "stock":
             fields = await any_client.hgetall(raw)
+            if b"terms" in fields:
+                fields[b"terms"] = msgpack.unpackb(fields[b"terms"])
             found[name] = {b"deficit": b"0"} | fields
         elif parsed.noun == "rsv":
             fields = await any_client.hmget(raw, *reservations.FIELDS)
@@ -282,7 +306,11 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
                 msgpack.unpackb(fields[2]),
                 ends_in_ms > 0,
             )
-        elif parsed.noun == "seen" or parsed.noun in ("recent", "prints"):
+        elif parsed.noun == "seen":
+            # A map in it may be packed in another order.
+            record = msgpack.unpackb(await any_client.get(raw))
+            found[name] = (record, await any_client.pttl(raw) > 0)
+        elif parsed.noun in ("recent", "prints"):
             found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
         elif parsed.noun in ("feed", "quarantine", "offline", "substitutes", "kits"):
             fields = await any_client.hgetall(raw)
@@ -291,9 +319,9 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
             found[name] = {field: fields[field] for field in fields if field not in heard}
         elif parsed.noun == "shortfalls":
             found.setdefault(name, {}).update(await any_client.hgetall(raw))
-        elif parsed.noun in ("open", "skus", "holds", "locations", "feeds", "feeding"):
+        elif parsed.noun in INDEXES:
             members = dict(await any_client.zrange(raw, 0, -1, withscores=True))
-            is_ids = parsed.noun in ("open", "holds")
+            is_ids = parsed.noun in ("open", "holds", "waiting")
             found.setdefault(name, {}).update(
                 (reservation_hash(member.decode()) if is_ids else member.decode(), score)
                 for member, score in members.items()

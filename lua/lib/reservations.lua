@@ -4,12 +4,14 @@
 -- ended_at, order_ref (when confirm gave one), picked (msgpack, when committed).
 -- body: {merchant, location, actor, fingerprint, ttl_ms, order_ref,
 --        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}, created_at,
---        first lines}
+--        first lines, extras}
 -- Only an amendment changes a body: `lines` are what is held now, and `first lines`, which are only
--- there since, what was held at first, as a retry of the reserve is to be told.
+-- there since, what was held at first, as a retry of the reserve is to be told. extras, a map, are
+-- only there where the promise was made on a row's terms (see pledges.lua); without an amendment the
+-- first lines of such a reservation are empty, and it may have a field more, waiting.
 
 local BODY_MERCHANT, BODY_LOCATION, BODY_FINGERPRINT, BODY_ORDER_REF = 1, 2, 4, 6
-local BODY_LINES, BODY_CREATED_AT, BODY_FIRST_LINES = 7, 9, 10
+local BODY_LINES, BODY_CREATED_AT, BODY_FIRST_LINES, BODY_EXTRAS = 7, 9, 10, 11
 
 local reservations, touched_reservations = {}, {}
 
@@ -39,6 +41,13 @@ local function reservation_at(key)
     order_ref = f[6] or '',
     picked = f[7] or '',
   }
+  reservation.extras = reservation.body[BODY_EXTRAS]
+  if reservation.extras then
+    -- Units of each line that there is nothing on the shelf for yet: {sku = {units, place}}.
+    reservation.packed_waiting = redis.call('HGET', key, 'waiting')
+    reservation.waiting = reservation.packed_waiting
+      and cmsgpack.unpack(reservation.packed_waiting) or {}
+  end
   reservations[key] = reservation
   return reservation
 end
@@ -54,21 +63,33 @@ local function is_live(reservation)
   return reservation.state == 'held' or reservation.state == 'confirmed'
 end
 
+-- What a reservation waits for, as msgpack; nothing of one that was not promised on terms.
+local function waiting_of(reservation)
+  return reservation.extras and cmsgpack.pack(reservation.waiting) or ''
+end
+
+-- The beginning of what is told of a reservation; what was picked, its body and what it waits for
+-- are to follow.
+local function described(reservation, ...)
+  return array_of(reservation.extras and 9 or 8) .. cmsgpack.pack(...)
+end
+
 -- What every verb on a reservation tells of it, as msgpack; `engine.reservations` decodes this.
 local function describe(code, reservation)
   local picked = reservation.picked
   if picked == '' then picked = array_of(0) end
-  return array_of(8) .. cmsgpack.pack(code, reservation.state, reservation.expires_at,
+  return described(reservation, code, reservation.state, reservation.expires_at,
     reservation.confirmed_at, reservation.ended_at, reservation.order_ref)
-    .. picked .. reservation.packed_body
+    .. picked .. reservation.packed_body .. waiting_of(reservation)
 end
 
 -- The body of a reservation with other lines, as msgpack.
 local function body_with(reservation, lines)
   local body = {}
-  for i = 1, BODY_FIRST_LINES do body[i] = reservation.body[i] end
+  for i = 1, BODY_EXTRAS do body[i] = reservation.body[i] end
   body[BODY_LINES] = lines
-  if not body[BODY_FIRST_LINES] then body[BODY_FIRST_LINES] = reservation.body[BODY_LINES] end
+  local first = body[BODY_FIRST_LINES]
+  if not first or #first == 0 then body[BODY_FIRST_LINES] = reservation.body[BODY_LINES] end
   return cmsgpack.pack(body)
 end
 
@@ -108,48 +129,16 @@ local function holds_are_due(reclaimed)
   return due_holds
 end
 
--- Ends the promise of a live reservation's lines: `picked` maps a SKU to the units that left the
--- shelf, the rest goes back. Returns the ledger's lines.
-local function settle_rows(reservation, row_keys, picked)
-  local lines = {}
-  for i, line in ipairs(reservation.body[BODY_LINES]) do
-    local sku, quantity = line[1], line[2]
-    lines[i] = change_row(row_at(row_keys[sku]), sku, -(picked[sku] or 0), -quantity, 0, 0)
-  end
-  return lines
-end
-
--- Maps each SKU of the reservation to its row's key. A command declares them as `skus`, whose keys
--- follow from KEYS[first]; nil where the reservation has a line that the command did not declare.
-local function declared_rows(reservation, skus, first)
-  local row_keys = {}
-  for i, sku in ipairs(skus) do
-    row_keys[sku] = KEYS[first + i - 1]
-  end
-  for _, line in ipairs(reservation.body[BODY_LINES]) do
-    if not row_keys[line[1]] then return nil end
-  end
-  return row_keys
-end
-
-local function end_reservation(reservation, id, state, open_key)
-  reservation.id = id
-  reservation.state = state
-  reservation.ended_at = now
-  reservation.open_key = open_key
-  need_sorted_set(open_key)
-  touch_reservation(reservation)
-end
-
 -- Reservations that this script makes.
 local new_reservations, new_holds = {}, {}
 local new_open, open_reservation = collector()
 
-local function add_reservation(key, open_key, id, expires_at, body)
+-- `waiting`, packed, is of those only that wait for units.
+local function add_reservation(key, open_key, id, expires_at, body, waiting)
   need_sorted_set(HOLDS)
   need_sorted_set(open_key)
   local expires = integer(expires_at)
-  new_reservations[#new_reservations + 1] = {key, expires, body}
+  new_reservations[#new_reservations + 1] = {key, expires, body, waiting}
   new_holds[#new_holds + 1] = expires
   new_holds[#new_holds + 1] = id
   open_reservation(open_key, integer(now), id)
@@ -160,6 +149,7 @@ local function write_new_reservations()
   for i = 1, #new_reservations do
     local new = new_reservations[i]
     redis.call('HSET', new[1], 'state', 'held', 'expires_at', new[2], 'body', new[3])
+    if new[4] then redis.call('HSET', new[1], 'waiting', new[4]) end
   end
   redis.call('ZADD', HOLDS, unpack(new_holds))
   for open_key, members in pairs(new_open) do
@@ -179,6 +169,7 @@ local function write_fields(reservation)
   else
     redis.call('HSET', key, 'state', state, 'ended_at', integer(reservation.ended_at),
       'picked', reservation.picked)
+    if reservation.packed_waiting then redis.call('HDEL', key, 'waiting') end
     redis.call('PEXPIRE', key, integer(limits.retention_ms))
   end
 end

@@ -6,7 +6,7 @@ local function row_at(key)
   local row = rows[key]
   if row then return row end
   local f = redis.call('HMGET', key, 'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
-    'low_stock_threshold', 'offline_buffer')
+    'low_stock_threshold', 'offline_buffer', 'terms')
   row = {
     key = key,
     exists = f[5] ~= false,
@@ -18,47 +18,69 @@ local function row_at(key)
     low_stock_threshold = tonumber(f[6]) or 0,
     -- Units that are held back while the location's tills are silent; mostly not there.
     offline_buffer = f[7] and tonumber(f[7]) or 0,
+    -- Units promised with nothing on the shelf for them. Only a row with terms has any.
+    backordered = 0,
     touched = false,
     -- What only a reserve touches is all that most calls write.
     shelf_touched = f[5] == false,
     -- A row that never had a deficit does not pay for the column.
     has_deficit = f[4] ~= false,
   }
+  if f[8] then
+    row.terms = cmsgpack.unpack(f[8])
+    row.backordered = tonumber(redis.call('HGET', key, 'backordered') or '0')
+  end
   rows[key] = row
   return row
 end
 
+-- Units on the shelf that nobody was promised and nothing holds back.
+local function unreserved(row)
+  return row.on_hand - row.reserved - row.safety_stock - row.offline_buffer
+end
+
+-- Units that may still be promised from the shelf: what is free there goes to backorders first.
 local function available(row)
-  local units = row.on_hand - row.reserved - row.safety_stock - row.offline_buffer
+  local units = unreserved(row) - row.backordered
   if units < 0 then return 0 end
   return units
 end
 
 local LINE, LEVELS_OF = array_of(4), array_of(4)
 
--- The line of a row that has a threshold or holds units back, or whose threshold or held back units
--- change: it says so behind the four levels that every row has.
-local function long_line(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer)
+-- The line of a row that has more than the four levels that every row has, or of which more than
+-- these change: the others stand behind them, and behind the deltas the row's terms.
+local function long_line(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer,
+    backordered)
   if threshold then
     row.low_stock_threshold = row.low_stock_threshold + threshold
     row.sets_threshold = true
   end
   row.offline_buffer = row.offline_buffer + (buffer or 0)
+  row.backordered = row.backordered + (backordered or 0)
   local levels = {row.on_hand, row.reserved, row.safety_stock, row.deficit,
     row.low_stock_threshold}
-  if row.offline_buffer > 0 then levels[6] = row.offline_buffer end
+  if row.offline_buffer > 0 or row.backordered > 0 then levels[6] = row.offline_buffer end
+  if row.backordered > 0 then levels[7] = row.backordered end
   local deltas = {on_hand, reserved, safety_stock, deficit}
-  if threshold or buffer then deltas[5] = threshold or 0 end
-  if buffer then deltas[6] = buffer end
-  return cmsgpack.pack({sku, row.version, levels, deltas})
+  if threshold or buffer or backordered then deltas[5] = threshold or 0 end
+  if buffer or backordered then deltas[6] = buffer or 0 end
+  if backordered then
+    deltas[7] = backordered
+    row.changes_backordered = true
+  end
+  return cmsgpack.pack({sku, row.version, levels, deltas, row.terms})
 end
 
 -- Applies the deltas to the copy and returns the ledger's line for it, as msgpack:
 -- {sku, version, {on_hand, reserved, safety_stock, deficit}, {the same four as deltas}}. A row with
 -- a low_stock_threshold says it as a fifth of its levels and one with an offline_buffer as a sixth,
 -- so that a reader of the ledger can tell from this line alone what can be promised and when the
--- row is low. `threshold` and `buffer` are the changes of these two, or nil.
-local function change_row(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer)
+-- row is low; one with backorders says them as a seventh. A row with terms says these, whole, as a
+-- fifth element of the line. `threshold`, `buffer` and `backordered` are the changes of these, or
+-- nil.
+local function change_row(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer,
+    backordered)
   row.on_hand = row.on_hand + on_hand
   row.reserved = row.reserved + reserved
   row.safety_stock = row.safety_stock + safety_stock
@@ -70,20 +92,25 @@ local function change_row(row, sku, on_hand, reserved, safety_stock, deficit, th
     row.touched = true
     touched_rows[#touched_rows + 1] = row
   end
-  if threshold or buffer or row.low_stock_threshold > 0 or row.offline_buffer > 0 then
-    return long_line(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer)
+  if threshold or buffer or row.low_stock_threshold > 0 or row.offline_buffer > 0 or row.terms then
+    return long_line(row, sku, on_hand, reserved, safety_stock, deficit, threshold, buffer,
+      backordered)
   end
   return LINE .. cmsgpack.pack(sku, row.version)
     .. LEVELS_OF .. cmsgpack.pack(row.on_hand, row.reserved, row.safety_stock, row.deficit)
     .. LEVELS_OF .. cmsgpack.pack(on_hand, reserved, safety_stock, deficit)
 end
 
--- Adds to a reply what few rows have: the threshold, and the units held back.
+-- Adds to a reply what few rows have: the threshold, the units held back, the backorders, the terms.
 local function add_settings(reply, row)
-  if row.low_stock_threshold > 0 or row.offline_buffer > 0 then
+  if row.low_stock_threshold > 0 or row.offline_buffer > 0 or row.terms then
     reply[#reply + 1] = row.low_stock_threshold
   end
-  if row.offline_buffer > 0 then reply[#reply + 1] = row.offline_buffer end
+  if row.offline_buffer > 0 or row.terms then reply[#reply + 1] = row.offline_buffer end
+  if row.terms then
+    reply[#reply + 1] = row.backordered
+    reply[#reply + 1] = row.terms
+  end
 end
 
 -- Units on the shelf after `quantity` more (or fewer) of them. Units that left the shelf although
@@ -118,6 +145,20 @@ local function write_rows()
         redis.call('HSET', row.key, 'low_stock_threshold', integer(row.low_stock_threshold))
       else
         redis.call('HDEL', row.key, 'low_stock_threshold')
+      end
+    end
+    if row.changes_terms then
+      if row.terms then
+        redis.call('HSET', row.key, 'terms', cmsgpack.pack(row.terms))
+      else
+        redis.call('HDEL', row.key, 'terms')
+      end
+    end
+    if row.changes_backordered then
+      if row.backordered > 0 then
+        redis.call('HSET', row.key, 'backordered', integer(row.backordered))
+      else
+        redis.call('HDEL', row.key, 'backordered')
       end
     end
   end

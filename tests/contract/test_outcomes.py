@@ -22,7 +22,13 @@ _ANSWER = re.compile(
 _QUOTED = re.compile(r"'([a-z_]+)'")
 _CELL = re.compile(r"`([^`]+)`")
 
-INSIDE: Final = (Outcome.OK, Outcome.REPLAYED, Outcome.NOT_DUE, Outcome.LINES_CHANGED)
+INSIDE: Final = (
+    Outcome.OK,
+    Outcome.REPLAYED,
+    Outcome.NOT_DUE,
+    Outcome.LINES_CHANGED,
+    Outcome.TERMS,
+)
 """What is no refusal of a caller's command."""
 
 
@@ -36,8 +42,9 @@ def answers(verb: str) -> set[str]:
     """Return the codes that a verb answers with, its includes' too, but for the group's."""
     text = lua(f"{verb}.lua")
     found = {one or other for one, other in _ANSWER.findall(text)}
-    if "seen_reply(" in text:
-        found |= {one or other for one, other in _ANSWER.findall(lua("lib/seen.lua"))}
+    for function, piece in (("seen_reply(", "seen"), ("earlier_answer(", "making")):
+        if function in text:
+            found |= {one or other for one, other in _ANSWER.findall(lua(f"lib/{piece}.lua"))}
     return found
 
 
@@ -135,6 +142,7 @@ def test_each_refusal_becomes_the_exception_that_the_page_names(code: Outcome) -
     replies: dict[Outcome, list[object]] = {
         Outcome.INSUFFICIENT_STOCK: ["", False, [["tea", 2, 1, True]]],
         Outcome.INSUFFICIENT_ON_HAND: ["", [["tea", 2, 1, True]]],
+        Outcome.BACKORDER_UNFILLED: ["", [["tea", 2, 1, True]]],
         Outcome.ENDED: ["", "released", 0, 0, 5],
         Outcome.NOT_HELD: ["", "confirmed"],
         Outcome.VERSION_CONFLICT: ["", 3],

@@ -16,7 +16,7 @@ import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.kits import check_kit
-from engine.model import Line, MovementType
+from engine.model import Line, MovementType, Terms
 from engine.offline import OfflineKeeper
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
@@ -155,6 +155,19 @@ async def watching(store: RealStore) -> AsyncIterator[Watch]:
         await watch.end()
 
 
+async def backorders(shop: Shop) -> None:
+    """Promise what is not there, and end it in every way."""
+    await shop.set_terms("late", Terms(backorder_limit=20))
+    await shop.set_terms("later", Terms(backorder_limit=20))
+    cart = [("late", 2), ("later", 1)]
+    held = await asyncio.gather(*(shop.reserve(cart) for _ in range(2)))
+    short = await shop.reserve(cart, ttl_ms=1_000)
+    await shop.release(held[0].reservation.id)
+    await shop.commit(held[1].reservation.id, [("late", 0)])
+    await shop.set_clock(short.reservation.expires_at_ms or 0)
+    await shop.inventory.expire_due(shop.keys().partition)
+
+
 async def run_every_verb(shop: Shop) -> None:
     """Bring each verb to each kind of answer, in groups too, with ids that need escaping."""
     inventory, merchant = shop.inventory, shop.merchant
@@ -172,6 +185,7 @@ async def run_every_verb(shop: Shop) -> None:
         )
     kit = check_kit("kit", [Line(sku, 1) for sku in skus])
     await inventory.kits.write(merchant, {"kit": kit}, actor=ACTOR)
+    await backorders(shop)
     cart = [(sku, 2) for sku in skus]
     held = await asyncio.gather(
         *(shop.reserve([*cart, ("tea", 1)], key=f"k{i // 2}") for i in range(10))

@@ -92,6 +92,7 @@ def test_an_event_says_what_the_row_is_and_where_it_stands() -> None:
             "deficit": 0,
             "low_stock_threshold": 4,
             "offline_buffer": 0,
+            "backordered": 0,
             "operation": "move",
             "as_of": AT,
         },

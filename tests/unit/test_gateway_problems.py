@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from engine.access import ApiKey, Role
 from engine.inventory import Inventory
 from engine.outcomes import (
+    BackorderUnfilled,
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
@@ -29,6 +30,7 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
+    ReservationOnTerms,
     RowNotFound,
     ShortLine,
     StoreFault,
@@ -56,8 +58,10 @@ RAISED: list[tuple[HoldfastError, int, str]] = [
     (RowNotFound(merchant="m", location="l", sku="s"), 404, "row_not_found"),
     (InsufficientStock(SHORT), 409, "insufficient_stock"),
     (InsufficientOnHand(SHORT), 409, "insufficient_on_hand"),
+    (BackorderUnfilled(SHORT), 409, "backorder_unfilled"),
     (ReservationEnded("rsv_0_0", state="expired", ended_at_ms=1_000), 409, "reservation_ended"),
     (ReservationNotHeld("rsv_0_0", state="confirmed"), 409, "reservation_not_held"),
+    (ReservationOnTerms("rsv_0_0"), 409, "reservation_on_terms"),
     (VersionConflict("tea", expected=1, actual=2), 409, "version_conflict"),
     (IdempotencyKeyReused("k"), 422, "idempotency_key_reused"),
     (LimitExceeded("ttl_seconds", most=5), 422, "limit_exceeded"),

@@ -1,0 +1,106 @@
+#!lua
+-- promise: a reserve on terms: of rows that have some, or by somebody who asks for some.
+--
+-- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, ask, sku, quantity, sku, quantity, ...}
+--   who, terms, lines, ttl_ms, partial, reclaimed  as for `reserve`
+--   ask      {promise, channel}, see room_of()
+-- Keys     reservation, open index of the location, then of each line the row and its queue
+-- Returns  {'ok', created_at, held, missing, extras}  both as {{sku, quantity}, ...}
+--          {'replayed', body}              the same id and fingerprint came before
+--          {'key_reused'}                  the same id with another fingerprint
+--          {'insufficient_stock', due, {{sku, requested, room, known}, ...}}
+--            every line that there is no room for; due is true where a reclaim may help
+--          {'invalid', field}
+-- Ledger   as `reserve`, with extras at the end of its detail
+-- @include group
+-- @include rows
+-- @include ledger
+-- @include reservations
+-- @include making
+-- @include room
+
+local KEYS_OF_A_LINE = 2
+local OPERATION, DETAIL = array_of(8) .. cmsgpack.pack('reserve'), array_of(5)
+local BODY, CREATED_AT = array_of(11), cmsgpack.pack(now)
+local NOT_AMENDED = array_of(0)
+
+-- Reads the rows of the lines, and what room they have. Returns them and the lines that do not fit,
+-- or nil and the field that is off.
+local function wanted_rows(first, lines, ask)
+  if #lines == 0 or #lines % 2 == 1 then return nil, 'lines' end
+  local wanted, short = {}, {}
+  for i = 1, #lines, 2 do
+    local sku, quantity, line = lines[i], lines[i + 1], (i + 1) / 2
+    if not is_text(sku) then return nil, 'sku' end
+    if not is_integer(quantity, 1, MAX_QUANTITY) then return nil, 'quantity' end
+    local at = first + 2 + (line - 1) * KEYS_OF_A_LINE
+    local row = row_at(KEYS[at])
+    if row.wanted_by == first then return nil, 'sku' end
+    row.wanted_by = first
+    local room = room_of(row, ask)
+    wanted[line] = {row = row, sku = sku, quantity = quantity, room = room, queue = KEYS[at + 1]}
+    if quantity > room.most then
+      short[#short + 1] = {sku, quantity, room.most, row.exists}
+    end
+  end
+  return wanted, short
+end
+
+-- Takes what there is room for. Returns what is held, what is missing, the ledger's lines.
+local function take(pledge, wanted)
+  local held, missing, changes = {}, {}, {}
+  for _, line in ipairs(wanted) do
+    local units = math.min(line.quantity, line.room.most)
+    if units < line.quantity then missing[#missing + 1] = {line.sku, line.quantity - units} end
+    if units > 0 then
+      held[#held + 1] = {line.sku, units}
+      changes[#changes + 1] = take_room(pledge, line.row, line.sku, units, line.room, line.queue)
+    end
+  end
+  return held, missing, changes
+end
+
+local function has_room(wanted)
+  for _, line in ipairs(wanted) do
+    if line.room.most > 0 then return true end
+  end
+  return false
+end
+
+local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, partial, reclaimed, ask,
+    ...)
+  local key = KEYS[first]
+  local earlier = body_at(key)
+  if earlier then return earlier_answer(earlier, who) end
+  if not is_integer(ttl_ms, limits.min_ttl_ms, limits.max_ttl_ms) then
+    return {'invalid', 'ttl_seconds'}
+  end
+  local wanted, short = wanted_rows(first, {...}, ask)
+  if not wanted then return {'invalid', short} end
+  if #short > 0 then
+    local due = holds_are_due(reclaimed)
+    if due or not partial or not has_room(wanted) then
+      return {'insufficient_stock', due, short}
+    end
+  end
+
+  local pledge = new_pledge(id, ask)
+  local held, missing, changes = take(pledge, wanted)
+  local expires_at = now + ttl_ms
+  local packed_missing, extras = cmsgpack.pack(missing), cmsgpack.pack(pledge.extras)
+  local body = BODY .. who .. terms .. cmsgpack.pack(held) .. packed_missing .. CREATED_AT
+    .. NOT_AMENDED .. extras
+  bodies[key] = body
+  add_reservation(key, KEYS[first + 1], id, expires_at, body,
+    next(pledge.waiting) and cmsgpack.pack(pledge.waiting))
+  record_packed(OPERATION .. cmsgpack.pack(id) .. who .. array_of(#changes) .. table.concat(changes)
+    .. DETAIL .. terms .. packed_missing .. cmsgpack.pack(expires_at) .. extras)
+  return {'ok', now, held, missing, pledge.extras}
+end)
+
+-- After this point nothing may fail.
+write_rows()
+write_new_reservations()
+write_pledges()
+write_ledger()
+return table.concat(replies)

@@ -1,0 +1,64 @@
+#!lua
+-- terms: set on what terms a row's units are promised, if it is still at the version that the caller
+-- saw. What is not named ends.
+--
+-- Command {id, merchant, location, actor, fingerprint, sku, expected version, location member,
+--          terms}
+--   expected version  0 where the row is to be made
+--   terms    {backorder_limit}, each only where it is set
+-- Keys     row, SKU index of the location, location index of the partition, idempotency record
+-- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit, ...},
+--            the rest as add_settings() has it
+--          {'key_reused'}, {'version_conflict', version}, {'invalid', field}
+-- Ledger   terms, detail {terms}, as they were set
+-- @include group
+-- @include rows
+-- @include ledger
+-- @include seen
+-- @include listing
+
+-- The field that is not of its form; nil where all is well.
+local function wrong_field(terms)
+  if type(terms) ~= 'table' then return 'terms' end
+  if terms.backorder_limit and not is_integer(terms.backorder_limit, 1, MAX_QUANTITY) then
+    return 'backorder_limit'
+  end
+end
+
+-- The terms that the row has from now on. While units wait it keeps some, so that they are seen.
+local function new_terms(row, asked)
+  local terms = {backorder_limit = asked.backorder_limit}
+  if not next(terms) then
+    if row.backordered == 0 then return nil end
+    terms.backorder_limit = 0
+  end
+  return terms
+end
+
+local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, sku,
+    expected, member, asked)
+  local earlier = seen_reply(KEYS[first + 3], fingerprint)
+  if earlier then return earlier end
+  local bad_field = wrong_field(asked)
+  if bad_field then return {'invalid', bad_field} end
+  local row = row_at(KEYS[first])
+  if expected ~= row.version then return {'version_conflict', row.version} end
+
+  list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
+  row.terms = new_terms(row, asked)
+  row.changes_terms = true
+  local line = change_row(row, sku, 0, 0, 0, 0)
+  local at_sequence = record('terms', id, merchant, location, actor, fingerprint, {line}, {asked})
+  local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
+    row.safety_stock, row.deficit}
+  add_settings(reply, row)
+  remember(KEYS[first + 3], fingerprint, reply)
+  return reply
+end)
+
+-- After this point nothing may fail.
+write_rows()
+write_listing()
+write_seen()
+write_ledger()
+return table.concat(replies)

@@ -1,0 +1,145 @@
+"""Rows on terms: units that are promised before they come."""
+
+import pytest
+
+from engine.model import Line, Terms
+from engine.outcomes import (
+    BackorderUnfilled,
+    IdempotencyKeyReused,
+    InsufficientStock,
+    InvalidCommand,
+    ReservationOnTerms,
+    ShortLine,
+    VersionConflict,
+)
+from tests.shop import ACTOR, LOCATION, Shop, new_key
+
+
+async def test_a_row_promises_up_to_its_limit_beyond_what_is_there(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.receive("milk", 5)
+    await shop.set_terms("tea", Terms(backorder_limit=3))
+    result = await shop.reserve([("tea", 4), ("milk", 1)])
+    held = result.reservation
+    assert held.lines == (Line("tea", 4), Line("milk", 1))
+    assert held.backordered == (Line("tea", 2),)
+    assert held == await shop.inventory.reservation(shop.merchant, held.id)
+    row = await shop.row("tea")
+    assert (row.on_hand, row.reserved, row.backordered, row.available) == (2, 2, 2, 0)
+    assert (row.backorder_available, row.shortfall) == (1, 0), "a backorder is no oversell"
+    with pytest.raises(InsufficientStock) as refused:
+        await shop.reserve([("tea", 2), ("milk", 1)])
+    assert refused.value.lines == (ShortLine("tea", 2, 1),)
+    part = (await shop.reserve([("tea", 2), ("milk", 1)], partial=True)).reservation
+    assert (part.lines, part.missing) == ((Line("tea", 1), Line("milk", 1)), (Line("tea", 1),))
+    await shop.audit()
+
+
+async def test_a_caller_may_take_only_what_is_there(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.set_terms("tea", Terms(backorder_limit=3))
+    with pytest.raises(InsufficientStock) as refused:
+        await shop.reserve([("tea", 3)], stock_only=True)
+    assert refused.value.lines == (ShortLine("tea", 3, 2),)
+    held = (await shop.reserve([("tea", 2)], stock_only=True)).reservation
+    assert held.backordered == ()
+    await shop.audit()
+
+
+async def test_a_retry_is_told_what_the_first_attempt_was(shop: Shop) -> None:
+    await shop.set_terms("tea", Terms(backorder_limit=3))
+    first = await shop.reserve([("tea", 2)], key="cart")
+    again = await shop.reserve([("tea", 2)], key="cart")
+    assert (again.replayed, again.reservation) == (True, first.reservation)
+    with pytest.raises(IdempotencyKeyReused):
+        await shop.reserve([("tea", 2)], key="cart", stock_only=True)
+    await shop.audit()
+
+
+async def test_what_comes_goes_to_backorders_before_anyone_new(shop: Shop) -> None:
+    await shop.set_terms("tea", Terms(backorder_limit=3))
+    await shop.reserve([("tea", 3)])
+    await shop.receive("tea", 4)
+    assert (await shop.row("tea")).available == 1
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 2)])
+    await shop.audit()
+
+
+async def test_units_that_have_not_come_cannot_leave(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.set_terms("tea", Terms(backorder_limit=3))
+    held = (await shop.reserve([("tea", 4)])).reservation
+    with pytest.raises(BackorderUnfilled) as refused:
+        await shop.commit(held.id)
+    assert refused.value.lines == (ShortLine("tea", 4, 2),)
+    with pytest.raises(BackorderUnfilled):
+        await shop.commit(held.id, [("tea", 3)])
+    committed = (await shop.commit(held.id, [("tea", 2)])).reservation
+    assert (committed.picked, committed.backordered) == ((Line("tea", 2),), ())
+    row = await shop.row("tea")
+    assert (row.on_hand, row.reserved, row.backordered) == (0, 0, 0)
+    await shop.audit()
+
+
+async def test_a_backorder_that_ends_frees_its_place(shop: Shop) -> None:
+    await shop.receive("tea", 1)
+    await shop.set_terms("tea", Terms(backorder_limit=3))
+    one = (await shop.reserve([("tea", 2)])).reservation
+    other = (await shop.reserve([("tea", 2)], ttl_ms=1_000)).reservation
+    await shop.release(one.id)
+    row = await shop.row("tea")
+    assert (row.reserved, row.backordered) == (0, 2)
+    await shop.set_clock(other.expires_at_ms or 0)
+    await shop.inventory.expire_due(shop.keys().partition)
+    row = await shop.row("tea")
+    assert (row.reserved, row.backordered, row.available) == (0, 0, 1)
+    await shop.audit()
+
+
+async def test_terms_that_end_leave_the_backorders_to_be_seen(shop: Shop) -> None:
+    await shop.set_terms("tea", Terms(backorder_limit=2))
+    held = (await shop.reserve([("tea", 2)])).reservation
+    row = (await shop.set_terms("tea", Terms())).row
+    assert (row.backordered, row.terms) == (2, Terms())
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 1)])
+    await shop.release(held.id)
+    assert (await shop.set_terms("tea", Terms())).row.terms is None
+    await shop.audit()
+
+
+async def test_terms_are_set_once_under_a_key_and_at_a_version(shop: Shop) -> None:
+    first = await shop.set_terms("tea", Terms(backorder_limit=2), key="k", expected_version=0)
+    again = await shop.set_terms("tea", Terms(backorder_limit=2), key="k", expected_version=0)
+    assert (again.replayed, again.row) == (True, first.row)
+    with pytest.raises(IdempotencyKeyReused):
+        await shop.set_terms("tea", Terms(backorder_limit=3), key="k", expected_version=0)
+    with pytest.raises(VersionConflict):
+        await shop.set_terms("tea", Terms(backorder_limit=3), expected_version=0)
+    with pytest.raises(InvalidCommand):
+        await shop.inventory.set_terms(
+            shop.merchant,
+            LOCATION,
+            "tea",
+            Terms(backorder_limit=-1),
+            key=new_key(),
+            expected_version=1,
+            actor=ACTOR,
+        )
+    moved = await shop.receive("tea", 1)
+    assert moved.row == await shop.row("tea")
+    await shop.audit()
+
+
+async def test_what_was_promised_on_terms_is_not_amended(shop: Shop) -> None:
+    await shop.receive("tea", 5)
+    plain = (await shop.reserve([("tea", 1)])).reservation
+    await shop.set_terms("milk", Terms(backorder_limit=2))
+    on_terms = (await shop.reserve([("milk", 1)])).reservation
+    for reservation, line in ((on_terms, Line("milk", 2)), (plain, Line("milk", 1))):
+        with pytest.raises(ReservationOnTerms):
+            await shop.inventory.amend(
+                shop.merchant, reservation.id, [line], key=new_key(), actor=ACTOR
+            )
+    await shop.audit()
