@@ -4,6 +4,10 @@ A secret is `hfk_<id>_<random><checksum>`: 8, 32 and 6 digits of base 62, so a s
 leaked one, and a mistyped one is refused without asking the store. The store keeps the SHA-256 of
 the whole secret; 190 random bits need no slow hash. `engine.keys.API_KEYS_KEY` names the hash that
 holds one record a key, by id, and beside it the key's rate limit where it has one.
+
+A browser does not keep a secret: it hands it in once for a session, `hfs_<random>`, which stands
+for the key until it ends, the key is revoked, or somebody signs out. Of it, too, the store keeps
+only a digest.
 """
 
 import asyncio
@@ -30,7 +34,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from engine.keys import API_KEYS_KEY
+from engine.keys import API_KEYS_KEY, SESSIONS_KEY
 from engine.limits import MAX_ID_BYTES
 from engine.outcomes import InvalidCommand, LimitExceeded, StoreFault, StoreUnavailable
 from engine.store import Client
@@ -62,10 +66,15 @@ LOOKUP_SECONDS: Final = 2.0
 MAX_RATE_PER_SECOND: Final = 1_000_000
 """Of a rate limit, and of its burst: no gateway reaches it, so more is a typing error."""
 
+SESSION_SECONDS: Final = 12 * 3_600
+"""A working day: whoever signed in is asked for the key again after it."""
+
 _ID_DIGITS: Final = 8
 _SECRET_DIGITS: Final = 32
 _CHECKSUM_DIGITS: Final = 6
 _BASE62: Final = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_SESSION_DIGITS: Final = 43
+_SESSION_FORM = re.compile(r"hfs_[0-9A-Za-z]{43}")
 _FORM = re.compile(r"hfk_([0-9A-Za-z]{8})_[0-9A-Za-z]{32}([0-9A-Za-z]{6})")
 _MAX_ATTEMPTS: Final = 5
 _LIMIT_SUFFIX: Final = ":rate_limit"
@@ -155,6 +164,31 @@ def parse_secret(text: str) -> str | None:
     if match is None or match[2] != _checksum(text[:-_CHECKSUM_DIGITS]):
         return None
     return match[1]
+
+
+def is_session(text: str) -> bool:
+    """Say whether `text` has the form of a session's token."""
+    return _SESSION_FORM.fullmatch(text) is not None
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A session as whoever opened it gets it; the token is nowhere kept."""
+
+    token: str
+    expires_at_ms: int
+
+
+async def open_session(client: Client, key_id: str, *, seconds: int = SESSION_SECONDS) -> Session:
+    """Let a new token stand for a key. Raises StoreUnavailable."""
+    token = f"hfs_{_random(_SESSION_DIGITS)}"
+    expires_at_ms = await _store_time_ms(client) + seconds * 1000
+    await _ask(client, "SET", _session_key(token), key_id, "PX", str(seconds * 1000))
+    return Session(token=token, expires_at_ms=expires_at_ms)
+
+
+async def close_session(client: Client, token: str) -> None:
+    """End a session; gateways notice within POSITIVE_SECONDS. Raises StoreUnavailable."""
+    await _ask(client, "DEL", _session_key(token))
 
 
 async def create_key(
@@ -294,20 +328,28 @@ class KeyCache:
         self._lookups: dict[bytes, asyncio.Task[ApiKey | None]] = {}
         self._free = asyncio.Semaphore(MAX_LOOKUPS)
 
+    def forget(self, secret: str) -> None:
+        """Ask the store the next time that this secret or token comes."""
+        self._good.pop(_digest_of(secret), None)
+
     async def authenticate(self, secret: str) -> ApiKey | None:
-        """Return the key, or None where the secret is malformed, unknown or revoked.
+        """Return the key of a secret, or of a session's token.
+
+        None where it is malformed, unknown, revoked or, of a session, over.
 
         While the store does not answer, a key is good for as long as it was found good at most
         OUTAGE_SECONDS ago. Raises StoreUnavailable where it was not: who cannot be checked is not
         let in.
         """
-        digest = sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest_of(secret)
         now = self._clock()
         good = self._good.get(digest)
         if good is not None and now < good.until:
             return good.key
         key_id = parse_secret(secret)
-        if key_id is None or now < self._bad.get(digest, 0.0):
+        if key_id is None and not is_session(secret):
+            return None
+        if now < self._bad.get(digest, 0.0):
             return None
         # Concurrent callers with one secret share one lookup, and one who goes away leaves it be.
         lookup = self._lookups.get(digest)
@@ -324,19 +366,24 @@ class KeyCache:
             self._good[digest] = good._replace(until=now + POSITIVE_SECONDS)
             return good.key
 
-    async def _look_up(self, key_id: str, digest: bytes) -> ApiKey | None:
+    async def _look_up(self, named: str | None, digest: bytes) -> ApiKey | None:
+        """Ask for the key that a secret names; None is a session, of which the store knows it."""
+        text = limit = None
         try:
             async with asyncio.timeout(LOOKUP_SECONDS), self._free:
                 asked_at = self._clock()
-                text, limit = await _ask(
-                    self._client, "HMGET", API_KEYS_KEY, key_id, _limit_field(key_id)
-                )
+                key_id = named or await self._key_of_session(digest)
+                if key_id is not None:
+                    text, limit = await _ask(
+                        self._client, "HMGET", API_KEYS_KEY, key_id, _limit_field(key_id)
+                    )
         except TimeoutError as error:
             raise StoreUnavailable() from error
         record = None if text is None else _RECORDS.decode(text)
         if (
-            record is None
-            or not compare_digest(record.digest, digest.hex())
+            key_id is None
+            or record is None
+            or (named is not None and not compare_digest(record.digest, digest.hex()))
             or record.revoked_at_ms is not None
         ):
             self._good.pop(digest, None)
@@ -346,6 +393,18 @@ class KeyCache:
         good = _Good(key, asked_at, asked_at + POSITIVE_SECONDS)
         _remember(self._good, digest, good, MAX_POSITIVE)
         return key
+
+    async def _key_of_session(self, digest: bytes) -> str | None:
+        found: bytes | None = await _ask(self._client, "GET", SESSIONS_KEY + digest.hex())
+        return None if found is None else found.decode()
+
+
+def _digest_of(secret: str) -> bytes:
+    return sha256(secret.encode("utf-8", "surrogatepass")).digest()
+
+
+def _session_key(token: str) -> str:
+    return SESSIONS_KEY + _digest_of(token).hex()
 
 
 def _remember(

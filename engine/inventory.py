@@ -222,6 +222,35 @@ class Inventory:
             skus[limit - 1] if len(skus) > limit else None,
         )
 
+    async def list_merchants(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[str]:
+        """List the merchants that ever had stock, from past `after`, in the order of their keys.
+
+        It takes one look a partition, and one for each partition that a merchant is in.
+        """
+        check_page(limit)
+        start = "-" if after is None else f"({encode(after)};"
+        heads = await asyncio.gather(*(self._first_merchant(keys, start) for keys in self.keys))
+        found: list[str] = []
+        while len(found) <= limit and (named := [head for head in heads if head is not None]):
+            first = min(named, key=_in_key)
+            found.append(unquote(first))
+            heads = await asyncio.gather(
+                *(
+                    self._first_merchant(keys, f"({first};") if head == first else _known(head)
+                    for keys, head in zip(self.keys, heads, strict=True)
+                )
+            )
+        return Page(tuple(found[:limit]), found[limit - 1] if len(found) > limit else None)
+
+    async def _first_merchant(self, keys: PartitionKeys, start: str) -> str | None:
+        """Return the first of a partition's merchants from there on, as in its key."""
+        members = await self._dispatch.read(
+            "ZRANGEBYLEX", keys.locations, start, "+", "LIMIT", 0, 1
+        )
+        return str(members[0].decode().partition(":")[0]) if members else None
+
     async def list_locations(
         self, merchant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[str]:
@@ -840,6 +869,15 @@ class Inventory:
         if partition is None:
             raise ReservationNotFound(reservation)
         return self.keys[partition]
+
+
+def _in_key(merchant: str) -> str:
+    """Return how a merchant's members begin: `a:` comes after `a-b:`."""
+    return f"{merchant}:"
+
+
+async def _known(head: str | None) -> str | None:
+    return head
 
 
 def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None]) -> Row | None:

@@ -20,6 +20,10 @@ store_id, a random name that its archive goes by; and archive_url, where it was 
 API_KEYS_KEY: Final = "{hf}:apikeys"
 """Hash from an API key's public part to its record (see `engine.access`)."""
 
+SESSIONS_KEY: Final = "{hf}:session:"
+"""Begins the name of the string of one session of the console; the SHA-256 of what the browser
+keeps ends it (see `engine.access`)."""
+
 POLICIES_KEY: Final = "{hf}:policies"
 """Hash from a merchant, or a location as in `locations`, to its policy (see `engine.policies`)."""
 

@@ -11,7 +11,7 @@ from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.outcomes import HoldfastError
-from gateway import docs, websocket
+from gateway import console, docs, websocket
 from gateway.calls import Answer
 from gateway.endpoints import Edge, Endpoint, refusal, respond
 from gateway.logs import AccessLog
@@ -33,7 +33,11 @@ def create_app(service: Service, *, access_log: AccessLog | None = None) -> ASGI
             await service.stop()
 
     app = Starlette(
-        routes=[WebSocketRoute(websocket.PATH, websocket.Socket(service)), *docs.routes()],
+        routes=[
+            WebSocketRoute(websocket.PATH, websocket.Socket(service)),
+            *docs.routes(),
+            *console.routes(),
+        ],
         exception_handlers={HTTPException: _routing_refused, Exception: _failed},
         lifespan=lifespan,
     )

@@ -24,7 +24,8 @@ class Call:
 
     `path` holds the decoded path parameters, `query` the query's, `headers` is by lower-case name.
     `actor` is who the ledger says did it, `bucket` what is left of the key's rate limit, if any.
-    `lists` holds the parameters that may stand many times.
+    `lists` holds the parameters that may stand many times. `credential` is the secret or the token
+    that told who asks, `peer` the address that the connection comes from.
     """
 
     service: Service
@@ -35,11 +36,13 @@ class Call:
     bucket: Bucket | None = None
     lists: dict[str, list[str]] = field(default_factory=dict)
     key_id: str = ""
+    credential: str = ""
+    peer: str = ""
 
     @property
     def merchant(self) -> str:
-        """The merchant of the path."""
-        return self.path["merchant"]
+        """The merchant of the path; empty where it names none."""
+        return self.path.get("merchant", "")
 
     @property
     def inventory(self) -> Inventory:

@@ -14,22 +14,30 @@ from starlette.types import Scope
 
 from gateway import asyncapi, openapi
 
-_POLICY: Final = (
+POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_GUARDS: Final = {
-    "content-security-policy": _POLICY,
+GUARDS: Final = {
+    "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
 """The page is where people type their API keys: nothing from elsewhere runs in it or leaves it."""
 
 
-class _Assets(StaticFiles):
+class Assets(StaticFiles):
+    """Files that the pages load, under the same policy."""
+
+    def __init__(self, *, directory: Path, cache_control: str = "") -> None:
+        """Serve what is in `directory`."""
+        super().__init__(directory=directory)
+        self._headers = {**GUARDS, **({"cache-control": cache_control} if cache_control else {})}
+
     async def get_response(self, path: str, scope: Scope) -> Response:
+        """Answer with a file and its headers."""
         response = await super().get_response(path, scope)
-        response.headers.update(_GUARDS)
+        response.headers.update(self._headers)
         return response
 
 
@@ -47,11 +55,11 @@ def routes() -> list[BaseRoute]:
         return Response(events, media_type="application/json")
 
     async def serve_page(_request: Request) -> Response:
-        return Response(page, media_type="text/html", headers=_GUARDS)
+        return Response(page, media_type="text/html", headers=GUARDS)
 
     return [
         Route("/openapi.json", serve_document),
         Route("/asyncapi.json", serve_events),
         Route("/docs", serve_page),
-        Mount("/docs/assets", _Assets(directory=folder)),
+        Mount("/docs/assets", Assets(directory=folder)),
     ]

@@ -176,10 +176,11 @@ class Endpoint:
 async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
     """Fill in the call of a request whose sender may make it. Raises its refusal."""
     call.headers = fields = _header_fields(scope["headers"])
+    call.peer = (scope.get("client") or ("",))[0]
     if operation.role is None:
         return
     path, fault = _decoded_path(scope["path_params"])
-    key = await identify(call.service, fields.get(b"authorization"))
+    key, call.credential = await identify(call.service, scope.get("method", "GET"), fields)
     call.actor = key.actor
     call.key_id = key.id
     if TRAIL in scope:
@@ -187,7 +188,8 @@ async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
     if key.rate_limit is not None:
         call.bucket = call.service.rate_limits.of(key)
     # What cannot be decoded is no merchant's id, so it is certainly not the caller's.
-    permit(key, needed=operation.role, merchant=path.get("merchant", ""))
+    merchant = key.merchant if operation.any_merchant else path.get("merchant")
+    permit(key, needed=operation.role, merchant=merchant or "")
     if call.bucket is not None:
         call.bucket.take()
     if fault is not None:

@@ -9,6 +9,7 @@ from engine.events import EventType
 from engine.history import Order
 from engine.ledger import OperationKind
 from engine.limits import DEFAULT_PAGE, MAX_ID_BYTES, MAX_PAGE
+from gateway.authentication import SESSION_COOKIE
 from gateway.feed_bodies import FeedEvent
 from gateway.freshness import DEFAULT_MAX_STALENESS_MS
 from gateway.interests import MAX_NAMES
@@ -114,6 +115,7 @@ _RESPONSE_HEADERS: Final = {
     "RateLimit-Policy": "The key's rate limit at this gateway process, where it has one: how many "
     'units at once, and the seconds in which they come back: `"key";q=100;w=1`.',
     "WWW-Authenticate": "The scheme, `Bearer`.",
+    "Set-Cookie": "The session's cookie, which no script can read.",
 }
 
 _PROBLEM_HEADERS: Final = {
@@ -147,9 +149,10 @@ def document(version: str) -> dict[str, Any]:
             },
             {"name": "Search", "description": "What is where, by words, SKU, location and stock."},
             {"name": "Webhooks", "description": "Events, sent to where you want them."},
+            {"name": "Sessions", "description": "Who signed in to the console."},
             {"name": "Health", "description": "For load balancers and orchestrators."},
         ],
-        "security": [{"apiKey": []}],
+        "security": [{"apiKey": []}, {"session": []}],
         "paths": {
             path: {one.method.lower(): _operation(one) for one in operations}
             for path, operations in by_path().items()
@@ -167,7 +170,13 @@ def document(version: str) -> dict[str, Any]:
                     "bearerFormat": "hfk_<id>_<secret>",
                     "description": "An API key of role `read`, `reserve`, `feed` or `admin`, for "
                     "one merchant or the whole platform.",
-                }
+                },
+                "session": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": SESSION_COOKIE,
+                    "description": "A session of the console, for pages of this host alone.",
+                },
             },
         },
     }

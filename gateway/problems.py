@@ -108,13 +108,13 @@ class RateLimited(HoldfastError):
 
 
 class ForeignOrigin(HoldfastError):
-    """A page of another site tries to open a socket."""
+    """A page of another site tries to open a socket, or to use a session of the console."""
 
     code = "foreign_origin"
 
     def __init__(self) -> None:
         """Say how to mend it."""
-        super().__init__("a page may open a socket only to the host that it came from")
+        super().__init__("a page may call only the host that it came from")
 
 
 class NotFound(HoldfastError):

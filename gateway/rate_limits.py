@@ -24,6 +24,13 @@ fraction of a request of its own, so batching must pay, and yet 1,000 movements 
 POLICY: Final = "key"
 """What the response fields call the limit."""
 
+SIGN_INS: Final = RateLimit(per_second=1, burst=10)
+"""Sign-ins from one address: more than a person makes, and no use for guessing 190 random bits."""
+
+MAX_ADDRESSES: Final = 10_000
+"""Addresses that are remembered; the one that was quiet for longest is forgotten first."""
+
+
 _SLACK: Final = 1e-6
 """Of a unit, second or millisecond: what sums of floats may be off, for which nobody is to wait."""
 
@@ -102,3 +109,19 @@ class RateLimits:
             if len(self._buckets) > MAX_API_KEYS:
                 self._buckets.popitem(last=False)
         return bucket
+
+
+class SignIns:
+    """How often each address may try to sign in at this process."""
+
+    def __init__(self) -> None:
+        """Know of no address yet."""
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    def take(self, address: str) -> None:
+        """Count an attempt. Raises RateLimited."""
+        bucket = self._buckets.pop(address, None) or Bucket(SIGN_INS, workers=1, clock=monotonic)
+        self._buckets[address] = bucket
+        if len(self._buckets) > MAX_ADDRESSES:
+            self._buckets.popitem(last=False)
+        bucket.take()

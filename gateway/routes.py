@@ -44,6 +44,7 @@ from gateway import (
     scrape,
     search,
     search_wire,
+    sessions,
     shortfalls,
     sse,
     stock,
@@ -56,6 +57,7 @@ from gateway.idempotency import ATTEMPT_FORM, ATTEMPT_HEADER
 from gateway.paging import QUERY
 from gateway.problems import (
     Forbidden,
+    ForeignOrigin,
     IdempotencyKeyRequired,
     InvalidRequest,
     NotFound,
@@ -103,6 +105,7 @@ class Operation:
     `role` None is open to everyone. `request` None takes no body; without `body_required` an empty
     body stands for `{}`. Query parameters of `lists` may stand many times. `problems` are those of
     its own, beside the ones that its kind brings.
+    A path without a merchant is for keys of the whole platform, unless `any_merchant`.
     `items` counts what makes a request of many cost more than one (see `gateway.rate_limits`).
     """
 
@@ -114,6 +117,7 @@ class Operation:
     handler: Handler
     successes: tuple[Success, ...]
     role: Role | None
+    any_merchant: bool = False
     request: type | None = None
     body_required: bool = True
     changes: bool = False
@@ -174,6 +178,7 @@ _COMMON: Final[tuple[type[HoldfastError], ...]] = (
     InvalidCommand,
     Unauthenticated,
     Forbidden,
+    ForeignOrigin,
     NotFound,
     RateLimited,
     Overloaded,
@@ -189,6 +194,7 @@ _RESERVATION: Final = _MERCHANT + "/reservations/{reservation}"
 _ITEM: Final = _MERCHANT + "/items/{sku}"
 _WEBHOOKS: Final = _MERCHANT + "/webhooks"
 _WEBHOOK: Final = _WEBHOOKS + "/{webhook}"
+_SESSION: Final = "/v1/session"
 
 _SUBSTITUTES: Final = _MERCHANT + "/substitutes"
 _KITS: Final = _MERCHANT + "/kits"
@@ -824,6 +830,63 @@ OPERATIONS: Final = (
         lists=sse.LISTS,
         header_fields=(_LAST_EVENT_ID,),
         problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="listMerchants",
+        method="GET",
+        path="/v1/merchants",
+        tag="Stock",
+        summary="List the merchants that have stock, to a key of the whole platform",
+        handler=stock.list_merchants,
+        role=Role.READ,
+        successes=(Success(200, wire.MerchantPage, "A page"),),
+        query=QUERY,
+    ),
+    Operation(
+        name="createSession",
+        method="POST",
+        path=_SESSION,
+        tag="Sessions",
+        summary="Sign in to the console with an API key",
+        handler=sessions.create,
+        request=sessions.SessionRequest,
+        role=None,
+        successes=(
+            Success(201, sessions.SessionAnswer, "Whose key it is, and a cookie", ("Set-Cookie",)),
+        ),
+        problems=(
+            InvalidRequest,
+            Unauthenticated,
+            ForeignOrigin,
+            PayloadTooLarge,
+            UnsupportedMediaType,
+            RateLimited,
+            Overloaded,
+            StoreUnavailable,
+            HoldfastError,
+        ),
+    ),
+    Operation(
+        name="readSession",
+        method="GET",
+        path=_SESSION,
+        tag="Sessions",
+        summary="Tell whose key or session this is",
+        handler=sessions.read,
+        role=Role.READ,
+        any_merchant=True,
+        successes=(Success(200, sessions.SessionAnswer, "Whose it is"),),
+    ),
+    Operation(
+        name="deleteSession",
+        method="DELETE",
+        path=_SESSION,
+        tag="Sessions",
+        summary="Sign out",
+        handler=sessions.delete,
+        role=Role.READ,
+        any_merchant=True,
+        successes=(Success(204, None, "The session is over", ("Set-Cookie",)),),
     ),
     Operation(
         name="live",

@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 
 from engine import metrics
-from engine.access import ApiKey, KeyCache, parse_secret
+from engine.access import ApiKey, KeyCache, is_session, parse_secret
 from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.feeds import Feeds
 from engine.figures import Figures, Gatherer
@@ -23,13 +23,12 @@ from engine.outcomes import HistoryUnavailable, IndexUnavailable, StoreUnavailab
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
-from gateway.bearer import bearer
 from gateway.crowd import Crowd
 from gateway.egress import Egress
 from gateway.fanout import Fanout
 from gateway.listening import Listening
 from gateway.metrics import SUBSCRIBERS, UNDER_WAY
-from gateway.rate_limits import RateLimits
+from gateway.rate_limits import RateLimits, SignIns
 from gateway.wire import Health, Readiness
 from projection.database import Database, open_database
 
@@ -71,6 +70,7 @@ class Service:
         """
         self.rate_limits = RateLimits(workers=workers)
         self.crowd = Crowd()
+        self.sign_ins = SignIns()
         self.webhook_loopback = webhook_loopback
         self._index_url = index_url
         self._index: Database | None = None
@@ -207,20 +207,22 @@ class Service:
         return self._index
 
     async def authenticate(self, secret: str) -> ApiKey | None:
-        """Return the key of a secret, None where it is none. Raises StoreUnavailable."""
+        """Return the key of a secret or of a session's token. Raises StoreUnavailable."""
         if self._keys is None:
-            if parse_secret(secret) is None:
+            if parse_secret(secret) is None and not is_session(secret):
                 return None
             raise StoreUnavailable()
         return await self._keys.authenticate(secret)
 
-    async def still_admits(self, authorization: bytes, *, merchant: str) -> bool:
+    def forget(self, credential: str) -> None:
+        """Have the store asked the next time that this secret or token comes."""
+        if self._keys is not None:
+            self._keys.forget(credential)
+
+    async def still_admits(self, credential: str, *, merchant: str) -> bool:
         """Say whether the key of an open stream may go on; where the store is away it may."""
-        secret = bearer(authorization)
-        if secret is None:
-            return False
         try:
-            key = await self.authenticate(secret)
+            key = await self.authenticate(credential)
         except StoreUnavailable:
             return True
         return key is not None and key.merchant in (None, merchant)

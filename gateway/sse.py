@@ -86,7 +86,7 @@ class EventStream:
         """Send what `subscription` has, after what it begins with."""
         self._service = call.service
         self._fanout = call.service.fanout
-        self._secret = call.headers.get(b"authorization", b"")
+        self._credential = call.credential
         self._merchant = call.merchant
         self._subscription = subscription
         self._beginning: Beginning | None = beginning
@@ -184,7 +184,7 @@ class EventStream:
         if now - self._checked_at < RECHECK_SECONDS:
             return
         self._checked_at = now
-        if not await self._service.still_admits(self._secret, merchant=self._merchant):
+        if not await self._service.still_admits(self._credential, merchant=self._merchant):
             self._subscription.cut(CutOff.UNAUTHENTICATED)
 
 

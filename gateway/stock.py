@@ -15,6 +15,15 @@ from gateway.problems import PreconditionFailed
 from gateway.wire import Source
 
 
+async def list_merchants(call: Call, _body: None) -> Answer:
+    """List the merchants that have stock."""
+    listing = ("merchants",)
+    page = await call.inventory.list_merchants(after=place_of(call, listing), limit=limit_of(call))
+    following = cursor(listing, page.next_after)
+    merchants = [wire.Merchant(merchant) for merchant in page.items]
+    return Answer(200, wire.MerchantPage(merchants, following is not None, following))
+
+
 async def list_locations(call: Call, _body: None) -> Answer:
     """List a merchant's locations."""
     listing = ("locations", call.merchant)

@@ -195,8 +195,8 @@ class _Conversation:
         if now - self._checked_at < RECHECK_SECONDS:
             return
         self._checked_at = now
-        secret = self._call.headers.get(b"authorization", b"")
-        if not await self._call.service.still_admits(secret, merchant=self._call.merchant):
+        call = self._call
+        if not await call.service.still_admits(call.credential, merchant=call.merchant):
             for listener in self._listeners.values():
                 listener.subscription.cut(CutOff.UNAUTHENTICATED)
             self._close_code = CLOSE_POLICY

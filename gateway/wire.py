@@ -381,6 +381,16 @@ class StockPage(Page[Stock], frozen=True):
     """Rows of a location by SKU, in byte order."""
 
 
+class Merchant(msgspec.Struct, frozen=True):
+    """A merchant that has or had stock."""
+
+    merchant: str
+
+
+class MerchantPage(Page[Merchant], frozen=True):
+    """Merchants of the store."""
+
+
 class LocationPage(Page[Location], frozen=True):
     """Locations of a merchant."""
 

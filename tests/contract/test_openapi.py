@@ -38,7 +38,14 @@ from gateway.service import Service
 from tests.gateways import GatewayProcess
 from tests.stores import MakeStore, set_up
 
-UNDOCUMENTED: Final = {"/openapi.json", "/asyncapi.json", "/docs", "/docs/assets"}
+UNDOCUMENTED: Final = {
+    "/console",
+    "/console/assets",
+    "/openapi.json",
+    "/asyncapi.json",
+    "/docs",
+    "/docs/assets",
+}
 """The documents themselves and their page."""
 
 EXAMPLES: Final = 200 if os.environ.get("HOLDFAST_TEST_PROFILE") == "ci" else 12

@@ -11,7 +11,12 @@ from engine.keys import API_KEYS_KEY, digest
 from gateway.routes import OPERATIONS, Operation
 from tests.gateways import Api, Shelf, assert_problem, lines_of
 
-GUARDED = [operation for operation in OPERATIONS if operation.role is not None]
+GUARDED = [operation for operation in OPERATIONS if "{merchant}" in operation.path]
+PLATFORM = [
+    operation
+    for operation in OPERATIONS
+    if operation.role is not None and operation not in GUARDED and not operation.any_merchant
+]
 
 LESSER: dict[Role, list[Role]] = {
     Role.READ: [],
@@ -211,3 +216,17 @@ async def test_health_and_documents_are_open_to_everyone(api: Api) -> None:
     anyone = api.client_of(None)
     for path in ("/livez", "/readyz", "/openapi.json", "/docs"):
         assert (await anyone.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("operation", PLATFORM, ids=lambda operation: operation.name)
+async def test_what_is_of_the_whole_platform_is_hidden_from_a_merchants_key(
+    api: Api, shelf: Shelf, operation: Operation
+) -> None:
+    answer = await request(shelf.client, operation, "", "")
+    assert_problem(answer, 404, "not_found")
+    assert operation.role is not None
+    for role in LESSER[operation.role]:
+        answer = await request(await api.client(role, merchant=None), operation, "", "")
+        assert_problem(answer, 403, "forbidden")
+    client = await api.client(operation.role, merchant=None)
+    assert (await request(client, operation, "", "")).status_code < 300

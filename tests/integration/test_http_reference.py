@@ -38,6 +38,7 @@ _VARYING = (
     (re.compile(r'"source": ?"(view|store)"'), '"source":"(source)"'),
     (_RESERVATION, "(reservation)"),
     (re.compile(r'"key:[0-9A-Za-z]{8}"'), '"(actor)"'),
+    (re.compile(r'"key": ?"[0-9A-Za-z]{8}"'), '"key":"(key)"'),
     (re.compile(r"whsec_[0-9A-Za-z+/=]+"), "(secret)"),
     (re.compile(r"test_[0-9a-f]{24}"), "(event)"),
     (re.compile(r'"duration_ms": ?[0-9]+'), '"duration_ms":0'),

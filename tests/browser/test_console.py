@@ -1,0 +1,284 @@
+"""The console in a real browser, on a real service, beside other clients of the API."""
+
+from itertools import pairwise
+from urllib.parse import quote, urlsplit
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Page, expect
+
+from engine.access import Role
+from tests.browser.conftest import SignIn, Site
+from tests.browser.line import Line
+from tests.stores import eventually
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+
+WAIT_MS = 20_000
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)>'
+
+COUNT_PAINTS = """() => {
+  window.paints = [];
+  new MutationObserver(() => {
+    const now = performance.now();
+    const last = window.paints[window.paints.length - 1];
+    if (last === undefined || now - last > 1) window.paints.push(now);
+  }).observe(document.querySelector('.grid-spacer'),
+    {subtree: true, childList: true, characterData: true, attributes: true});
+}"""
+
+
+async def accessible(page: Page) -> None:
+    """Check the page with axe-core."""
+    # A row that flashes is between two colours for a moment.
+    await page.emulate_media(reduced_motion="reduce")
+    found = await Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+async def fits(page: Page) -> None:
+    """Check that nothing is wider than the window."""
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+async def test_a_wrong_key_is_refused_and_a_session_ends(
+    browser: Browser, site: Site, sign_in: SignIn
+) -> None:
+    page = await browser.new_page()
+    await page.goto(f"{site.url}/console")
+    await page.get_by_label("API key").fill("hfk_wrong")
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.get_by_role("alert")).to_contain_text("no valid key", timeout=WAIT_MS)
+    await accessible(page)
+
+    signed_in = await sign_in()
+    stored = await signed_in.evaluate("JSON.stringify({...localStorage, ...sessionStorage})")
+    assert "hf" not in stored.replace("holdfast", ""), stored
+    assert await signed_in.evaluate("document.cookie") == ""
+    (cookie,) = await signed_in.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    await signed_in.reload()
+    await signed_in.get_by_role("button", name="Sign out").click()
+    await expect(signed_in.get_by_label("API key")).to_be_visible()
+    assert await signed_in.context.cookies() == []
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1440, False), (360, True)])
+async def test_stock_is_live_searched_sorted_and_filtered(
+    site: Site, sign_in: SignIn, width: int, dark: bool
+) -> None:
+    receipt = {"location": "berlin", "type": "receive"}
+    movements = [
+        {**receipt, "id": str(number), "sku": f"tea-{number:02d}", "quantity": 10 + number}
+        for number in range(60)
+    ]
+    await site.send("POST", "/movements/batch", {"movements": movements})
+    await site.send("PUT", "/items/tea-07", {"title": "Assam, loose leaf"})
+    page = await sign_in(width=width, dark=dark)
+    await page.goto(site.address("stock", "berlin"))
+    grid = page.get_by_role("table", name="Stock of berlin")
+    await expect(page.get_by_text("60 items")).to_be_visible(timeout=WAIT_MS)
+    await expect(grid).to_have_attribute("aria-rowcount", "61")
+    # Only what is in sight is in the document.
+    assert await grid.locator(".grid-row").count() < 45
+    await fits(page)
+    await accessible(page)
+
+    row = grid.locator(".grid-row", has_text="tea-03")
+    await expect(row.locator(".available")).to_have_text("13")
+    await site.move("berlin", "sale", "tea-03", 4)
+    await expect(row.locator(".available")).to_have_text("9", timeout=WAIT_MS)
+
+    await page.get_by_role("button", name="Available").click()
+    await expect(grid.locator("[aria-rowindex='2'] .available")).to_have_text("69")
+    await page.get_by_label("Show").select_option("out")
+    await expect(page.get_by_text("Nothing fits")).to_be_visible()
+    await page.get_by_label("Show").select_option("all")
+
+    async def is_indexed() -> bool:
+        found = await site.send("GET", "/search?q=assam&location=berlin")
+        return len(found.json()["data"]) == 1
+
+    await eventually(is_indexed, within_seconds=20)
+    await page.keyboard.press("/")
+    await page.keyboard.type("assam")
+    await expect(page.get_by_text("1 of 60 items")).to_be_visible(timeout=WAIT_MS)
+    await page.keyboard.press("Tab")
+    await grid.locator(".grid-row a").first.focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("heading", name="Assam, loose leaf")).to_be_visible()
+
+
+async def test_a_burst_is_painted_at_most_ten_times_a_second(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "tea", 1000)
+    page = await sign_in()
+    await page.goto(site.address("stock", "berlin"))
+    available = page.locator(".grid-row .available")
+    await expect(available).to_have_text("1,000", timeout=WAIT_MS)
+    await page.evaluate(COUNT_PAINTS)
+    sale = {"location": "berlin", "type": "sale", "sku": "tea", "quantity": 1}
+    for batch in range(4):
+        movements = [{**sale, "id": f"{batch}-{number}"} for number in range(100)]
+        await site.send("POST", "/movements/batch", {"movements": movements})
+    await expect(available).to_have_text("600", timeout=WAIT_MS)
+    paints = await page.evaluate("window.paints")
+    gaps = [later - earlier for earlier, later in pairwise(paints)]
+    # A frame may come early by the length of one.
+    assert all(gap > 80 for gap in gaps if gap > 20), gaps
+    assert len(paints) < 400
+
+
+async def test_a_row_tells_how_it_came_to_be(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "tea", 12, reference="PO-7")
+    held = await site.reserve("berlin", "tea", 5, order_ref="order-9")
+    page = await sign_in()
+    await page.goto(site.address("stock", "berlin", "tea", query="?range=15m"))
+    await expect(page.locator("[data-tile=available]")).to_contain_text("7", timeout=WAIT_MS)
+    await expect(page.get_by_role("img", name="Reserved 5, Available 7")).to_be_visible()
+    await expect(page.get_by_role("button", name="15m")).to_have_attribute("aria-pressed", "true")
+    assert "V" in (await page.locator(".line-on_hand").get_attribute("d") or "")
+    await page.get_by_text("Received").click()
+    await expect(page.get_by_text("PO-7")).to_be_visible()
+    await expect(page.get_by_role("link", name="order-9")).to_be_visible()
+    await page.get_by_role("button", name="6h").click()
+    assert page.url.endswith("?range=6h")
+    await accessible(page)
+
+    # A till sells what was promised: the reservation is in danger.
+    await site.move("berlin", "sale", "tea", 9)
+    await expect(page.get_by_role("heading", name="Endangered reservations")).to_be_visible(
+        timeout=WAIT_MS
+    )
+    await expect(page.get_by_text("Short of 2")).to_be_visible()
+    await site.send("POST", f"/reservations/{held}/release", {})
+    await expect(page.get_by_text("Nobody holds units")).to_be_visible(timeout=WAIT_MS)
+
+
+async def test_what_staff_do_is_in_the_ledger_with_its_actor(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    page = await sign_in()
+    await page.goto(site.address("stock", "berlin", "tea"))
+    on_hand = page.locator("[data-tile=on_hand] dd")
+    await expect(on_hand).to_have_text("10", timeout=WAIT_MS)
+
+    await page.get_by_role("button", name="Receive").click()
+    await page.get_by_label("Units").fill("5")
+    await accessible(page)
+    await page.get_by_role("dialog").get_by_role("button", name="Receive").click()
+    await expect(on_hand).to_have_text("15", timeout=WAIT_MS)
+
+    # The browser tells of every refusal.
+    site.expected.append("status of 409")
+    await page.get_by_role("button", name="Adjust").click()
+    await page.get_by_label("Change in units").fill("-20")
+    await page.get_by_label("Reason").fill("dropped")
+    await page.get_by_role("dialog").get_by_role("button", name="Adjust").click()
+    await expect(page.get_by_role("alert")).to_contain_text("on hand 15")
+    await page.get_by_label("Change in units").fill("-3")
+    await page.get_by_role("dialog").get_by_role("button", name="Adjust").click()
+    await expect(on_hand).to_have_text("12", timeout=WAIT_MS)
+
+    await page.get_by_role("button", name="Count").click()
+    await page.get_by_label("Units counted").fill("11")
+    await page.get_by_role("button", name="Book the count").click()
+    await expect(page.get_by_text("1 unit fewer than the books said")).to_be_visible()
+
+    await page.get_by_role("button", name="Safety stock").click()
+    await page.get_by_role("spinbutton", name="Safety stock").fill("4")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.locator("[data-tile=safety_stock] dd")).to_have_text("4", timeout=WAIT_MS)
+
+    ledger = (await site.send("GET", "/ledger?sku=tea&order=oldest")).json()["data"]
+    done = [(entry["kind"], entry["details"].get("type")) for entry in ledger[1:]]
+    assert done == [
+        ("move", "receive"), ("move", "adjust"), ("move", "count"), ("configure", None),
+    ]  # fmt: skip
+    admin = site.secrets[Role.ADMIN][4:12]
+    assert {entry["actor"] for entry in ledger} == {f"key:{admin}"}
+    assert ledger[2]["details"]["reason"] == "dropped"
+
+
+async def test_a_reader_sees_and_cannot_change(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    page = await sign_in(site.secrets[Role.READ])
+    await page.goto(site.address("stock", "berlin", "tea"))
+    await expect(page.locator("[data-tile=on_hand] dd")).to_have_text("10", timeout=WAIT_MS)
+    for name in ("Receive", "Adjust", "Count", "Safety stock"):
+        await expect(page.get_by_role("button", name=name)).to_have_count(0)
+
+
+async def test_a_cut_line_is_told_and_the_stream_goes_on_where_it_broke(
+    site: Site, sign_in: SignIn
+) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    # The browser tells of every connection that breaks or cannot be made.
+    site.expected.append("Failed to load resource: net::")
+    async with Line(urlsplit(site.url).port or 0) as line:
+        page = await sign_in(url=line.url)
+        await page.goto(f"{line.url}/console#/{site.merchant}/stock/berlin")
+        available = page.locator(".grid-row .available")
+        await expect(available).to_have_text("10", timeout=WAIT_MS)
+        resumed: list[str] = []
+        page.on(
+            "request",
+            lambda request: (
+                resumed.append(request.headers.get("last-event-id", ""))
+                if "/stream" in request.url
+                else None
+            ),
+        )
+        await line.cut()
+        await expect(page.locator("#banner")).to_contain_text("Disconnected", timeout=WAIT_MS)
+        await site.move("berlin", "sale", "tea", 3)
+        await expect(available).to_have_text("10")
+        await line.mend()
+        await expect(available).to_have_text("7", timeout=WAIT_MS)
+        await expect(page.locator("#banner")).to_be_hidden(timeout=WAIT_MS)
+        assert resumed
+        assert all(resumed)
+
+
+async def test_a_hostile_name_stays_text(site: Site, sign_in: SignIn) -> None:
+    await site.move(_encoded(HOSTILE), "receive", HOSTILE, 3)
+    await site.send("PUT", f"/items/{_encoded(HOSTILE)}", {"title": HOSTILE})
+    await site.reserve(_encoded(HOSTILE), HOSTILE, 1, order_ref=HOSTILE)
+    page = await sign_in()
+    await page.goto(site.address("stock"))
+    link = page.locator(".grid-row a").first
+    await expect(link).to_contain_text("<script>", timeout=WAIT_MS)
+    await link.click()
+    await expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE, timeout=WAIT_MS)
+    await expect(page.locator("[data-tile=reserved] dd")).to_have_text("1")
+    assert await page.locator("main script, main img").count() == 0
+    assert "Holdfast" in await page.title()
+
+
+async def test_nothing_is_painted_or_heard_while_the_page_is_hidden(
+    site: Site, sign_in: SignIn
+) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    page = await sign_in()
+    await page.goto(site.address("stock", "berlin"))
+    available = page.locator(".grid-row .available")
+    await expect(available).to_have_text("10", timeout=WAIT_MS)
+    await _hide(page, True)
+    await expect(page.locator("body")).to_have_attribute("data-live", "paused")
+    await site.move("berlin", "sale", "tea", 3)
+    await expect(available).to_have_text("10")
+    await _hide(page, False)
+    await expect(available).to_have_text("7", timeout=WAIT_MS)
+    await expect(page.locator("body")).to_have_attribute("data-live", "live")
+
+
+async def _hide(page: Page, hidden: bool) -> None:
+    await page.evaluate(
+        """hidden => {
+          Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});
+          document.dispatchEvent(new Event('visibilitychange'));
+        }""",
+        hidden,
+    )
+
+
+def _encoded(text: str) -> str:
+    return quote(text, safe="")
