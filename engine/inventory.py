@@ -287,6 +287,16 @@ class Inventory:
             raise ReservationNotFound(reservation)
         return found
 
+    async def open_count(self, merchant: str, location: str) -> tuple[int, int]:
+        """Count a location's open reservations; the second is since when the oldest is there, ms.
+
+        0 where there is none.
+        """
+        index = self._keys_of(merchant, location).open_reservations(merchant, location)
+        count = await self._dispatch.read("ZCARD", index)
+        oldest = await self._dispatch.read("ZRANGE", index, 0, 0, "WITHSCORES")
+        return int(count), int(float(oldest[1])) if oldest else 0
+
     async def open_reservations(
         self, merchant: str, location: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Reservation]:

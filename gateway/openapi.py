@@ -41,6 +41,7 @@ _PATH_PARAMETERS: Final = {
     "source": "The till or supplier that tells of events.",
     "event": "The id that the quarantine lists.",
     "reservation": "The reservation's id, `rsv_...`.",
+    "key": "The key's public part: what follows `hfk_`.",
     "webhook": "The webhook's id, `whk_...`.",
 }
 
@@ -149,6 +150,8 @@ def document(version: str) -> dict[str, Any]:
             },
             {"name": "Search", "description": "What is where, by words, SKU, location and stock."},
             {"name": "Webhooks", "description": "Events, sent to where you want them."},
+            {"name": "Overview", "description": "How the service and its locations are."},
+            {"name": "Keys", "description": "Who may call, managed by keys of the platform."},
             {"name": "Sessions", "description": "Who signed in to the console."},
             {"name": "Health", "description": "For load balancers and orchestrators."},
         ],

@@ -31,6 +31,8 @@ from engine.outcomes import (
     WebhookNotFound,
 )
 from gateway import (
+    api_keys,
+    audit,
     definition_wire,
     definitions,
     entries,
@@ -40,6 +42,7 @@ from gateway import (
     health,
     ledger,
     movements,
+    overview,
     reservations,
     scrape,
     search,
@@ -194,6 +197,7 @@ _RESERVATION: Final = _MERCHANT + "/reservations/{reservation}"
 _ITEM: Final = _MERCHANT + "/items/{sku}"
 _WEBHOOKS: Final = _MERCHANT + "/webhooks"
 _WEBHOOK: Final = _WEBHOOKS + "/{webhook}"
+_KEYS: Final = "/v1/keys"
 _SESSION: Final = "/v1/session"
 
 _SUBSTITUTES: Final = _MERCHANT + "/substitutes"
@@ -841,6 +845,70 @@ OPERATIONS: Final = (
         role=Role.READ,
         successes=(Success(200, wire.MerchantPage, "A page"),),
         query=QUERY,
+    ),
+    Operation(
+        name="readOverview",
+        method="GET",
+        path="/v1/overview",
+        tag="Overview",
+        summary="Tell how the service is, to a key of the whole platform",
+        handler=overview.read,
+        role=Role.READ,
+        successes=(Success(200, overview.Overview, "How it is"),),
+    ),
+    Operation(
+        name="readMerchantOverview",
+        method="GET",
+        path=_MERCHANT + "/overview",
+        tag="Overview",
+        summary="Tell how a merchant's locations are",
+        handler=overview.read_merchant,
+        role=Role.READ,
+        successes=(Success(200, overview.MerchantOverview, "How they are"),),
+    ),
+    Operation(
+        name="readAudit",
+        method="GET",
+        path="/v1/audit",
+        tag="Overview",
+        summary="Tell what the running audit last found, to a key of the whole platform",
+        handler=audit.read,
+        role=Role.READ,
+        successes=(Success(200, audit.AuditReport, "What it found"),),
+    ),
+    Operation(
+        name="listKeys",
+        method="GET",
+        path=_KEYS,
+        tag="Keys",
+        summary="List all API keys",
+        handler=api_keys.list_all,
+        role=Role.ADMIN,
+        successes=(Success(200, api_keys.KeyList, "The keys"),),
+    ),
+    Operation(
+        name="createKey",
+        method="POST",
+        path=_KEYS,
+        tag="Keys",
+        summary="Make an API key",
+        handler=api_keys.create,
+        request=api_keys.KeyRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(201, api_keys.KeyWithSecret, "It and its secret"),),
+        problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="revokeKey",
+        method="DELETE",
+        path=_KEYS + "/{key}",
+        tag="Keys",
+        summary="Revoke an API key for good",
+        handler=api_keys.revoke,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, api_keys.KeyAnswer, "The key, revoked"),),
     ),
     Operation(
         name="createSession",

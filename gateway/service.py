@@ -227,6 +227,11 @@ class Service:
             return True
         return key is not None and key.merchant in (None, merchant)
 
+    @property
+    def unsafe(self) -> list[str]:
+        """In what way the store may lose what it acknowledged; empty where in none."""
+        return [] if self._facts is None else [str(warning) for warning in self._facts.warnings]
+
     async def readiness(self) -> Readiness:
         """Ask the store for a sign of life, and say how things are."""
         inventory, facts = self._inventory, self._facts

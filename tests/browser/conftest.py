@@ -101,7 +101,10 @@ def service(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def site(service: RunningService, merchant: str) -> Site:
     """A merchant's part of it, and a key of each role."""
     command = CommandLine(service.environment, merchant)
-    secrets = {role: str(command.json("keys", "create", "--role", role)["secret"]) for role in Role}
+    secrets = {
+        role: str(command.json("keys", "create", "--role", role, "--merchant", merchant)["secret"])
+        for role in Role
+    }
     platform = (service.data_dir / "admin.key").read_text().strip()
     return Site(service.url.rstrip("/"), merchant, secrets, platform)
 

@@ -1,5 +1,6 @@
 """The console in a real browser, on a real service, beside other clients of the API."""
 
+from datetime import UTC, datetime
 from itertools import pairwise
 from urllib.parse import quote, urlsplit
 
@@ -282,3 +283,124 @@ async def _hide(page: Page, hidden: bool) -> None:
 
 def _encoded(text: str) -> str:
     return quote(text, safe="")
+
+
+async def test_a_reservation_is_found_followed_and_ended_by_typing(
+    site: Site, sign_in: SignIn
+) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    held = await site.reserve("berlin", "tea", 2, order_ref="order-77", ttl_seconds=600)
+    page = await sign_in(width=360)
+    await page.goto(site.address("reservations"))
+    await expect(page.get_by_role("link", name="order-77")).to_be_visible(timeout=WAIT_MS)
+    await fits(page)
+    await accessible(page)
+    await page.get_by_role("searchbox").fill("order-77")
+    await page.get_by_role("button", name="Find").click()
+    await page.get_by_role("link", name="order-77").click()
+    await expect(page.locator("[data-tile=left]")).to_contain_text("min", timeout=WAIT_MS)
+    await expect(page.get_by_text("Reserved", exact=True)).to_be_visible()
+    await accessible(page)
+
+    await page.get_by_role("button", name="Extend").click()
+    await page.get_by_label("Seconds from now").fill("1200")
+    go_ahead = page.get_by_role("dialog").get_by_role("button", name="Extend the hold")
+    await expect(go_ahead).to_be_disabled()
+    await page.get_by_label("to go ahead").fill("extend")
+    await go_ahead.click()
+    await expect(page.get_by_text("Extended", exact=True)).to_be_visible(timeout=WAIT_MS)
+    await page.get_by_role("button", name="Confirm").click()
+    await page.get_by_label("to go ahead").fill("confirm")
+    await page.get_by_role("button", name="Confirm the order").click()
+    await expect(page.locator("h1 .badge")).to_have_text("confirmed", timeout=WAIT_MS)
+    await page.get_by_role("button", name="Release").click()
+    await page.get_by_label("Reason").fill("customer called")
+    await page.get_by_label("to go ahead").fill("release")
+    await page.get_by_role("button", name="Release the units").click()
+    await expect(page.locator("h1 .badge")).to_have_text("released", timeout=WAIT_MS)
+    ended = (await site.send("GET", f"/reservations/{held}")).json()
+    assert ended["state"] == "released"
+
+
+async def test_feeds_show_gaps_and_what_was_set_aside(site: Site, sign_in: SignIn) -> None:
+    now = datetime.now(UTC).isoformat()
+    event = {"type": "receipt", "occurred_at": now, "sku": "tea", "quantity": 5}
+    events = [
+        {**event, "event_id": "1", "sequence": 1},
+        {**event, "event_id": "4", "sequence": 4},
+        {**event, "event_id": "x", "occurred_at": "2020-01-01T00:00:00Z", "sequence": 5},
+    ]
+    await site.send("POST", "/locations/berlin/feeds/till-1/events", {"events": events})
+    page = await sign_in()
+    await page.goto(site.address("feeds", "berlin"))
+    await expect(page.get_by_role("cell", name="till-1").first).to_be_visible(timeout=WAIT_MS)
+    await expect(page.get_by_text("2–3")).to_be_visible()
+    await accessible(page)
+    await page.get_by_role("button", name="Drop").click()
+    await page.get_by_role("dialog").get_by_role("button", name="Drop").click()
+    await expect(page.get_by_text("Nothing is set aside")).to_be_visible(timeout=WAIT_MS)
+    await page.get_by_role("button", name="Give up").click()
+    await page.get_by_label("to go ahead").fill("give up")
+    await page.get_by_role("dialog").get_by_role("button", name="Give up").click()
+    await expect(page.get_by_text("2–3")).to_be_hidden(timeout=WAIT_MS)
+
+
+async def test_webhooks_are_shown_with_their_deliveries(site: Site, sign_in: SignIn) -> None:
+    made = await site.send("POST", "/webhooks", {"url": "https://hooks.invalid/stock"})
+    await site.move("berlin", "receive", "tea", 1)
+
+    async def was_tried() -> bool:
+        path = f"/webhooks/{made.json()['id']}/attempts"
+        return bool((await site.send("GET", path)).json()["data"])
+
+    await eventually(was_tried, within_seconds=20)
+    page = await sign_in(dark=True)
+    await page.goto(site.address("webhooks"))
+    await page.get_by_role("link", name="https://hooks.invalid/stock").click()
+    await expect(page.get_by_text("stock.changed").first).to_be_visible(timeout=WAIT_MS)
+    await accessible(page)
+    await page.get_by_role("button", name="Pause").click()
+    await expect(page.locator("h1 .badge")).to_have_text("paused", timeout=WAIT_MS)
+
+
+async def test_the_platform_sees_how_the_service_is_and_who_may_call(
+    site: Site, sign_in: SignIn
+) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    await site.reserve("berlin", "tea", 2)
+    page = await sign_in(site.platform)
+    await page.goto(site.address("overview"))
+    await expect(page.locator("[data-tile=holds]")).to_contain_text("oldest", timeout=WAIT_MS)
+    await expect(page.get_by_role("link", name="berlin")).to_be_visible()
+    await expect(page.locator("[data-tile=archive]")).to_contain_text("operations")
+    await accessible(page)
+    await page.goto(site.address("audit"))
+    await expect(page.get_by_text("holdfast repair --plan")).to_be_visible(timeout=WAIT_MS)
+    await accessible(page)
+
+    await page.goto(site.address("keys"))
+    await page.get_by_role("button", name="Make a key").click()
+    await page.get_by_label("Label").fill("the window display")
+    await page.get_by_role("button", name="Make it").click()
+    secret = await page.get_by_label("Key", exact=True).input_value(timeout=WAIT_MS)
+    assert secret.startswith("hfk_")
+    await page.get_by_role("button", name="I have kept it").click()
+    row = page.get_by_role("row").filter(has_text=secret[4:12])
+    await accessible(page)
+    await row.get_by_role("button", name="Revoke").click()
+    await page.get_by_label("to go ahead").fill("revoke")
+    await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+    await expect(row.get_by_role("button", name="Revoke")).to_have_count(0, timeout=WAIT_MS)
+
+
+async def test_a_merchants_key_sees_its_own_part(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    page = await sign_in(site.secrets[Role.READ], width=360)
+    await page.goto(site.address("overview"))
+    await expect(page.get_by_role("link", name="berlin")).to_be_visible(timeout=WAIT_MS)
+    await expect(page.get_by_role("heading", name="Traffic")).to_have_count(0)
+    await page.get_by_role("button", name="Menu").click()
+    for name in ("Webhooks", "Audit", "Keys"):
+        await expect(page.get_by_role("navigation").get_by_role("link", name=name)).to_have_count(0)
+    await fits(page)
+    await accessible(page)

@@ -48,6 +48,7 @@ BODIES: dict[str, Any] = {
     "createWebhook": {"url": "https://hooks.invalid/"},
     "changeWebhook": {"description": "of a test"},
     "putItem": {"title": "Tea"},
+    "createKey": {"role": "read"},
 }
 
 
@@ -67,6 +68,7 @@ async def request(
         reservation=reservation,
         source="till",
         event="0" * 24,
+        key="00000000",
         # The merchant's own one, which the fixture made under this key.
         webhook=f"whk_{digest('webhook', merchant.removesuffix('-other'), 'of a fixture')}",
     )
@@ -228,5 +230,43 @@ async def test_what_is_of_the_whole_platform_is_hidden_from_a_merchants_key(
     for role in LESSER[operation.role]:
         answer = await request(await api.client(role, merchant=None), operation, "", "")
         assert_problem(answer, 403, "forbidden")
-    client = await api.client(operation.role, merchant=None)
-    assert (await request(client, operation, "", "")).status_code < 300
+    if operation.name != "revokeKey":
+        client = await api.client(operation.role, merchant=None)
+        assert (await request(client, operation, "", "")).status_code < 300
+
+
+async def test_keys_are_made_listed_and_revoked(api: Api) -> None:
+    platform = await api.client(Role.ADMIN, merchant=None)
+    body = {"role": "read", "merchant": api.merchant, "label": "of a test"}
+    made = (await platform.post("/v1/keys", json=body)).json()
+    client = api.client_of(made.pop("secret"))
+    assert (await client.get(f"/v1/merchants/{api.merchant}/locations")).status_code == 200
+    assert made in (await platform.get("/v1/keys")).json()["data"]
+    revoked = (await platform.delete(f"/v1/keys/{made['id']}")).json()
+    assert revoked["revoked_at"]
+    assert (await platform.delete(f"/v1/keys/{made['id']}")).json() == revoked
+    stranger = api.client_of(await api.secret(Role.ADMIN, f"{api.merchant}-other"))
+    for path in ("/v1/keys", "/v1/overview", "/v1/audit"):
+        assert_problem(await stranger.get(path), 404, "not_found")
+    assert_problem(await platform.delete("/v1/keys/nosuchid"), 404, "not_found")
+
+
+async def test_the_overview_counts_what_happened(api: Api, shelf: Shelf) -> None:
+    platform = await api.client(Role.READ, merchant=None)
+    before = (await platform.get("/v1/overview")).json()
+    await shelf.move("receive", "tea", 5)
+    assert (await shelf.reserve(("tea", 3))).status_code == 201
+    assert (await shelf.reserve(("tea", 3))).status_code == 409
+    after = (await platform.get("/v1/overview")).json()
+    # Other tests share the store, and this process its counts.
+    assert after["traffic"]["reserves"] > before["traffic"]["reserves"]
+    assert after["traffic"]["sold_out"] > before["traffic"]["sold_out"]
+    counts = [bucket["count"] for bucket in after["traffic"]["reserve_seconds"]]
+    assert counts == sorted(counts)
+    assert after["traffic"]["reserve_seconds"][-1]["seconds"] is None
+    assert after["store"]["server"]
+    own = (await shelf.client.get(f"{shelf.merchant_path}/overview")).json()
+    (berlin,) = own["data"]
+    assert (berlin["location"], berlin["open_reservations"]) == ("berlin", 1)
+    assert berlin["oldest_at"]
+    assert berlin["state"] == "live"

@@ -97,7 +97,7 @@ export function table(caption, columns, rows) {
     h("table", {},
       h("caption", { class: "hidden" }, caption),
       h("thead", {}, h("tr", {}, names.map((name, i) =>
-        h("th", { scope: "col", class: numeric[i] ? "number" : null }, name)))),
+        name ? h("th", { scope: "col", class: numeric[i] ? "number" : null }, name) : h("td", {})))),
       h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, i) =>
         h("td", { class: numeric[i] ? "number" : null, "data-label": names[i] }, cell)))))));
 }

@@ -4,12 +4,26 @@ import { Problem, Unreachable, call, get, pages, signedOut, whenSignedOut } from
 import { problemBox, toasts } from "./dialogs.js";
 import { duration, h, replace, text } from "./dom.js";
 import * as stream from "./stream.js";
-import * as stock from "./stock.js";
+import * as audit from "./audit.js";
+import * as feeds from "./feeds.js";
+import * as keys from "./keys.js";
+import * as overview from "./overview.js";
+import * as reservations from "./reservations.js";
 import * as row from "./row.js";
+import * as stock from "./stock.js";
+import * as webhooks from "./webhooks.js";
+
+const isPlatform = (who) => who.merchant === null;
 
 const PAGES = [
+  { id: "overview", label: "Overview", open: overview.open },
   { id: "stock", label: "Stock", open: (root, context) =>
     (context.path.length > 1 ? row : stock).open(root, context) },
+  { id: "reservations", label: "Reservations", open: reservations.open },
+  { id: "feeds", label: "Feeds", open: feeds.open },
+  { id: "webhooks", label: "Webhooks", needs: (who) => who.role === "admin", open: webhooks.open },
+  { id: "audit", label: "Audit", needs: isPlatform, open: audit.open },
+  { id: "keys", label: "Keys", needs: (who) => isPlatform(who) && who.role === "admin", open: keys.open },
 ];
 
 const RANK = { read: ["read"], reserve: ["read", "reserve"], feed: ["read", "feed"],

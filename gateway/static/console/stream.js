@@ -24,6 +24,12 @@ function enter(phase) {
   for (const listener of watchers) listener(state);
 }
 
+// A page that asks again and again instead of listening says here how it went.
+export function polled(well) {
+  if (well) state.heardAt = Date.now();
+  enter(well ? "live" : "lost");
+}
+
 // Begins to listen, in place of whatever was listened to before. `on` may have reset, rows, ready,
 // resumed, event and refused.
 export function listen(wanted, on) {
