@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Literal
 from urllib.parse import quote
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from engine.ledger import Levels, Operation, OperationKind, RowChange
 from engine.model import ReservationState, time_text
@@ -134,7 +135,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """The envelope that every event has.
 
     `id` is unique with `source`, and the same whoever makes the event. `time` is the partition's
-    clock. `subject` is a SKU, the id of a reservation, or a location.
+    clock. `subject` is a SKU, the id of a reservation, or a location. `traceparent` is that of the
+    request which made it happen, where it had one (the extension Distributed Tracing).
     """
 
     type_name: ClassVar[EventType]
@@ -145,6 +147,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     time: str
     specversion: Literal["1.0"] = "1.0"
     datacontenttype: Literal["application/json"] = "application/json"
+    traceparent: str | UnsetType = UNSET
 
 
 class StockEvent(Event, frozen=True, kw_only=True):
@@ -319,6 +322,7 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
     stem = f"{at_ms}-{partition}-{sequence}"
     source = source_of(operation.merchant, operation.location)
     time = time_text(at_ms)
+    traceparent = operation.traceparent or UNSET
     events: list[AnyEvent] = []
     for change in operation.rows:
         for event in _stock_classes(change):
@@ -328,6 +332,7 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
                     source=source,
                     subject=change.sku,
                     time=time,
+                    traceparent=traceparent,
                     data=_stock_data(operation, change, time),
                 )
             )
@@ -339,6 +344,7 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
                 source=source,
                 subject=operation.id,
                 time=time,
+                traceparent=traceparent,
                 data=_reservation_data(operation, time),
             )
         )
@@ -346,7 +352,14 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
     if about is not None:
         event, subject, data = about
         events.append(
-            event(id=f"{stem}-{len(events)}", source=source, subject=subject, time=time, data=data)
+            event(
+                id=f"{stem}-{len(events)}",
+                source=source,
+                subject=subject,
+                time=time,
+                traceparent=traceparent,
+                data=data,
+            )
         )
     return events
 

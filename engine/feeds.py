@@ -23,6 +23,7 @@ from engine.model import MovementType, Page
 from engine.outcomes import HoldfastError, InvalidCommand, Outcome
 from engine.policies import Policies
 from engine.refusals import refusal
+from engine.trace_context import split_trace
 from engine.validation import (
     check_batch,
     check_count,
@@ -541,7 +542,7 @@ def _quarantined(the_id: str, body: bytes) -> Quarantined:
         id=the_id,
         at_ms=at_ms,
         why=why,
-        actor=actor,
+        actor=split_trace(actor)[0],
         source=source,
         event_id=event_id,
         type=kind,

@@ -98,7 +98,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
             operation.merchant == self.merchant
             and self.location in (None, operation.location)
             and self.kind in (None, operation.kind)
-            and self.actor in (None, operation.actor)
+            and self.actor in (None, operation.who)
             and self.reservation in (None, reservation_of(operation))
             and self.reference in (None, reference_of(operation))
             and (self.sku is None or any(change.sku == self.sku for change in operation.rows))

@@ -13,6 +13,7 @@ import msgspec
 from engine.keys import PartitionKeys
 from engine.model import Row, Terms
 from engine.store import Store, pairs
+from engine.trace_context import split_trace
 
 MAX_READ_ENTRIES: Final = 1_000
 """Entries in one read: a group of 128 carts can make one entry of some 100 kB."""
@@ -103,6 +104,16 @@ class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fingerprint: str
     rows: tuple[RowChange, ...]
     detail: tuple[Any, ...]
+
+    @property
+    def who(self) -> str:
+        """The actor without the trace that may stand behind it."""
+        return split_trace(self.actor)[0]
+
+    @property
+    def traceparent(self) -> str:
+        """The trace of the request that did it (W3C Trace Context); empty where it had none."""
+        return split_trace(self.actor)[1]
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from engine.keys import PartitionKeys
 from engine.model import Line, Reservation, ReservationState
 from engine.outcomes import InvalidCommand, Outcome, StoreFault
 from engine.store import pairs
+from engine.trace_context import split_trace
 
 FIELDS: Final = (
     "state",
@@ -288,7 +289,7 @@ def _reservation(
         lines=body.lines,
         missing=body.missing,
         order_ref=order_ref or body.order_ref,
-        actor=body.actor,
+        actor=split_trace(body.actor)[0],
         created_at_ms=body.created_at_ms,
         expires_at_ms=expires_at_ms if state is ReservationState.HELD else None,
         confirmed_at_ms=confirmed_at_ms or None,

@@ -88,6 +88,16 @@ USER_AGENT: Final = "Holdfast-Webhooks/1.0"
 log = structlog.get_logger("gateway.delivery")
 
 
+class _Traced(msgspec.Struct):
+    """Of an event's body, the trace that it belongs to."""
+
+    traceparent: str = ""
+
+
+_TRACED: Final = b'"traceparent":'
+_decode_traced = msgspec.json.Decoder(_Traced).decode
+
+
 class Pause(NamedTuple):
     """How long an endpoint can be left alone, of the store's time."""
 
@@ -481,6 +491,8 @@ async def send(
         event, body, signed_with=endpoint.secrets_at(now_ms), at_seconds=now_ms // 1000
     )
     fields = [("content-type", "application/json"), ("user-agent", USER_AGENT), *signed]
+    if _TRACED in body and (traceparent := _decode_traced(body).traceparent):
+        fields.append(("traceparent", traceparent))
     try:
         return await egress.post(endpoint.url, body, fields)
     except NoAnswer as error:

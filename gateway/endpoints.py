@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.limits import MAX_ID_BYTES
 from engine.outcomes import HoldfastError, InvalidCommand
+from engine.trace_context import parse_traceparent, with_trace
 from engine.validation import check_id
 from gateway.authentication import identify, permit
 from gateway.bodies import ClientGone, decode, read
@@ -181,10 +182,12 @@ async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
         return
     path, fault = _decoded_path(scope["path_params"])
     key, call.credential = await identify(call.service, scope.get("method", "GET"), fields)
-    call.actor = key.actor
+    traceparent = parse_traceparent(fields[b"traceparent"]) if b"traceparent" in fields else ""
+    call.actor = with_trace(key.actor, traceparent)
     call.key_id = key.id
     if TRAIL in scope:
         scope[TRAIL].actor = key.actor
+        scope[TRAIL].traceparent = traceparent
     if key.rate_limit is not None:
         call.bucket = call.service.rate_limits.of(key)
     # What cannot be decoded is no merchant's id, so it is certainly not the caller's.

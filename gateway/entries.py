@@ -132,6 +132,7 @@ class LedgerEntry(msgspec.Struct, frozen=True):
     rows: list[LedgerRow]
     row_count: int
     details: Details
+    traceparent: str | UnsetType = UNSET
 
 
 class MissingEntries(msgspec.Struct, frozen=True):
@@ -178,10 +179,11 @@ def _entry(found: Found, sku: str | None) -> LedgerEntry:
         operation.id,
         operation.merchant,
         operation.location,
-        operation.actor,
+        operation.who,
         [_row(change) for change in operation.rows if sku in (None, change.sku)],
         len(operation.rows),
         _DETAILS[operation.kind](operation.detail),
+        operation.traceparent or UNSET,
     )
 
 

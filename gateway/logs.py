@@ -50,6 +50,7 @@ class AccessLog:
             self._until_next = self._sample_every
         if status < 500 and duration_ms < SLOW_MS and not due:
             return
+        fields = {"traceparent": trail.traceparent} if trail.traceparent else {}
         self._log.info(
             "request",
             method=method,
@@ -62,6 +63,7 @@ class AccessLog:
             actor=trail.actor,
             code=trail.code,
             sampled=due,
+            **fields,
         )
 
 

@@ -41,7 +41,10 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One operation, number `sequence` of its partition; `details` are its kind's own."""
+    """One operation, number `sequence` of its partition; `details` are its kind's own.
+
+    `traceparent` is that of the request which did it, empty where it had none.
+    """
 
     partition: int
     sequence: int
@@ -54,6 +57,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[LedgerRow, ...]
     row_count: int
     details: dict[str, Any]
+    traceparent: str = ""
 
     @property
     def reference(self) -> str:

@@ -108,7 +108,7 @@ def lines_of(operation: Operation, *, partition: int, sequence: int, at_ms: int)
     """Yield the lines of an operation."""
     head = (at_ms, partition, sequence, operation.kind.value, operation.id, operation.merchant)
     movement, reason = _movement(operation)
-    rest = (operation.actor, reference_of(operation) or "", movement, reason)
+    rest = (operation.who, reference_of(operation) or "", movement, reason)
     for change in operation.rows:
         yield (
             *head,

@@ -158,7 +158,7 @@ class ChangeWatch:
             if len(self.bulks) >= MAX_BULKS:
                 return None
             bulk = self.bulks[key] = Bulk(
-                operation.merchant, str(operation.detail[3]), operation.actor, at_ms, at_ms
+                operation.merchant, str(operation.detail[3]), operation.who, at_ms, at_ms
             )
         bulk.first_at_ms = min(bulk.first_at_ms, at_ms)
         bulk.last_at_ms = max(bulk.last_at_ms, at_ms)
@@ -217,7 +217,7 @@ class ChangeWatch:
                     sequence=sequence,
                     at_ms=at_ms,
                     reference=str(operation.detail[3]),
-                    actor=operation.actor,
+                    actor=operation.who,
                     factor=factor,
                     units=abs(moved),
                 )
@@ -281,7 +281,7 @@ def _bulk_key(operation: Operation, at_ms: int) -> BulkKey:
     reference = operation.detail[3]
     if reference:
         return (operation.merchant, f"reference {reference}", 0)
-    return (operation.merchant, f"actor {operation.actor}", at_ms // ACTOR_WINDOW_MS)
+    return (operation.merchant, f"actor {operation.who}", at_ms // ACTOR_WINDOW_MS)
 
 
 def _factor_outside(history: RowHistory, books: int, moved: int) -> float:

@@ -511,7 +511,7 @@ def _touch(operation: Operation, sequence: int, at_ms: int) -> Touch:
     reference = ""
     if operation.kind is OperationKind.MOVE:
         reference = str(operation.detail[3])
-    return Touch(sequence, operation.kind, operation.id, operation.actor, at_ms, reference)
+    return Touch(sequence, operation.kind, operation.id, operation.who, at_ms, reference)
 
 
 def _with_touches(finding: Finding, touches: dict[RowKey | str, list[Touch]]) -> Finding:

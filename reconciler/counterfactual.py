@@ -68,7 +68,7 @@ class Target(msgspec.Struct, frozen=True):
 
 def names_of(operation: Operation) -> frozenset[str]:
     """Return the names by which a target may mean a movement or a setting."""
-    names = {operation.id, operation.actor}
+    names = {operation.id, operation.who}
     if operation.kind in MOVEMENTS and operation.detail[3]:
         names.add(str(operation.detail[3]).removeprefix(IMPORT))
     return frozenset(names)
@@ -170,7 +170,7 @@ class Counterfactual:
         self.first_at_ms = self.first_at_ms or at_ms
         self.last_at_ms = at_ms
         if len(self.actors) < MAX_LISTED:
-            self.actors[operation.actor] = None
+            self.actors[operation.who] = None
         if operation.kind in MOVEMENTS and len(self.references) < MAX_LISTED:
             self.references[str(operation.detail[3])] = None
         for change in operation.rows:

@@ -186,7 +186,7 @@ def expected(past: Past, question: Question) -> list[Found]:
             continue
         if question.kind not in (None, operation.kind):
             continue
-        if question.actor not in (None, operation.actor):
+        if question.actor not in (None, operation.who):
             continue
         if question.reservation not in (None, reservation_of(operation)):
             continue
