@@ -65,6 +65,10 @@ MAX_MIXED_UNITS: Final = 1_000
 """Units of a line that is filled with several SKUs: the search for the fewest extra ones looks at
 each number up to that."""
 
+MAX_WISH_ROWS: Final = 400
+"""Rows that one reservation may have to look at, those that may stand for others included: twice as
+many as it may have lines."""
+
 MAX_POLICIES: Final = 100_000
 """Merchants and locations with a policy of their own, at some 150 bytes each."""
 

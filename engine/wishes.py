@@ -1,0 +1,212 @@
+"""What a reserve asks for beyond units of rows: lines that others may stand for, and kits.
+
+The rules and kits that matter are turned into candidates here, and travel with the command;
+`lua/promise.lua` chooses among them by what there is, and the reservation records what it took. So
+nothing that happens to a reservation later on needs the rules again.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from engine.kits import Kits
+from engine.limits import MAX_MIXED_UNITS, MAX_WISH_ROWS
+from engine.model import Line
+from engine.outcomes import InvalidCommand, LimitExceeded
+from engine.substitutes import Alternative, Choice, Choices, check_alternatives
+
+
+class Substitution(StrEnum):
+    """Whether other SKUs may stand for a line that has run short."""
+
+    NONE = "none"
+    ALLOWED = "allowed"
+    APPROVE = "approve"
+    """They may, once somebody has accepted them."""
+
+
+class Fill(StrEnum):
+    """How the SKUs that stand for a line may do so."""
+
+    MIXED = "mixed"
+    """Together, and with what there is of the SKU itself."""
+    WHOLE = "whole"
+    """One SKU for the whole line."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of one SKU, or of what may stand for it.
+
+    `alternatives` take the place of the merchant's rules where there are any; the first comes
+    first, whatever priority it has.
+    """
+
+    sku: str
+    quantity: int
+    substitutes: Substitution = Substitution.NONE
+    fill: Fill = Fill.MIXED
+    alternatives: tuple[Alternative, ...] = ()
+
+
+class StandsFor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`units` of `sku` that a reservation holds for `served` units of `asked`.
+
+    `of` units of it stand for `for_` of those. Of a kit each component is named, with the units
+    that one kit has of it.
+    """
+
+    asked: str
+    sku: str
+    units: int
+    served: int
+    of: int
+    for_: int
+    kind: str
+
+
+class Asked(NamedTuple):
+    """What a command of `lua/promise.lua` says: the rows that it may touch, and the wishes."""
+
+    skus: tuple[str, ...]
+    wishes: list[tuple[Any, ...]]
+
+
+OWN: Final = ""
+KIT: Final = "kit"
+SUBSTITUTE: Final = "substitute"
+"""What a candidate is to the SKU that is asked for."""
+
+
+def summed_wishes(lines: Sequence[Line | Wish]) -> list[Wish]:
+    """Add up the lines of one SKU, in the order of their first appearance.
+
+    Raises InvalidCommand where they do not say the same of substitutes.
+    """
+    found: dict[str, Wish] = {}
+    for i, line in enumerate(lines):
+        wish = Wish(sku=line.sku, quantity=line.quantity) if isinstance(line, Line) else line
+        earlier = found.get(wish.sku)
+        if earlier is not None:
+            wish = msgspec.structs.replace(wish, quantity=wish.quantity + earlier.quantity)
+            if msgspec.structs.replace(earlier, quantity=wish.quantity) != wish:
+                raise InvalidCommand(
+                    f"lines[{i}].substitutes", "must be the same in all lines of one SKU"
+                )
+        found[wish.sku] = wish
+    return list(found.values())
+
+
+def check_wishes(lines: Sequence[Line | Wish]) -> None:
+    """Check what wishes say beyond SKUs and quantities. Raises InvalidCommand."""
+    for i, wish in enumerate(lines):
+        if isinstance(wish, Line):
+            continue
+        if wish.alternatives:
+            if wish.substitutes is Substitution.NONE:
+                raise InvalidCommand(
+                    f"lines[{i}].substitutes", "must be allowed or approve where SKUs are named"
+                )
+            try:
+                check_alternatives(wish.sku, wish.alternatives)
+            except InvalidCommand as error:
+                raise InvalidCommand(f"lines[{i}].{error.field}", error.remedy) from error
+        if (
+            wish.substitutes is not Substitution.NONE
+            and wish.fill is Fill.MIXED
+            and wish.quantity > MAX_MIXED_UNITS
+        ):
+            raise InvalidCommand(
+                f"lines[{i}].quantity",
+                f"must be at most {MAX_MIXED_UNITS} where several SKUs may serve one line: say "
+                "fill whole, or make it several reservations",
+            )
+
+
+def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> Asked:
+    """Turn wishes into a command's rows and candidates. Raises LimitExceeded."""
+    rows: dict[str, int] = {}
+
+    def row(sku: str) -> int:
+        return rows.setdefault(sku, len(rows) + 1)
+
+    # The rows that are asked for come first, so that they are held in the order of the request.
+    own = [_own(wish, kits, row) for wish in wishes]
+    asked = []
+    for wish, first in zip(wishes, own, strict=True):
+        parts = {sku for sku, _ in _parts(wish.sku, kits)}
+        others = [
+            (one.of, one.for_, one.approval, SUBSTITUTE, ((one.sku, row(one.sku), 1),))
+            for one in _alternatives(wish, choices, location)
+            if one.sku not in parts and one.sku not in kits
+        ]
+        asked.append(
+            (
+                wish.sku,
+                wish.quantity,
+                wish.fill is Fill.WHOLE,
+                wish.substitutes is Substitution.APPROVE,
+                [first, *others],
+            )
+        )
+    if len(rows) > MAX_WISH_ROWS:
+        raise LimitExceeded("lines", most=MAX_WISH_ROWS)
+    return Asked(tuple(rows), asked)
+
+
+def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
+    """Return what tells one request from another, for its fingerprint."""
+    for wish in wishes:
+        yield f"{wish.quantity} {wish.sku}"
+        if isinstance(wish, Wish):
+            yield f"{wish.substitutes} {wish.fill}"
+            for one in wish.alternatives:
+                yield msgspec.json.encode(one).decode()
+
+
+def _parts(sku: str, kits: Kits) -> Sequence[tuple[str, int]]:
+    """Return what one unit is made of: of what is no kit, of itself."""
+    kit = kits.get(sku)
+    if kit is None:
+        return ((sku, 1),)
+    return tuple((one.sku, one.quantity) for one in kit.components)
+
+
+def _own(wish: Wish, kits: Kits, row: Any) -> tuple[Any, ...]:
+    parts = tuple((sku, row(sku), units) for sku, units in _parts(wish.sku, kits))
+    return (1, 1, False, KIT if wish.sku in kits else OWN, parts)
+
+
+def _alternatives(wish: Wish, choices: Choices, location: str) -> Iterator[Choice]:
+    if wish.substitutes is Substitution.NONE:
+        return
+    if not wish.alternatives:
+        for one in choices.get(wish.sku, ()):
+            if not one.locations or location in one.locations:
+                yield one
+        return
+    for alternative in check_alternatives(wish.sku, wish.alternatives).alternatives:
+        if not alternative.locations or location in alternative.locations:
+            yield Choice(
+                alternative.sku,
+                alternative.of,
+                alternative.for_,
+                alternative.priority,
+                alternative.approval,
+                frozenset(alternative.locations),
+            )
+
+
+def needs_rules(wishes: Sequence[Wish]) -> bool:
+    """Say whether some wish goes by the merchant's rules."""
+    return any(
+        wish.substitutes is not Substitution.NONE and not wish.alternatives for wish in wishes
+    )
+
+
+def is_plain(lines: Sequence[Line | Wish], kits: Mapping[str, Any] | None) -> bool:
+    """Say whether lines ask for nothing but units of rows."""
+    if not kits:
+        return all(type(line) is Line for line in lines)
+    return all(type(line) is Line and line.sku not in kits for line in lines)
