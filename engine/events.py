@@ -8,7 +8,7 @@ told from the operation alone, as before = levels - deltas and after = levels: t
 that a restart could lose, and each crossing fires once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal
 from urllib.parse import quote
@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.ledger import Levels, Operation, OperationKind, RowChange
-from engine.model import ReservationState, time_text
+from engine.model import ProposalDecision, ReservationState, StandsFor, time_text
 
 SPEC_VERSION: Final = "1.0"
 """Of CloudEvents."""
@@ -35,6 +35,9 @@ class EventType(StrEnum):
     RESERVATION_CONFIRMED = "reservation.confirmed"
     RESERVATION_EXTENDED = "reservation.extended"
     RESERVATION_AMENDED = "reservation.amended"
+    RESERVATION_PROPOSED = "reservation.proposed"
+    RESERVATION_ACCEPTED = "reservation.accepted"
+    RESERVATION_DECLINED = "reservation.declined"
     RESERVATION_COMMITTED = "reservation.committed"
     RESERVATION_RELEASED = "reservation.released"
     RESERVATION_EXPIRED = "reservation.expired"
@@ -68,12 +71,31 @@ class StockData(msgspec.Struct, frozen=True, kw_only=True):
     backordered: int = 0
 
 
+class StandsForData(msgspec.Struct, frozen=True):
+    """`units` of a line that are held for `quantity` units of another SKU.
+
+    `of` units of the line stand for `for` units of that; of a kit's component, `of` units are in
+    each kit. `kind` is substitute or kit.
+    """
+
+    sku: str
+    quantity: int
+    units: int
+    of: int
+    for_: int = msgspec.field(name="for")
+    kind: str
+
+
 class LineData(msgspec.Struct, frozen=True):
-    """Units of one SKU, of which `backordered` had not come yet."""
+    """Units of one SKU, of which `backordered` had not come yet.
+
+    `stands_for` says which of them are held for another SKU, as long as the reservation is.
+    """
 
     sku: str
     quantity: int
     backordered: int = 0
+    stands_for: tuple[StandsForData, ...] = ()
 
 
 class ReservationData(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +104,8 @@ class ReservationData(msgspec.Struct, frozen=True, kw_only=True):
     `lines` are the units that are held, or that were until it ended. The ledger does not repeat
     them where a reservation is confirmed or extended, so there they are None. `picked` are the
     units that left the shelf, None unless it was committed. `expires_at` is None unless it is held.
+    `proposed` are the SKUs whose substitutes are to be accepted yet, `decided` those that were
+    accepted or declined just now.
     """
 
     merchant: str
@@ -94,6 +118,8 @@ class ReservationData(msgspec.Struct, frozen=True, kw_only=True):
     order_ref: str | None = None
     picked: tuple[LineData, ...] | None = None
     reason: str | None = None
+    proposed: tuple[str, ...] | None = None
+    decided: tuple[str, ...] | None = None
 
 
 class EndangeredData(msgspec.Struct, frozen=True):
@@ -218,6 +244,24 @@ class ReservationAmended(ReservationEvent, frozen=True, kw_only=True, tag="reser
     type_name = EventType.RESERVATION_AMENDED
 
 
+class ReservationProposed(ReservationEvent, frozen=True, kw_only=True, tag="reservation.proposed"):
+    """Somebody has to accept that others stand for the SKUs of `proposed`, or decline it."""
+
+    type_name = EventType.RESERVATION_PROPOSED
+
+
+class ReservationAccepted(ReservationEvent, frozen=True, kw_only=True, tag="reservation.accepted"):
+    """It was accepted that others stand for the SKUs of `decided`."""
+
+    type_name = EventType.RESERVATION_ACCEPTED
+
+
+class ReservationDeclined(ReservationEvent, frozen=True, kw_only=True, tag="reservation.declined"):
+    """It was declined that others stand for the SKUs of `decided`; their units went back."""
+
+    type_name = EventType.RESERVATION_DECLINED
+
+
 class ReservationCommitted(
     ReservationEvent, frozen=True, kw_only=True, tag="reservation.committed"
 ):
@@ -290,6 +334,9 @@ AnyEvent = (
     | ReservationConfirmed
     | ReservationExtended
     | ReservationAmended
+    | ReservationProposed
+    | ReservationAccepted
+    | ReservationDeclined
     | ReservationCommitted
     | ReservationReleased
     | ReservationExpired
@@ -336,8 +383,7 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
                     data=_stock_data(operation, change, time),
                 )
             )
-    made = _RESERVATION_EVENTS.get(operation.kind)
-    if made is not None:
+    for made in _about_reservation(operation):
         events.append(
             made(
                 id=f"{stem}-{len(events)}",
@@ -399,6 +445,18 @@ def _stock_data(operation: Operation, change: RowChange, time: str) -> StockData
     )
 
 
+def _about_reservation(operation: Operation) -> list[type[Any]]:
+    """Return the classes of what is told of a reservation."""
+    kind, detail = operation.kind, operation.detail
+    if kind is OperationKind.DECIDE:
+        accepted = detail[0] == ProposalDecision.ACCEPTED
+        return [ReservationAccepted if accepted else ReservationDeclined]
+    made = _RESERVATION_EVENTS.get(kind)
+    if made is None:
+        return []
+    return [made, ReservationProposed] if _proposed(operation) else [made]
+
+
 def _about_location(
     operation: Operation, time: str
 ) -> tuple[type[Any], str, ShortfallData | LocationData] | None:
@@ -437,8 +495,9 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     """Read what an operation's `detail` tells; docs/reference/ledger.md names its elements."""
     kind, detail = operation.kind, operation.detail
     # Of what a reserve held and an ending gave up: each row's change of what is promised.
+    stands_for = _stands_for(operation)
     lines: tuple[LineData, ...] | None = tuple(
-        [_line_data(change.sku, change.deltas) for change in operation.rows]
+        [_line_data(change.sku, change.deltas, stands_for) for change in operation.rows]
     )
     state = _STATES.get(kind, ReservationState.HELD)
     expires_at_ms, order_ref, picked, reason = None, None, None, None
@@ -451,6 +510,8 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     elif kind is OperationKind.AMEND:
         lines = tuple([LineData(sku, units) for sku, units in detail[1]])
         state, expires_at_ms = ReservationState(detail[2]), detail[3] or None
+    elif kind is OperationKind.DECIDE:
+        lines = tuple([LineData(sku, units, 0, _told(sku, stands_for)) for sku, units in detail[2]])
     elif kind is OperationKind.COMMIT:
         picked = tuple([LineData(sku, units) for sku, units in detail[2]])
     elif kind is OperationKind.RELEASE:
@@ -466,11 +527,57 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
         order_ref=order_ref or None,
         picked=picked,
         reason=reason or None,
+        proposed=_proposed(operation) or None,
+        decided=tuple(detail[1]) if kind is OperationKind.DECIDE else None,
     )
 
 
-def _line_data(sku: str, deltas: Levels) -> LineData:
-    return LineData(sku, abs(deltas.reserved + deltas.backordered), abs(deltas.backordered))
+def _proposed(operation: Operation) -> tuple[str, ...]:
+    """Return the SKUs whose substitutes are to be accepted yet, as far as the operation says."""
+    place = 4 if operation.kind in (OperationKind.RESERVE, OperationKind.DECIDE) else None
+    if place is None or len(operation.detail) <= place:
+        return ()
+    return tuple(operation.detail[place].get("proposed", ()))
+
+
+def _stands_for(operation: Operation) -> tuple[StandsFor, ...]:
+    """Return what stands for what in the reservation that an operation made or ended."""
+    place = _STANDS_FOR_AT.get(operation.kind)
+    if place is None or len(operation.detail) <= place:
+        return ()
+    told = operation.detail[place]
+    if isinstance(told, dict):
+        told = told.get("stands_for", ())
+    return msgspec.convert(told, tuple[StandsFor, ...])
+
+
+def _line_data(sku: str, deltas: Levels, stands_for: Sequence[StandsFor]) -> LineData:
+    return LineData(
+        sku,
+        abs(deltas.reserved + deltas.backordered),
+        abs(deltas.backordered),
+        _told(sku, stands_for),
+    )
+
+
+def _told(sku: str, stands_for: Sequence[StandsFor]) -> tuple[StandsForData, ...]:
+    return tuple(
+        [
+            StandsForData(one.asked, one.served, one.units, one.of, one.for_, one.kind)
+            for one in stands_for
+            if one.sku == sku
+        ]
+    )
+
+
+_STANDS_FOR_AT: Final[Mapping[OperationKind, int]] = {
+    OperationKind.RESERVE: 4,
+    OperationKind.DECIDE: 4,
+    OperationKind.COMMIT: 3,
+    OperationKind.RELEASE: 3,
+    OperationKind.EXPIRE: 2,
+}
+"""Where the detail of a kind says what stands for what; of the first two, inside the extras."""
 
 
 _RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {

@@ -7,7 +7,7 @@ outcome stays unknown raises OutcomeUnknown: the same call with the same key or 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, Final, Self, TypeVar, cast
+from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
@@ -47,6 +47,7 @@ from engine.model import (
     Movement,
     MovementType,
     Page,
+    ProposalDecision,
     Reservation,
     ReservationResult,
     Row,
@@ -84,6 +85,15 @@ from engine.validation import (
     check_text,
     check_ttl,
 )
+from engine.wishes import (
+    Wish,
+    ask,
+    check_wishes,
+    is_plain,
+    needs_rules,
+    summed_wishes,
+    wish_texts,
+)
 
 Answer = TypeVar("Answer")
 
@@ -116,6 +126,20 @@ class DueHolds(msgspec.Struct, frozen=True):
     expired: int
     remaining: bool
     clock_jump_ms: int
+
+
+class _Promise(NamedTuple):
+    """What a reserve says beside its lines."""
+
+    id: str
+    merchant: str
+    location: str
+    ttl_ms: int
+    order_ref: str
+    partial: bool
+    stock_only: bool
+    actor: str
+    fingerprint: str
 
 
 class Inventory:
@@ -514,7 +538,7 @@ class Inventory:
         self,
         merchant: str,
         location: str,
-        lines: Sequence[Line],
+        lines: Sequence[Line | Wish],
         *,
         key: str,
         ttl_ms: int = DEFAULT_TTL_MS,
@@ -529,6 +553,9 @@ class Inventory:
         Of a row with terms that allow it, units are promised that are not on the shelf yet, unless
         `stock_only`; the reservation names them as `backordered`.
 
+        A line that is a Wish may be served by what stands for it, and a kit is served by its
+        components: the reservation's `lines` are what is held, its `stands_for` what for.
+
         A retry under the same key gets the first answer again. `first_attempt` says that this is
         no retry: it may then be refused without asking the store (see `engine.sold_out`). Raises
         InsufficientStock with every line that does not fit, IdempotencyKeyReused, InvalidCommand.
@@ -539,11 +566,19 @@ class Inventory:
         check_ttl(ttl_ms)
         check_text("order_ref", order_ref)
         the_id = reservation_id(keys.partition, merchant, location, key)
-        asked = [str(ttl_ms), order_ref, str(partial), *[f"{x.quantity} {x.sku}" for x in lines]]
+        asked = [str(ttl_ms), order_ref, str(partial), *wish_texts(lines)]
         if stock_only:
             asked.append("stock_only")
         fingerprint = digest(*asked)
-        lines = reservations.summed(lines)
+        promise = _Promise(
+            the_id, merchant, location, ttl_ms, order_ref, partial, stock_only, actor, fingerprint
+        )
+        # A partial reserve would hold the rest of the cart without the kit.
+        kits = await self.kits.known(merchant) if partial else self.kits.known_now(merchant)
+        if not is_plain(lines, kits):
+            return await self._serve_wishes(promise, lines, key)
+        wishes = lines
+        lines = reservations.summed(cast(Sequence[Line], lines))
         row_keys = [keys.stock(merchant, location, line.sku) for line in lines]
         its_keys = (
             keys.reservation(the_id),
@@ -607,6 +642,12 @@ class Inventory:
             else:
                 break
         refused = refusal(reply, key=key)
+        if (
+            isinstance(refused, InsufficientStock)
+            # A kit is short of units of its own: so it is asked for where something is.
+            and not is_plain(wishes, await self.kits.known(merchant))
+        ):
+            return await self._serve_wishes(promise, wishes, key)
         # What a row with terms has for one asker, it may have more or less of for another.
         if isinstance(refused, InsufficientStock) and not on_terms:
             self._sold_out.learn(
@@ -614,6 +655,56 @@ class Inventory:
                 asked_at=asked_at,
             )
         raise refused
+
+    async def _serve_wishes(
+        self, promise: "_Promise", lines: Sequence[Line | Wish], key: str
+    ) -> ReservationResult:
+        """Hold what serves wishes, and the components of kits. Raises as `reserve` does."""
+        merchant, location = promise.merchant, promise.location
+        check_wishes(lines)
+        wishes = summed_wishes(lines)
+        choices = await self.substitutes.known(merchant) if needs_rules(wishes) else {}
+        asked = ask(wishes, choices, await self.kits.known(merchant), location)
+        keys = self._keys_of(merchant, location)
+        rows = [Line(sku, 0) for sku in asked.skus]
+        terms = (
+            passed_on(packed(merchant, location, promise.actor, promise.fingerprint)),
+            passed_on(packed(promise.ttl_ms, promise.order_ref)),
+            passed_on(packed_list([])),
+            promise.ttl_ms,
+            promise.partial,
+        )
+        who = {**_ask(stock_only=promise.stock_only), "wishes": asked.wishes}
+        for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
+            final = reclaimed == MAX_RECLAIM_ROUNDS
+            command = Command(
+                (
+                    keys.reservation(promise.id),
+                    keys.open_reservations(merchant, location),
+                    *self._promise_keys(keys, merchant, location, rows),
+                ),
+                (promise.id, *terms, final, who, *[x for row in rows for x in (row.sku, 0)]),
+                merchant,
+            )
+            reply = await self._dispatch.run("promise", keys.partition, command)
+            code = Outcome(reply[0])
+            if code in (Outcome.OK, Outcome.REPLAYED):
+                held = reservations.from_reserve(
+                    promise.id,
+                    reply,
+                    merchant=merchant,
+                    location=location,
+                    lines=rows,
+                    ttl_ms=promise.ttl_ms,
+                    order_ref=promise.order_ref,
+                    actor=promise.actor,
+                )
+                self._lines_of.keep(held)
+                return ReservationResult(held, code is Outcome.REPLAYED)
+            if code is not Outcome.INSUFFICIENT_STOCK or not reply[1] or final:
+                break
+            await self.expire_due(keys.partition)
+        raise refusal(reply, key=key)
 
     def _promise_keys(
         self, keys: PartitionKeys, merchant: str, location: str, lines: Sequence[Line]
@@ -775,6 +866,30 @@ class Inventory:
             reservation, lambda it: self._end("release", merchant, it, actor, reason)
         )
 
+    async def decide(
+        self,
+        merchant: str,
+        reservation: str,
+        decision: ProposalDecision,
+        *,
+        skus: Sequence[str] = (),
+        actor: str,
+    ) -> ReservationResult:
+        """Accept or decline that others stand for `skus`, without any for all that is proposed.
+
+        What is declined is given back, and missing from then on; a reservation of which nothing is
+        left is released. Raises ReservationNotFound, ReservationEnded, ProposalDecided (the other
+        way), InvalidCommand (nothing was proposed of one of them).
+        """
+        if len(skus) > MAX_LINES:
+            raise InvalidCommand("skus", f"must have at most {MAX_LINES} items, has {len(skus)}")
+        for sku in skus:
+            check_id("skus", sku)
+        asked = [str(decision), list(dict.fromkeys(skus))]
+        return await self._wherever(
+            reservation, lambda it: self._end("decide", merchant, it, actor, asked)
+        )
+
     async def expire_due(self, partition: int, *, limit: int = MAX_GROUP_COMMANDS) -> DueHolds:
         """Take back the holds of a partition whose time is up, the longest overdue first.
 
@@ -827,7 +942,7 @@ class Inventory:
     async def _end(
         self, verb: str, merchant: str, reservation: str, actor: str, argument: Any
     ) -> ReservationResult:
-        """Run commit or release, which declare the rows of the reservation's lines."""
+        """Run commit, release or decide, which declare the rows of the reservation's lines."""
         keys = self._keys_of_reservation(reservation)
         lines = self._lines_of.get(reservation) or await self._read_lines(keys, reservation)
         for _ in range(MAX_REREADS):

@@ -28,6 +28,7 @@ class OperationKind(StrEnum):
     AMEND = "amend"
     COMMIT = "commit"
     RELEASE = "release"
+    DECIDE = "decide"
     EXPIRE = "expire"
     MOVE = "move"
     FEED = "feed"

@@ -138,6 +138,29 @@ class ReservationState(StrEnum):
         return self in (ReservationState.HELD, ReservationState.CONFIRMED)
 
 
+class ProposalDecision(StrEnum):
+    """What somebody says to a proposal that others stand for what was asked for."""
+
+    ACCEPTED = "accepted"
+    DECLINED = "declined"
+
+
+class StandsFor(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """`units` of `sku` that a reservation holds for `served` units of `asked`.
+
+    `of` units of it stand for `for_` of those. Of a kit each component is named, with the units
+    that one kit has of it.
+    """
+
+    asked: str
+    sku: str
+    units: int
+    served: int
+    of: int
+    for_: int
+    kind: str
+
+
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """Units of one location promised to one order.
 
@@ -145,6 +168,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     `expires_at_ms` is None unless held; `picked` are the units that left the shelf, one line a
     SKU, None unless committed. `channel` is through which it was promised, where a row has terms,
     and `backordered` are those units of `lines` that there is nothing on the shelf for yet.
+    `stands_for` says which units are held for another SKU, and `proposed` for which of these
+    somebody has to accept that.
     """
 
     id: str
@@ -162,6 +187,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     picked: tuple[Line, ...] | None = None
     channel: str = ""
     backordered: tuple[Line, ...] = ()
+    stands_for: tuple[StandsFor, ...] = ()
+    proposed: tuple[str, ...] = ()
 
 
 class ReservationResult(msgspec.Struct, frozen=True):

@@ -22,6 +22,8 @@ class Outcome(StrEnum):
     ENDED = "ended"
     NOT_HELD = "not_held"
     NOT_DUE = "not_due"
+    PROPOSED = "proposed"
+    DECIDED = "decided"
     VERSION_CONFLICT = "version_conflict"
     KEY_REUSED = "key_reused"
     LIMIT_EXCEEDED = "limit_exceeded"
@@ -207,6 +209,32 @@ class ReservationOnTerms(HoldfastError):
             f"reservation {reservation} cannot be amended: units of it are promised on a row's "
             "terms; reserve anew, then release it"
         )
+
+
+class ProposalOpen(HoldfastError):
+    """Somebody has to accept the reservation's substitutes first: those for `skus`."""
+
+    code = "proposal_open"
+
+    def __init__(self, reservation: str, *, skus: tuple[str, ...]) -> None:
+        """Keep the SKUs that others would stand for."""
+        self.reservation = reservation
+        self.skus = skus
+        super().__init__(
+            f"the substitutes for {', '.join(skus)} in reservation {reservation} were neither "
+            "accepted nor declined yet"
+        )
+
+
+class ProposalDecided(HoldfastError):
+    """The substitutes were accepted, and now declined, or the other way round."""
+
+    code = "proposal_decided"
+
+    def __init__(self, reservation: str) -> None:
+        """Keep the reservation."""
+        self.reservation = reservation
+        super().__init__(f"the substitutes of reservation {reservation} were decided the other way")
 
 
 class VersionConflict(HoldfastError):

@@ -1,7 +1,7 @@
 """The one table from a script's refusal to its exception."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from engine.model import ReservationState
 from engine.outcomes import (
@@ -13,6 +13,8 @@ from engine.outcomes import (
     InvalidCommand,
     LimitExceeded,
     Outcome,
+    ProposalDecided,
+    ProposalOpen,
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
@@ -21,6 +23,9 @@ from engine.outcomes import (
     StoreReadOnly,
     VersionConflict,
 )
+
+_EXTRAS_AT: Final = 10
+"""Where a reservation's body has its extras."""
 
 
 def refusal(
@@ -53,6 +58,11 @@ def refusal(
             return ReservationNotHeld(reservation, state=ReservationState(reply[1]))
         case Outcome.ON_TERMS:
             return ReservationOnTerms(reservation)
+        case Outcome.PROPOSED:
+            skus = tuple(reply[7][_EXTRAS_AT]["proposed"])
+            return ProposalOpen(reservation, skus=skus)
+        case Outcome.DECIDED:
+            return ProposalDecided(reservation)
         case Outcome.VERSION_CONFLICT:
             return VersionConflict(sku, expected=expected or 0, actual=reply[1])
         case Outcome.KEY_REUSED:

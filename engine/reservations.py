@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from engine.keys import PartitionKeys
-from engine.model import Line, Reservation, ReservationState
+from engine.model import Line, Reservation, ReservationState, StandsFor
 from engine.outcomes import InvalidCommand, Outcome, StoreFault
 from engine.store import pairs
 from engine.trace_context import split_trace
@@ -28,11 +28,26 @@ MAX_RECENT: Final = 50_000
 """Reservations whose lines a process remembers, at some 300 bytes each."""
 
 
+class FirstAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What a reserve answered, of what a decision about its substitutes may have changed since."""
+
+    missing: tuple[Line, ...]
+    stands_for: tuple[StandsFor, ...]
+    proposed: tuple[str, ...]
+
+
 class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a promise on a row's terms says of itself; `lua/lib/pledges.lua` lists the elements."""
 
     channel: str = ""
     backordered: dict[str, int] = {}
+    stands_for: tuple[StandsFor, ...] = ()
+    proposed: tuple[str, ...] = ()
+    decided: dict[str, str] = {}
+    first: FirstAnswer | None = None
+
+
+NO_EXTRAS: Final = Extras()
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -171,6 +186,12 @@ def from_reserve(
         body = msgspec.convert(reply[1], Body)
         if body.first_lines:
             body = msgspec.structs.replace(body, lines=body.first_lines)
+        if body.extras is not None and body.extras.first is not None:
+            first = body.extras.first
+            extras = msgspec.structs.replace(
+                body.extras, stands_for=first.stands_for, proposed=first.proposed
+            )
+            body = msgspec.structs.replace(body, missing=first.missing, extras=extras)
         expires_at_ms = body.created_at_ms + body.ttl_ms
         return _reservation(
             reservation,
@@ -199,6 +220,8 @@ def from_reserve(
         expires_at_ms=reply[1] + ttl_ms,
         channel=extras.channel,
         backordered=_in_order(held, extras.backordered),
+        stands_for=extras.stands_for,
+        proposed=extras.proposed,
     )
 
 
@@ -269,6 +292,18 @@ def _in_order(lines: Sequence[Line], units: dict[str, int]) -> tuple[Line, ...]:
     return tuple([Line(x.sku, units[x.sku]) for x in lines if x.sku in units]) if units else ()
 
 
+def decided(body: Body, detail: Sequence[Any]) -> Body:
+    """Return a body as a decision leaves it; `detail` is the operation's, `lua/decide.lua`."""
+    lines, missing = msgspec.convert(detail[2:4], tuple[tuple[Line, ...], tuple[Line, ...]])
+    return msgspec.structs.replace(
+        body,
+        lines=lines,
+        missing=missing,
+        first_lines=body.first_lines or body.lines,
+        extras=msgspec.convert(detail[4], Extras),
+    )
+
+
 def _reservation(
     reservation: str,
     body: Body,
@@ -281,6 +316,7 @@ def _reservation(
     picked: tuple[Line, ...] = (),
     backordered: dict[str, int] | None = None,
 ) -> Reservation:
+    extras = body.extras or NO_EXTRAS
     return Reservation(
         id=reservation,
         merchant=body.merchant,
@@ -295,8 +331,10 @@ def _reservation(
         confirmed_at_ms=confirmed_at_ms or None,
         ended_at_ms=ended_at_ms or None,
         picked=picked if state is ReservationState.COMMITTED else None,
-        channel="" if body.extras is None else body.extras.channel,
+        channel=extras.channel,
         backordered=_in_order(body.lines, backordered) if backordered else (),
+        stands_for=extras.stands_for,
+        proposed=extras.proposed,
     )
 
 

@@ -15,6 +15,7 @@ VERBS: Final = (
     "amend",
     "commit",
     "release",
+    "decide",
     "expire",
     "move",
     "feed",

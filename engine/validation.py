@@ -4,6 +4,7 @@ Raises InvalidCommand. The scripts check quantities and TTLs again, as their las
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from engine.limits import (
     MAX_EXACT,
@@ -69,7 +70,16 @@ def check_quantity(
         raise InvalidCommand(field, f"must be {least} to {most}, is {quantity}")
 
 
-def check_lines(lines: Sequence[Line]) -> None:
+class _Asked(Protocol):
+    """A line, whatever else it says."""
+
+    @property
+    def sku(self) -> str: ...
+    @property
+    def quantity(self) -> int: ...
+
+
+def check_lines(lines: Sequence[_Asked]) -> None:
     """Take 1 to 200 lines of valid SKUs and quantities."""
     check_batch("lines", len(lines), MAX_LINES)
     for i, line in enumerate(lines):

@@ -5,7 +5,7 @@ The rules and kits that matter are turned into candidates here, and travel with 
 nothing that happens to a reservation later on needs the rules again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -48,22 +48,6 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     substitutes: Substitution = Substitution.NONE
     fill: Fill = Fill.MIXED
     alternatives: tuple[Alternative, ...] = ()
-
-
-class StandsFor(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """`units` of `sku` that a reservation holds for `served` units of `asked`.
-
-    `of` units of it stand for `for_` of those. Of a kit each component is named, with the units
-    that one kit has of it.
-    """
-
-    asked: str
-    sku: str
-    units: int
-    served: int
-    of: int
-    for_: int
-    kind: str
 
 
 class Asked(NamedTuple):
@@ -135,7 +119,7 @@ def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> 
     own = [_own(wish, kits, row) for wish in wishes]
     asked = []
     for wish, first in zip(wishes, own, strict=True):
-        parts = {sku for sku, _ in _parts(wish.sku, kits)}
+        parts = {sku for candidate in first for sku, *_ in candidate[-1]}
         others = [
             (one.of, one.for_, one.approval, SUBSTITUTE, ((one.sku, row(one.sku), 1),))
             for one in _alternatives(wish, choices, location)
@@ -147,7 +131,7 @@ def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> 
                 wish.quantity,
                 wish.fill is Fill.WHOLE,
                 wish.substitutes is Substitution.APPROVE,
-                [first, *others],
+                [*first, *others],
             )
         )
     if len(rows) > MAX_WISH_ROWS:
@@ -165,17 +149,17 @@ def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
                 yield msgspec.json.encode(one).decode()
 
 
-def _parts(sku: str, kits: Kits) -> Sequence[tuple[str, int]]:
-    """Return what one unit is made of: of what is no kit, of itself."""
-    kit = kits.get(sku)
-    if kit is None:
-        return ((sku, 1),)
-    return tuple((one.sku, one.quantity) for one in kit.components)
+def _own(wish: Wish, kits: Kits, row: Callable[[str], int]) -> list[tuple[Any, ...]]:
+    """Return the SKU itself as a candidate; of a kit its components, too.
 
-
-def _own(wish: Wish, kits: Kits, row: Any) -> tuple[Any, ...]:
-    parts = tuple((sku, row(sku), units) for sku, units in _parts(wish.sku, kits))
-    return (1, 1, False, KIT if wish.sku in kits else OWN, parts)
+    A kit has units of its own only where it was stocked before it became one. They come first.
+    """
+    own: list[tuple[Any, ...]] = [(1, 1, False, OWN, ((wish.sku, row(wish.sku), 1),))]
+    kit = kits.get(wish.sku)
+    if kit is not None:
+        parts = tuple((one.sku, row(one.sku), one.quantity) for one in kit.components)
+        own.append((1, 1, False, KIT, parts))
+    return own
 
 
 def _alternatives(wish: Wish, choices: Choices, location: str) -> Iterator[Choice]:

@@ -11,7 +11,6 @@ from engine.limits import (
     MAX_BATCH_DEFINITIONS,
     MAX_COMPONENT_UNITS,
     MAX_COMPONENTS,
-    MAX_RATIO,
 )
 from engine.model import Line
 from engine.substitutes import (
@@ -22,9 +21,8 @@ from engine.substitutes import (
     Direction,
     Rules,
 )
-from gateway.wire import Id, Page, Request
+from gateway.wire import Id, Page, RatioUnits, Request
 
-RatioUnits = Annotated[int, Meta(ge=1, le=MAX_RATIO, description="Whole units.")]
 Priority = Annotated[
     int, Meta(ge=0, le=MAX_PRIORITY, description="The lowest comes first, then the lower SKU.")
 ]

@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange, row_after
-from engine.model import ReservationState, Terms, time_text
+from engine.model import ProposalDecision, ReservationState, Terms, time_text
 from gateway.wire import MissingLine, Time, Version
 
 
@@ -64,6 +64,18 @@ class Definition(msgspec.Struct, frozen=True):
     text: str | None
 
 
+class StandsForLine(msgspec.Struct, frozen=True):
+    """`units` of `sku` that were held for `served` units of `asked`, at `of` for `for`."""
+
+    asked: str
+    sku: str
+    units: int
+    served: int
+    of: int
+    for_: int = msgspec.field(name="for")
+    kind: str
+
+
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
@@ -97,6 +109,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     missing: list[MissingLine] | UnsetType = UNSET
     picked: list[PickedLine] | UnsetType = UNSET
     lines: list[PickedLine] | UnsetType = UNSET
+    stands_for: list[StandsForLine] | UnsetType = UNSET
+    decision: ProposalDecision | UnsetType = UNSET
+    decided: list[str] | UnsetType = UNSET
     safety_stock: int | UnsetType = UNSET
     low_stock_threshold: int | UnsetType = UNSET
     terms: Terms | UnsetType = UNSET
@@ -246,6 +261,7 @@ def _reserved(detail: Sequence[Any]) -> Details:
         order_ref=order_ref or UNSET,
         expires_at=time_text(expires_at_ms),
         missing=[MissingLine(sku, quantity) for sku, quantity in missing] or UNSET,
+        stands_for=_stands_for([extras[0].get("stands_for", ())] if extras else ()) or UNSET,
     )
 
 
@@ -253,7 +269,13 @@ def _committed(detail: Sequence[Any]) -> Details:
     return Details(
         state_before=ReservationState(detail[0]),
         picked=[PickedLine(sku, quantity) for sku, quantity in detail[2]],
+        stands_for=_stands_for(detail[3:]),
     )
+
+
+def _stands_for(told: Sequence[Any]) -> list[StandsForLine] | UnsetType:
+    """Read what stands for what, where an operation says so at its end."""
+    return [StandsForLine(*one) for one in told[0]] if told else UNSET
 
 
 _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
@@ -279,9 +301,20 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.EXTEND: lambda detail: Details(expires_at=time_text(detail[0])),
     OperationKind.COMMIT: _committed,
     OperationKind.RELEASE: lambda detail: Details(
-        state_before=ReservationState(detail[0]), reason=detail[2] or UNSET
+        state_before=ReservationState(detail[0]),
+        reason=detail[2] or UNSET,
+        stands_for=_stands_for(detail[3:]),
     ),
-    OperationKind.EXPIRE: lambda detail: Details(state_before=ReservationState(detail[0])),
+    OperationKind.DECIDE: lambda detail: Details(
+        decision=ProposalDecision(detail[0]),
+        decided=list(detail[1]),
+        lines=[PickedLine(sku, units) for sku, units in detail[2]],
+        missing=[MissingLine(sku, quantity) for sku, quantity in detail[3]] or UNSET,
+        stands_for=_stands_for([detail[4].get("stands_for", ())]) or UNSET,
+    ),
+    OperationKind.EXPIRE: lambda detail: Details(
+        state_before=ReservationState(detail[0]), stands_for=_stands_for(detail[2:])
+    ),
     OperationKind.CONFIGURE: lambda detail: Details(
         safety_stock=detail[0], low_stock_threshold=detail[1] if len(detail) > 1 else UNSET
     ),

@@ -31,6 +31,8 @@ from engine.outcomes import (
     OutcomeUnknown,
     Overloaded,
     PastNotKept,
+    ProposalDecided,
+    ProposalOpen,
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
@@ -206,6 +208,8 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     BackorderUnfilled: Kind(409, "Backorder unfilled"),
     ReservationEnded: Kind(409, "Reservation ended"),
     ReservationNotHeld: Kind(409, "Reservation not held"),
+    ProposalOpen: Kind(409, "Proposal open"),
+    ProposalDecided: Kind(409, "Proposal decided"),
     ReservationOnTerms: Kind(409, "Reservation on terms"),
     VersionConflict: Kind(409, "Version conflict"),
     PreconditionFailed: Kind(412, "Version conflict"),
@@ -374,6 +378,12 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
         case ReservationNotHeld():
             return [ProblemError(parameter="reservation", detail=detail, state=error.state)]
         case ReservationOnTerms():
+            return [ProblemError(parameter="reservation", detail=detail)]
+        case ProposalOpen():
+            return [
+                ProblemError(parameter="reservation", detail=detail, sku=sku) for sku in error.skus
+            ]
+        case ProposalDecided():
             return [ProblemError(parameter="reservation", detail=detail)]
         case VersionConflict():
             place: dict[str, Any] = {"pointer": "#/expected_version"}

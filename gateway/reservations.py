@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from msgspec import UNSET
 
-from engine.model import Reservation, ReservationResult
+from engine.model import ProposalDecision, Reservation, ReservationResult
 from engine.outcomes import InvalidCommand
 from gateway import wire
 from gateway.calls import Answer, Call, answer_once
@@ -23,7 +23,7 @@ async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
     result = await call.inventory.reserve(
         call.merchant,
         call.path["location"],
-        wire.lines(body.lines),
+        wire.wishes(body.lines),
         key=key_of(call),
         ttl_ms=body.ttl_seconds * 1000,
         order_ref=body.order_ref,
@@ -120,6 +120,24 @@ async def release(call: Call, body: wire.ReleaseRequest) -> Answer:
     """End a reservation by giving its units back."""
     result = await call.inventory.release(
         call.merchant, call.path["reservation"], reason=body.reason, actor=call.actor
+    )
+    _forget(call, result.reservation)
+    return _answer(result)
+
+
+async def accept(call: Call, body: wire.DecisionRequest) -> Answer:
+    """Accept that others stand for what was asked for."""
+    return await _decide(call, body, ProposalDecision.ACCEPTED)
+
+
+async def decline(call: Call, body: wire.DecisionRequest) -> Answer:
+    """Decline that others stand for what was asked for: their units go back."""
+    return await _decide(call, body, ProposalDecision.DECLINED)
+
+
+async def _decide(call: Call, body: wire.DecisionRequest, decision: ProposalDecision) -> Answer:
+    result = await call.inventory.decide(
+        call.merchant, call.path["reservation"], decision, skus=body.skus, actor=call.actor
     )
     _forget(call, result.reservation)
     return _answer(result)

@@ -20,6 +20,8 @@ from engine.outcomes import (
     OutcomeUnknown,
     Overloaded,
     PastNotKept,
+    ProposalDecided,
+    ProposalOpen,
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
@@ -276,7 +278,7 @@ OPERATIONS: Final = (
         role=Role.RESERVE,
         changes=True,
         successes=(Success(200, wire.Reservation, "The reservation, committed", (_REPLAYED,)),),
-        problems=(*_ENDING, InsufficientOnHand),
+        problems=(*_ENDING, ProposalOpen, InsufficientOnHand),
     ),
     Operation(
         name="release",
@@ -292,6 +294,26 @@ OPERATIONS: Final = (
         successes=(Success(200, wire.Reservation, "The reservation, released", (_REPLAYED,)),),
         problems=_ENDING,
     ),
+    *(
+        Operation(
+            name=verb,
+            method="POST",
+            path=f"{_RESERVATION}/{verb}",
+            tag="Reservations",
+            summary=summary,
+            handler=handler,
+            request=wire.DecisionRequest,
+            body_required=False,
+            role=Role.RESERVE,
+            changes=True,
+            successes=(Success(200, wire.Reservation, "The reservation", (_REPLAYED,)),),
+            problems=(*_ENDING, ProposalDecided),
+        )
+        for verb, summary, handler in (
+            ("accept", "Accept that others stand for what was asked for", reservations.accept),
+            ("decline", "Decline it: give their units back", reservations.decline),
+        )
+    ),
     Operation(
         name="confirm",
         method="POST",
@@ -305,7 +327,7 @@ OPERATIONS: Final = (
         changes=True,
         successes=(Success(200, wire.Reservation, "The reservation, confirmed", (_REPLAYED,)),),
         # Confirmed before with another order_ref; there is no key, the reservation's id is one.
-        problems=(*_ENDING, IdempotencyKeyReused),
+        problems=(*_ENDING, ProposalOpen, IdempotencyKeyReused),
     ),
     Operation(
         name="extend",

@@ -16,17 +16,21 @@ from engine import model
 from engine.feeds import SourceState
 from engine.limits import (
     DEFAULT_TTL_MS,
+    MAX_ALTERNATIVES,
     MAX_BATCH_MOVEMENTS,
     MAX_BATCH_ROWS,
     MAX_ID_BYTES,
     MAX_KEY_CHARACTERS,
     MAX_LINES,
     MAX_QUANTITY,
+    MAX_RATIO,
     MAX_TOTAL,
     MAX_TTL_MS,
     MIN_TTL_MS,
 )
 from engine.model import MovementType, ReservationState, time_text
+from engine.substitutes import Alternative
+from engine.wishes import Fill, Substitution, Wish
 
 Item = TypeVar("Item")
 
@@ -70,6 +74,7 @@ PickedUnits = Annotated[
 AmendedUnits = Annotated[
     int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units; 0 drops the line.")
 ]
+RatioUnits = Annotated[int, Meta(ge=1, le=MAX_RATIO, description="Whole units.")]
 Setting = Annotated[int, Meta(ge=0, le=MAX_QUANTITY, description="Whole units.")]
 MovementQuantity = Annotated[
     int,
@@ -129,13 +134,36 @@ class LineRequest(Request, frozen=True, kw_only=True):
     quantity: Units
 
 
+class LineAlternativeRequest(Request, frozen=True, kw_only=True):
+    """A SKU that may stand for a line: `of` units of it for `for` units of the line's SKU."""
+
+    sku: Id
+    of: RatioUnits = 1
+    for_: RatioUnits = msgspec.field(default=1, name="for")
+
+
+class WishRequest(LineRequest, frozen=True, kw_only=True):
+    """Units of one SKU that are asked for, or of what may stand for it.
+
+    `substitutes` says whether others may stand for what there is too little of: `approve` where
+    somebody must accept that first. They are the `alternatives`, the first of them first, or those
+    of the merchant's rules where none are named. `fill` whole has one SKU serve the whole line.
+    """
+
+    substitutes: Substitution = Substitution.NONE
+    fill: Fill = Fill.MIXED
+    alternatives: Annotated[
+        tuple[LineAlternativeRequest, ...], Meta(max_length=MAX_ALTERNATIVES)
+    ] = ()
+
+
 class ReserveRequest(Request, frozen=True, kw_only=True):
     """A cart at one location. Lines of one SKU are summed.
 
     With `partial` whatever there is gets held, and the rest is named as `missing`.
     """
 
-    lines: Annotated[list[LineRequest], Meta(min_length=1, max_length=MAX_LINES)]
+    lines: Annotated[list[WishRequest], Meta(min_length=1, max_length=MAX_LINES)]
     ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
     order_ref: Text = ""
     partial: bool = False
@@ -185,6 +213,12 @@ class ReleaseRequest(Request, frozen=True, kw_only=True):
     """Give the units back."""
 
     reason: Text = ""
+
+
+class DecisionRequest(Request, frozen=True, kw_only=True):
+    """The SKUs whose substitutes are accepted or declined; without any, all that are proposed."""
+
+    skus: Annotated[tuple[Id, ...], Meta(max_length=MAX_LINES)] = ()
 
 
 class MovementRequest(Request, frozen=True, kw_only=True):
@@ -332,12 +366,31 @@ class Movement(msgspec.Struct, frozen=True):
     stock: Stock
 
 
+class StandsFor(msgspec.Struct, frozen=True):
+    """`units` of a line that are held for `quantity` units of another SKU.
+
+    `of` units of the line stand for `for` units of that; of a kit's component, `of` units are in
+    each kit. `kind` is substitute or kit.
+    """
+
+    sku: str
+    quantity: int
+    units: int
+    of: int
+    for_: int = msgspec.field(name="for")
+    kind: str
+
+
 class ReservationLine(msgspec.Struct, frozen=True):
-    """Units of one SKU; `picked` is null unless the reservation is committed."""
+    """Units of one SKU; `picked` is null unless the reservation is committed.
+
+    `stands_for` is there where some of them are held for another SKU.
+    """
 
     sku: str
     quantity: int
     picked: int | None
+    stands_for: list[StandsFor] | UnsetType = UNSET
 
 
 class MissingLine(msgspec.Struct, frozen=True):
@@ -348,7 +401,10 @@ class MissingLine(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
-    """Units of one location promised to one order; `expires_at` is null unless it is held."""
+    """Units of one location promised to one order; `expires_at` is null unless it is held.
+
+    `proposed` are SKUs whose substitutes have to be accepted before it can be confirmed.
+    """
 
     id: str
     merchant: str
@@ -361,6 +417,7 @@ class Reservation(msgspec.Struct, frozen=True):
     expires_at: Time | None
     confirmed_at: Time | None
     ended_at: Time | None
+    proposed: list[str] | UnsetType = UNSET
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -582,7 +639,12 @@ def reservation(found: model.Reservation) -> Reservation:
         found.location,
         found.state,
         [
-            ReservationLine(x.sku, x.quantity, None if picked is None else picked.get(x.sku, 0))
+            ReservationLine(
+                x.sku,
+                x.quantity,
+                None if picked is None else picked.get(x.sku, 0),
+                _stands_for(found, x.sku),
+            )
             for x in found.lines
         ],
         [MissingLine(x.sku, x.quantity) for x in found.missing],
@@ -591,7 +653,36 @@ def reservation(found: model.Reservation) -> Reservation:
         _optional_time(found.expires_at_ms),
         _optional_time(found.confirmed_at_ms),
         _optional_time(found.ended_at_ms),
+        list(found.proposed) or UNSET,
     )
+
+
+def _stands_for(found: model.Reservation, sku: str) -> list[StandsFor] | UnsetType:
+    if not found.stands_for:
+        return UNSET
+    return [
+        StandsFor(one.asked, one.served, one.units, one.of, one.for_, one.kind)
+        for one in found.stands_for
+        if one.sku == sku
+    ] or UNSET
+
+
+def wishes(wanted: Sequence[WishRequest]) -> list[model.Line | Wish]:
+    """Make the engine's lines of a reserve's: most are units of a row and nothing more."""
+    return [
+        model.Line(x.sku, x.quantity)
+        if x.substitutes is Substitution.NONE and not x.alternatives
+        else Wish(
+            sku=x.sku,
+            quantity=x.quantity,
+            substitutes=x.substitutes,
+            fill=x.fill,
+            alternatives=tuple(
+                Alternative(sku=one.sku, of=one.of, for_=one.for_) for one in x.alternatives
+            ),
+        )
+        for x in wanted
+    ]
 
 
 def lines(wanted: Sequence[LineRequest | PickRequest | AmendedLine]) -> list[model.Line]:

@@ -15,6 +15,7 @@ import msgspec
 from engine.limits import MAX_KEY_CHARACTERS
 from engine.model import MovementType, ReservationState
 from engine.outcomes import InvalidCommand
+from engine.wishes import Fill, Substitution
 
 Answer = TypeVar("Answer")
 Item = TypeVar("Item")
@@ -81,17 +82,54 @@ class Line(msgspec.Struct, frozen=True):
     quantity: int
 
 
+class StandsFor(msgspec.Struct, frozen=True):
+    """`units` of a line that are held for `quantity` units of another SKU."""
+
+    sku: str
+    quantity: int
+    units: int
+    of: int
+    for_: int = msgspec.field(name="for")
+    kind: str
+
+
+class LineAlternative(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A SKU that may stand for a line: `of` units of it for `for_` units of the line's SKU."""
+
+    sku: str
+    of: int = 1
+    for_: int = msgspec.field(default=1, name="for")
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Units of one SKU that are asked for, or of what may stand for it.
+
+    The `alternatives` take the place of the merchant's rules where there are any.
+    """
+
+    sku: str
+    quantity: int
+    substitutes: Substitution = Substitution.NONE
+    fill: Fill = Fill.MIXED
+    alternatives: tuple[LineAlternative, ...] = ()
+
+
 class HeldLine(msgspec.Struct, frozen=True):
-    """Units of one SKU in a reservation; `picked` is None unless it was committed."""
+    """Units of one SKU in a reservation; `picked` is None unless it was committed.
+
+    `stands_for` says which of them are held for another SKU.
+    """
 
     sku: str
     quantity: int
     picked: int | None = None
+    stands_for: tuple[StandsFor, ...] = ()
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     """Units of one location promised to one order.
 
+    `proposed` are SKUs whose substitutes have to be accepted before it can be confirmed.
     `replayed` is True where the call that answered it had been applied before.
     """
 
@@ -106,6 +144,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None
     confirmed_at: datetime | None
     ended_at: datetime | None
+    proposed: tuple[str, ...] = ()
     replayed: bool = False
 
 
@@ -267,8 +306,8 @@ def _json(document: Mapping[str, Any]) -> bytes:
     return _ENCODER.encode(document)
 
 
-def _lines(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    return [{"sku": line.sku, "quantity": line.quantity} for line in lines]
+def _lines(lines: Sequence[Line | Wish]) -> list[Any]:
+    return [msgspec.to_builtins(line) for line in lines]
 
 
 def _page_query(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
@@ -374,7 +413,7 @@ def move_many(merchant: str, movements: Sequence[NewMovement]) -> Call[BatchResu
 def reserve(
     merchant: str,
     location: str,
-    lines: Sequence[Line],
+    lines: Sequence[Line | Wish],
     *,
     key: str,
     ttl_seconds: int | None = None,
@@ -451,6 +490,16 @@ def commit(merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()) ->
 def release(merchant: str, reservation_id: str, *, reason: str = "") -> Call[Reservation]:
     """Give the units back."""
     return _step(merchant, reservation_id, "release", {"reason": reason} if reason else {})
+
+
+def accept(merchant: str, reservation_id: str, *, skus: Sequence[str] = ()) -> Call[Reservation]:
+    """Accept that others stand for `skus`, without any for all that is proposed."""
+    return _step(merchant, reservation_id, "accept", {"skus": list(skus)} if skus else {})
+
+
+def decline(merchant: str, reservation_id: str, *, skus: Sequence[str] = ()) -> Call[Reservation]:
+    """Decline that others stand for `skus`, without any for all that is proposed."""
+    return _step(merchant, reservation_id, "decline", {"skus": list(skus)} if skus else {})
 
 
 def _step(

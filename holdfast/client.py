@@ -34,6 +34,7 @@ from holdfast.calls import (
     Problem,
     Reservation,
     Stock,
+    Wish,
 )
 from holdfast.carriers import Carrier, DirectCarrier, HttpxCarrier, Reply, http_request
 
@@ -347,7 +348,7 @@ class Client:
         self,
         merchant: str,
         location: str,
-        lines: Sequence[Line],
+        lines: Sequence[Line | Wish],
         *,
         key: str | None = None,
         ttl_seconds: int | None = None,
@@ -410,6 +411,18 @@ class Client:
     ) -> Reservation:
         """Let the units leave the shelf: all of them, or the `picks` (lines not named are 0)."""
         return self.send(calls.commit(merchant, reservation_id, picks=picks))
+
+    def accept(
+        self, merchant: str, reservation_id: str, *, skus: Sequence[str] = ()
+    ) -> Reservation:
+        """Accept that others stand for `skus`, without any for all that is proposed."""
+        return self.send(calls.accept(merchant, reservation_id, skus=skus))
+
+    def decline(
+        self, merchant: str, reservation_id: str, *, skus: Sequence[str] = ()
+    ) -> Reservation:
+        """Decline it: the substitutes go back to the shelf."""
+        return self.send(calls.decline(merchant, reservation_id, skus=skus))
 
     def release(self, merchant: str, reservation_id: str, *, reason: str = "") -> Reservation:
         """Give the units back."""
@@ -584,7 +597,7 @@ class AsyncClient:
         self,
         merchant: str,
         location: str,
-        lines: Sequence[Line],
+        lines: Sequence[Line | Wish],
         *,
         key: str | None = None,
         ttl_seconds: int | None = None,
@@ -651,6 +664,18 @@ class AsyncClient:
     ) -> Reservation:
         """Let the units leave the shelf: all of them, or the `picks` (lines not named are 0)."""
         return await self.send(calls.commit(merchant, reservation_id, picks=picks))
+
+    async def accept(
+        self, merchant: str, reservation_id: str, *, skus: Sequence[str] = ()
+    ) -> Reservation:
+        """Accept that others stand for `skus`, without any for all that is proposed."""
+        return await self.send(calls.accept(merchant, reservation_id, skus=skus))
+
+    async def decline(
+        self, merchant: str, reservation_id: str, *, skus: Sequence[str] = ()
+    ) -> Reservation:
+        """Decline it: the substitutes go back to the shelf."""
+        return await self.send(calls.decline(merchant, reservation_id, skus=skus))
 
     async def release(self, merchant: str, reservation_id: str, *, reason: str = "") -> Reservation:
         """Give the units back."""

@@ -9,12 +9,13 @@
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            another ending, or another pick, came first
+--          {'proposed', ...reservation}         somebody has to accept its substitutes first
 --          {'insufficient_on_hand', {{sku, requested, on_hand, true}, ...}}
 --            the shelf has fewer than that: pick short, or book what the shelf really has
 --          {'backorder_unfilled', {{sku, requested, filled, true}, ...}}
 --            some of the units are still waited for: pick what there is, or commit later
 --          {'invalid', field}
--- Ledger   commit, detail {state before, expires_at before, picked}
+-- Ledger   commit, detail {state before, expires_at before, picked, stands_for}
 -- @include group
 -- @include rows
 -- @include ledger
@@ -79,6 +80,7 @@ local replies = each_command(function(first, last, id, merchant, actor, picks, s
     if reservation.state == 'committed' and same then return describe('replayed', reservation) end
     return describe('ended', reservation)
   end
+  if is_proposed(reservation) then return describe('proposed', reservation) end
   local row_keys = declared_rows(reservation, skus, first + 2)
   local queue_keys = declared_queues(reservation, skus, first + 2 + 2 * #skus, last)
   if not row_keys or not queue_keys then return {'lines_changed'} end
@@ -96,7 +98,7 @@ local replies = each_command(function(first, last, id, merchant, actor, picks, s
   reservation.picked = picked
   end_reservation(reservation, id, 'committed', KEYS[first + 1])
   record('commit', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
-    {state, expires_at, ordered})
+    {state, expires_at, ordered, stands_for(reservation)})
   return describe('ok', reservation)
 end)
 

@@ -6,6 +6,7 @@
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}
 --          {'ended', ...reservation}            committed, released or expired before
+--          {'proposed', ...reservation}         somebody has to accept its substitutes first
 --          {'key_reused', ...reservation}       confirmed before for another order
 -- Ledger   confirm, detail {order_ref, expires_at before}
 -- @include group
@@ -25,6 +26,7 @@ local replies = each_command(function(first, _, id, merchant, actor, order_ref)
     return describe('replayed', reservation)
   end
   if reservation.state ~= 'held' then return describe('ended', reservation) end
+  if is_proposed(reservation) then return describe('proposed', reservation) end
 
   local expires_at = reservation.expires_at
   reservation.id = id

@@ -8,7 +8,7 @@
 --          {'not_due', ...}         extended or confirmed since the caller looked
 --          {'ended', ...}           some ending came first
 --          {'not_found'}, {'lines_changed'}
--- Ledger   expire, detail {state before, expires_at before}
+-- Ledger   expire, detail {state before, expires_at before, stands_for}
 -- @include group
 -- @include rows
 -- @include ledger
@@ -32,7 +32,7 @@ local replies = each_command(function(first, last, id, merchant, actor, skus)
   local lines = settle_rows(reservation, id, row_keys, queue_keys, NOTHING_PICKED)
   end_reservation(reservation, id, 'expired', KEYS[first + 1])
   record('expire', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
-    {'held', expires_at})
+    {'held', expires_at, stands_for(reservation)})
   return describe('ok', reservation)
 end)
 

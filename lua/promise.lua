@@ -1,15 +1,18 @@
 #!lua
--- promise: a reserve on terms: of rows that have some, or by somebody who asks for some.
+-- promise: a reserve on terms: of rows that have some, or by somebody who asks for some; or of what
+-- others may stand for, and of kits.
 --
 -- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, ask, sku, quantity, sku, quantity, ...}
 --   who, terms, lines, ttl_ms, partial, reclaimed  as for `reserve`
---   ask      {promise, channel}, see room_of()
+--   ask      {promise, channel, wishes}, see room_of(); with wishes, see wishes.lua, they say how
+--            much is asked for, and the quantity of each row is 0
 -- Keys     reservation, open index of the location, then of each line the row and its queue
 -- Returns  {'ok', created_at, held, missing, extras}  both as {{sku, quantity}, ...}
 --          {'replayed', body}              the same id and fingerprint came before
 --          {'key_reused'}                  the same id with another fingerprint
 --          {'insufficient_stock', due, {{sku, requested, room, known}, ...}}
---            every line that there is no room for; due is true where a reclaim may help
+--            every line that there is no room for; due is true where a reclaim may help, if only
+--            to a wish that a substitute would serve otherwise
 --          {'invalid', field}
 -- Ledger   as `reserve`, with extras at the end of its detail
 -- @include group
@@ -18,6 +21,7 @@
 -- @include reservations
 -- @include making
 -- @include room
+-- @include wishes
 
 local KEYS_OF_A_LINE = 2
 local OPERATION, DETAIL = array_of(8) .. cmsgpack.pack('reserve'), array_of(5)
@@ -32,7 +36,9 @@ local function wanted_rows(first, lines, ask)
   for i = 1, #lines, 2 do
     local sku, quantity, line = lines[i], lines[i + 1], (i + 1) / 2
     if not is_text(sku) then return nil, 'sku' end
-    if not is_integer(quantity, 1, MAX_QUANTITY) then return nil, 'quantity' end
+    if not is_integer(quantity, ask.wishes and 0 or 1, MAX_QUANTITY) then
+      return nil, 'quantity'
+    end
     local at = first + 2 + (line - 1) * KEYS_OF_A_LINE
     local row = row_at(KEYS[at])
     if row.wanted_by == first then return nil, 'sku' end
@@ -60,11 +66,19 @@ local function take(pledge, wanted)
   return held, missing, changes
 end
 
-local function has_room(wanted)
+-- True where there is something to hold of what was asked for.
+local function has_room(wanted, outcome)
   for _, line in ipairs(wanted) do
-    if line.room.most > 0 then return true end
+    if (outcome and line.quantity or line.room.most) > 0 then return true end
   end
   return false
+end
+
+-- Has the reservation remember what stands for what. Returns what is missing.
+local function note_wishes(pledge, outcome)
+  if #outcome.stands_for > 0 then pledge.extras.stands_for = outcome.stands_for end
+  if #outcome.proposed > 0 then pledge.extras.proposed = outcome.proposed end
+  return outcome.missing
 end
 
 local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, partial, reclaimed, ask,
@@ -77,15 +91,21 @@ local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, parti
   end
   local wanted, short = wanted_rows(first, {...}, ask)
   if not wanted then return {'invalid', short} end
-  if #short > 0 then
+  local pledge, outcome = new_pledge(id, ask), nil
+  if ask.wishes then
+    outcome = serve_wishes(ask.wishes, wanted, partial)
+    short = outcome.short
+  end
+  if #short > 0 or (outcome and outcome.is_substituted) then
     local due = holds_are_due(reclaimed)
-    if due or not partial or not has_room(wanted) then
-      return {'insufficient_stock', due, short}
-    end
+    if due then return {'insufficient_stock', due, short} end
+  end
+  if #short > 0 and not (partial and has_room(wanted, outcome)) then
+    return {'insufficient_stock', false, short}
   end
 
-  local pledge = new_pledge(id, ask)
   local held, missing, changes = take(pledge, wanted)
+  if outcome then missing = note_wishes(pledge, outcome) end
   local expires_at = now + ttl_ms
   local packed_missing, extras = cmsgpack.pack(missing), cmsgpack.pack(pledge.extras)
   local body = BODY .. who .. terms .. cmsgpack.pack(held) .. packed_missing .. CREATED_AT

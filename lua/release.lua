@@ -7,7 +7,7 @@
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            committed or expired before
--- Ledger   release, detail {state before, expires_at before, reason}
+-- Ledger   release, detail {state before, expires_at before, reason, stands_for}
 -- @include group
 -- @include rows
 -- @include ledger
@@ -29,7 +29,7 @@ local replies = each_command(function(first, last, id, merchant, actor, reason, 
   local lines = settle_rows(reservation, id, row_keys, queue_keys, NOTHING_PICKED)
   end_reservation(reservation, id, 'released', KEYS[first + 1])
   record('release', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
-    {state, expires_at, reason})
+    {state, expires_at, reason, stands_for(reservation)})
   return describe('ok', reservation)
 end)
 

@@ -36,6 +36,7 @@ _EVENT_SEQUENCE: Final = 10
 _HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, OperationKind.EXPIRE})
 _ON_RESERVATIONS: Final = _HELD_ONLY | {
     OperationKind.AMEND,
+    OperationKind.DECIDE,
     OperationKind.COMMIT,
     OperationKind.RELEASE,
 }
@@ -333,7 +334,7 @@ class Contradictions:
         state = seen.reservations.get(the_id)
         if state is None and reservation is not None:
             state = reservation.state
-        if kind is not OperationKind.AMEND:
+        if kind not in (OperationKind.AMEND, OperationKind.DECIDE):
             seen.reservations[the_id] = _STATES_AFTER[kind]
         if state is None:
             code, detail = Code.NEVER_RESERVED, f"{kind} of a reservation that was never made"
@@ -426,8 +427,9 @@ def _said(
     if reservation is None:
         return None
     held = sum(units for key, units, _ in reservation.units() if key[2] == change.sku)
-    if kind is OperationKind.AMEND:
-        return 0, sum(units for sku, units in detail[1] if sku == change.sku) - held, 0
+    if kind in (OperationKind.AMEND, OperationKind.DECIDE):
+        left = detail[1] if kind is OperationKind.AMEND else detail[2]
+        return 0, sum(units for sku, units in left if sku == change.sku) - held, 0
     picked = 0
     if kind is OperationKind.COMMIT:
         picked = sum(units for sku, units in detail[2] if sku == change.sku)

@@ -13,7 +13,7 @@ import msgspec
 from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
-from engine.reservations import Body, Extras, Waiting, amended
+from engine.reservations import Body, Extras, Waiting, amended, decided
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
@@ -431,6 +431,8 @@ class Fold:
                 (detail[0], *_flat(reservation.body.lines)),
                 at_ms,
             )
+        elif kind is OperationKind.DECIDE:
+            reservation.body = decided(reservation.body, detail)
         elif kind is OperationKind.AMEND:
             lines = tuple([Line(sku, units) for sku, units in detail[1]])
             reservation.body = amended(reservation.body, lines)

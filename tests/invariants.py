@@ -189,6 +189,8 @@ class Audit:
             effect = (*effect, detail[2])
         if kind == "amend":
             effect = (*effect, detail[0])
+        if kind == "decide":
+            effect = (*effect, *detail[1])
         if kind == "feed":
             # What was set aside may be booked or dropped later, under the same id.
             settled = detail[11] in ("quarantined", "dropped", "skipped")
@@ -282,7 +284,7 @@ class Audit:
                 merchant, location, whole, held, waiting, at, detail[3]
             )
             return
-        if kind not in ("confirm", "extend", "amend", "commit", "release", "expire"):
+        if kind not in ("confirm", "extend", "amend", "decide", "commit", "release", "expire"):
             return
         promise = partition.promises.get(the_id)
         if promise is None:
@@ -298,13 +300,14 @@ class Audit:
                 self._violated("Fold", f"{where}: the hold got shorter")
             promise.expires_at = detail[0]
             return
-        if kind == "amend":
+        if kind in ("amend", "decide"):
+            left = dict(detail[1] if kind == "amend" else detail[2])
             changed = {sku: deltas[1] for sku, _, _, deltas, *_ in lines}
             now = {sku: promise.lines.get(sku, 0) + units for sku, units in changed.items()}
             promise.lines = {s: units for s, units in (promise.lines | now).items() if units}
             promise.whole = promise.lines
-            if dict(detail[1]) != promise.lines:
-                self._violated("HoldsSum", f"{where}: {detail[1]} is not {promise.lines}")
+            if left != promise.lines:
+                self._violated("HoldsSum", f"{where}: {left} is not {promise.lines}")
             return
         if kind == "expire" and promise.expires_at > at:
             self._violated("OneEnding", f"{where}: not due before {promise.expires_at}, at {at}")

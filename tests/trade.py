@@ -17,10 +17,11 @@ from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
 from engine.keys import parse_key, reservation_hash
 from engine.kits import check_kit
-from engine.model import Line, Movement, MovementType, Terms
+from engine.model import Line, Movement, MovementType, ProposalDecision, Terms
 from engine.outcomes import HoldfastError
 from engine.store import Client
 from engine.substitutes import Alternative, check_alternatives
+from engine.wishes import Fill, Substitution, Wish
 from tests.shop import ACTOR
 
 LOCATIONS: Final = ("high street", "depot:{7}", "harbour", "københavn", "outlet")
@@ -66,6 +67,8 @@ class Trade:
             (self._release, 1),
             (self._feed, 6),
             (self._define, 1),
+            (self._wish, 5),
+            (self._decide, 3),
         )
         chosen = self.draw.choices([verb for verb, _ in verbs], [w for _, w in verbs], k=steps)
         for verb in chosen:
@@ -267,6 +270,41 @@ class Trade:
             await self.inventory.kits.write(
                 self.merchant, {f"kit {sku}": None if gone else kit}, actor=ACTOR
             )
+
+    async def _wish(self) -> None:
+        """Reserve what others may stand for, and kits."""
+        sku, other, third = self.draw.sample(SKUS, k=3)
+        alternatives = (Alternative(sku=other, for_=self.draw.randint(1, 3)),)
+        lines: list[Line | Wish] = [
+            Wish(
+                sku=sku,
+                quantity=self.draw.randint(1, 9),
+                substitutes=self.draw.choice((Substitution.ALLOWED, Substitution.APPROVE)),
+                alternatives=alternatives if self.draw.random() < 0.7 else (),
+                fill=self.draw.choice(list(Fill)),
+            ),
+            Line(self.draw.choice((third, f"kit {third}")), 1),
+        ]
+        key, location = self._key(), self.draw.choice(LOCATIONS)
+        partial = self.draw.random() < 0.3
+        answer = await self._do(
+            "wish",
+            lambda inventory: inventory.reserve(
+                self.merchant,
+                location,
+                lines,
+                key=key,
+                ttl_ms=86_400_000,
+                partial=partial,
+                actor=ACTOR,
+            ),
+        )
+        self.reservations.append(answer.reservation.id)
+
+    async def _decide(self) -> None:
+        # Not kept as a call: its retry tells of the reservation as it is by then.
+        the_id, decision = self._reservation(), self.draw.choice(list(ProposalDecision))
+        await self.inventory.decide(self.merchant, the_id, decision, actor=ACTOR)
 
     def _reservation(self) -> str:
         return self.draw.choice(self.reservations) if self.reservations else "rsv_0_" + "0" * 24

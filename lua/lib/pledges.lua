@@ -8,6 +8,11 @@
 -- extras of a reservation's body, a map; all but the first are only there where they apply:
 --   channel      through which the units were promised
 --   backordered  {sku = units} that were promised with nothing on the shelf for them
+--   stands_for   {{asked, sku, units, served, of, for, kind}, ...}: units that are held for units
+--                of another SKU, whether as a substitute or as a component of a kit
+--   proposed     SKUs whose substitutes somebody has to accept first
+--   decided      {sku = 'accepted' or 'declined'}
+--   first        {missing, stands_for, proposed} as they were before anything was decided
 
 local queued, queue_up = collector()
 local unqueued, leave_queue = collector()

@@ -5,13 +5,13 @@
 -- body: {merchant, location, actor, fingerprint, ttl_ms, order_ref,
 --        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}, created_at,
 --        first lines, extras}
--- Only an amendment changes a body: `lines` are what is held now, and `first lines`, which are only
+-- Only an amendment or a decision changes a body: `lines` are what is held now, and `first lines`, which are only
 -- there since, what was held at first, as a retry of the reserve is to be told. extras, a map, are
 -- only there where the promise was made on a row's terms (see pledges.lua); without an amendment the
 -- first lines of such a reservation are empty, and it may have a field more, waiting.
 
 local BODY_MERCHANT, BODY_LOCATION, BODY_FINGERPRINT, BODY_ORDER_REF = 1, 2, 4, 6
-local BODY_LINES, BODY_CREATED_AT, BODY_FIRST_LINES, BODY_EXTRAS = 7, 9, 10, 11
+local BODY_LINES, BODY_MISSING, BODY_CREATED_AT, BODY_FIRST_LINES, BODY_EXTRAS = 7, 8, 9, 10, 11
 
 local reservations, touched_reservations = {}, {}
 
@@ -57,6 +57,18 @@ local function reservation_of(key, merchant)
   local reservation = reservation_at(key)
   if reservation and reservation.body[BODY_MERCHANT] == merchant then return reservation end
   return nil
+end
+
+-- What stands for what in it, as lib/wishes.lua lists it; nil where nothing does.
+local STANDS_ASKED, STANDS_SKU, STANDS_UNITS, STANDS_SERVED, STANDS_KIND = 1, 2, 3, 4, 7
+
+local function stands_for(reservation)
+  return reservation.extras and reservation.extras.stands_for
+end
+
+-- True while somebody has to accept its substitutes first.
+local function is_proposed(reservation)
+  return reservation.extras and reservation.extras.proposed
 end
 
 local function is_live(reservation)
@@ -116,6 +128,13 @@ local function amend_reservation(reservation, id, lines)
   reservation.body = cmsgpack.unpack(reservation.packed_body)
   reservation.amended = true
   touch_reservation(reservation)
+end
+
+-- Makes of a live reservation what a decision about its substitutes leaves of it.
+local function decide_reservation(reservation, id, lines, missing, extras)
+  reservation.body[BODY_MISSING], reservation.body[BODY_EXTRAS] = missing, extras
+  reservation.extras = extras
+  amend_reservation(reservation, id, lines)
 end
 
 -- True where the time of some hold of the partition is up, so that a reclaim may find units;

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import httpx
 import msgspec
@@ -92,6 +92,14 @@ def test_every_event_has_its_message_and_no_other_is_there(document: dict[str, A
         assert schema["description"]
 
 
+PROPOSED: Final = {
+    "channel": "online",
+    "stands_for": [["mug", "tea", 2, 1, 2, 1, "substitute"]],
+    "proposed": ["mug"],
+}
+"""Extras of a reservation in which teas stand for a mug until somebody declines."""
+
+
 def test_every_schema_is_one_and_is_used(document: dict[str, Any]) -> None:
     used = set(references(document))
     for name, schema in document["components"]["schemas"].items():
@@ -106,6 +114,9 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.CONFIRM, ("order", 2000)),
         operation(OperationKind.EXTEND, (3000, 2000, "id")),
         operation(OperationKind.AMEND, ("id", [["tea", 1]], "held", 2000)),
+        operation(OperationKind.RESERVE, (1000, "", [], 2000, PROPOSED)),
+        operation(OperationKind.DECIDE, ("accepted", ["mug"], [["cup", 2]], [], PROPOSED)),
+        operation(OperationKind.DECIDE, ("declined", ["mug"], [["cup", 2]], [["mug", 1]], {})),
         operation(OperationKind.COMMIT, ("held", 2000, [["tea", 1]])),
         operation(OperationKind.RELEASE, ("held", 2000, "why")),
         operation(OperationKind.EXPIRE, ("held", 2000)),

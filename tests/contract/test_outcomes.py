@@ -145,6 +145,7 @@ def test_each_refusal_becomes_the_exception_that_the_page_names(code: Outcome) -
         Outcome.BACKORDER_UNFILLED: ["", [["tea", 2, 1, True]]],
         Outcome.ENDED: ["", "released", 0, 0, 5],
         Outcome.NOT_HELD: ["", "confirmed"],
+        Outcome.PROPOSED: [""] * 7 + [[""] * 10 + [{"proposed": ["tea"]}]],
         Outcome.VERSION_CONFLICT: ["", 3],
         Outcome.LIMIT_EXCEEDED: ["", "quantity", 5],
         Outcome.INVALID: ["", "quantity"],

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.gateways import Api, Shelf
+from tests.shop import Shop, open_shop
 from tests.stores import RealStore
 
 
@@ -19,3 +20,10 @@ async def api(store: RealStore, merchant: str) -> AsyncIterator[Api]:
 async def shelf(api: Api) -> Shelf:
     """A location of the test's own merchant, asked with an admin key."""
     return Shelf(await api.client(), api.merchant)
+
+
+@pytest.fixture
+async def other_shop(store: RealStore, merchant: str) -> AsyncIterator[Shop]:
+    """Another process's view of the same merchant on the shared store."""
+    async with open_shop(store.settings, merchant) as opened:
+        yield opened

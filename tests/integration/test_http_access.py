@@ -49,6 +49,10 @@ BODIES: dict[str, Any] = {
     "changeWebhook": {"description": "of a test"},
     "putItem": {"title": "Tea"},
     "createKey": {"role": "read"},
+    "putSubstitutes": {"alternatives": [{"sku": "mint"}]},
+    "importSubstitutes": {"substitutes": [{"sku": "tea", "alternatives": [{"sku": "mint"}]}]},
+    "putKit": {"components": [{"sku": "mug", "quantity": 1}]},
+    "importKits": {"kits": [{"sku": "box", "components": [{"sku": "mug", "quantity": 1}]}]},
 }
 
 
@@ -89,7 +93,11 @@ async def reservation(shelf: Shelf) -> str:
         headers={"Idempotency-Key": "of a fixture"},
     )
     await shelf.client.put(f"{shelf.merchant_path}/items/tea", json=BODIES["putItem"])
-    return str((await shelf.reserve(("tea", 1))).json()["id"])
+    substitutes = f"{shelf.merchant_path}/substitutes/tea"
+    await shelf.client.put(substitutes, json=BODIES["putSubstitutes"])
+    held = str((await shelf.reserve(("tea", 1))).json()["id"])
+    await shelf.client.put(f"{shelf.merchant_path}/kits/tea", json=BODIES["putKit"])
+    return held
 
 
 async def untouched(shelf: Shelf, reservation: str) -> bool:
@@ -152,6 +160,21 @@ async def test_the_needed_role_is_enough(
     # What is of all merchants is for a key of all of them.
     merchant = api.merchant if "{merchant}" in operation.path else None
     client = await api.client(operation.role, merchant=merchant)
+    if operation.name in ("accept", "decline"):
+        await shelf.move("receive", "cup", 1)
+        alternatives = [{"sku": "cup"}]
+        line = {
+            "sku": "mint",
+            "quantity": 1,
+            "substitutes": "approve",
+            "alternatives": alternatives,
+        }
+        held = await shelf.client.post(
+            f"{shelf.path}/reservations",
+            json={"lines": [line | {"alternatives": alternatives}]},
+            headers=shelf.key(),
+        )
+        reservation = str(held.json()["id"])
     answer = await request(client, operation, api.merchant, reservation, succeeds=True)
     assert answer.status_code < 300, answer.text
 

@@ -16,12 +16,14 @@ import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.kits import check_kit
-from engine.model import Line, MovementType, Terms
+from engine.model import Line, MovementType, ProposalDecision, Terms
 from engine.offline import OfflineKeeper
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
 from engine.shortfalls import ShortfallKeeper
 from engine.store import close_quietly, connect
+from engine.substitutes import Alternative
+from engine.wishes import Substitution, Wish
 from gateway.feeds import read_event
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 from tests.stores import RealStore
@@ -186,6 +188,16 @@ async def run_every_verb(shop: Shop) -> None:
     kit = check_kit("kit", [Line(sku, 1) for sku in skus])
     await inventory.kits.write(merchant, {"kit": kit}, actor=ACTOR)
     await backorders(shop)
+    alternatives = (Alternative(sku="tea"),)
+    proposal = Wish(
+        sku="jam", quantity=1, substitutes=Substitution.APPROVE, alternatives=alternatives
+    )
+    for decision in ProposalDecision:
+        proposed = await inventory.reserve(
+            merchant, LOCATION, [proposal, Line("kit", 1)], key=new_key(), actor=ACTOR
+        )
+        await inventory.decide(merchant, proposed.reservation.id, decision, actor=ACTOR)
+        await shop.release(proposed.reservation.id)
     cart = [(sku, 2) for sku in skus]
     held = await asyncio.gather(
         *(shop.reserve([*cart, ("tea", 1)], key=f"k{i // 2}") for i in range(10))
