@@ -13,10 +13,10 @@ SERVICE := $(VENV)/.service
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check bench lock clean
+.PHONY: help install run test check bench screenshots lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(SERVICE): requirements-service.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Holdfast needs Python 3.11 or later: make PYTHON=/path/to/python3.11")'
@@ -45,6 +45,9 @@ check: $(INSTALLED) ## Lint, format, types and import rules
 
 bench: $(INSTALLED) ## Run the benchmarks
 	$(BIN)/python -m bench
+
+screenshots: $(INSTALLED) ## Take the pictures of the README anew, in a Chromium on PATH
+	$(BIN)/python -m tests.browser.screenshots
 
 lock: $(INSTALLED) ## Lock what pyproject.toml asks for; with UPGRADE=--upgrade, the newest of it
 	$(COMPILE) --extra test --output-file requirements.lock

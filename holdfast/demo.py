@@ -1,27 +1,59 @@
 """A sample shop with live shoppers, tills and deliveries, against a running service.
 
-Shoppers arrive by chance (a Poisson process), reserve a cart, think, and then order, walk away or
-forget it; tills sell over the counter; a lorry refills what runs low. A seed makes the draws
-repeatable, though not the timing.
+Shoppers arrive by chance (a Poisson process) as often as the hour has them, reserve a cart, think,
+and then order, walk away or forget it. Tills sell over the counter and tell of it as a till does,
+through feeds with heartbeats and numbered events; one store's line drops for a while every day, and
+what was sold meanwhile comes in later. A lorry refills what runs low. Once a day one item goes
+viral, and a clerk who types a count twice books a hundred times too much, which the audit finds and
+a recount puts right. A shop's day passes in ten minutes. A seed makes the draws repeatable, though
+not the timing.
 """
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from time import monotonic
+from typing import Any, Final
 
 import msgspec
 
 from engine.model import MovementType
-from holdfast import calls
+from holdfast import calls, feed_calls, search_calls
+from holdfast.assortment import MISCOUNTED_SKU, VIRAL_SKU, assortment
 from holdfast.calls import Line, NewMovement, Reservation
 from holdfast.client import ApiError, AsyncClient, RetryPolicy, ServiceUnreachable, new_key
 from holdfast.replay import percentile_ms
 
 WAREHOUSE: Final = "online-warehouse"
-STORES: Final = ("riverside-store", "old-town-store")
+STORES: Final = ("harbour-store", "old-town-store", "riverside-store")
+FLAKY_STORE: Final = "harbour-store"
+"""Its line drops once a day."""
+
 LOCATIONS: Final = (WAREHOUSE, *STORES)
+ONLINE_SHARE: Final = 0.7
+"""Of the carts that the warehouse sends; the others are collected in a store."""
+
+DAY_SECONDS: Final = 600.0
+"""In which a shop's day passes; it begins at 10 in the morning."""
+
+OPENING_HOUR: Final = 10.0
+
+RHYTHM: Final = (
+    0.15, 0.10, 0.10, 0.10, 0.10, 0.20, 0.40, 0.60, 0.80, 0.90, 1.00, 1.10,
+    1.40, 1.20, 1.00, 0.95, 1.00, 1.20, 1.50, 1.80, 1.90, 1.50, 0.90, 0.40,
+)  # fmt: skip
+"""How many shoppers come in each hour of a day, 1 being the average of the waking ones: few at
+night, more at noon, most in the evening."""
+
+STORE_HOURS: Final = (8.0, 20.0)
+VIRAL_HOURS: Final = (12.0, 14.0)
+OUTAGE_HOURS: Final = (15.0, 17.0)
+MISCOUNT_HOUR: Final = 13.0
+RECOUNT_HOUR: Final = 16.0
+VIRAL_WEIGHT: Final = 60.0
 
 MAX_SHOPPERS: Final = 500
 """In the shop at once; more that arrive turn away at the door."""
@@ -32,11 +64,25 @@ HOLD_TTL_SECONDS: Final = 30
 THINK_SECONDS: Final = (0.5, 6.0)
 """Between reserving a cart and what becomes of it, evenly distributed."""
 
-TILL_SECONDS: Final = 2.0
-"""Between two sales of one till, on average."""
+TILLS: Final = 2
+"""In each store."""
+
+TILL_SECONDS: Final = 4.0
+"""Between two sales of one till, on average, at the average hour."""
+
+BEAT_SECONDS: Final = 2.0
+"""Between two times that a till sends what it has, and a heartbeat where that is nothing."""
+
+SILENT_AFTER_SECONDS: Final = 10
+"""What the shop's policy has for it: a till that was not heard of for so long is silent."""
+
+MAX_SENT_EVENTS: Final = 500
 
 DELIVERY_SECONDS: Final = 5.0
 """Between two looks at what runs low."""
+
+CLERK_SECONDS: Final = 1.0
+"""Between two looks of the clerk at the clock."""
 
 OUTAGE_SECONDS: Final = 1.0
 """Before a till or a lorry tries a service again that did not answer."""
@@ -45,6 +91,8 @@ MAX_CART_LINES: Final = 4
 LOW_SHARE: Final = 0.25
 """Of a shelf's full stock, below which it is refilled."""
 
+MAX_ASKED_ROWS: Final = 500
+
 KEPT_LATENCIES: Final = 1_000
 """The latest reserves, from which the status line takes its percentile."""
 
@@ -52,63 +100,47 @@ _FATAL_CODES: Final = frozenset({"unauthenticated", "forbidden", "not_found"})
 """Refusals that no waiting cures: the key is wrong, or not for this merchant."""
 
 
-class Product(msgspec.Struct, frozen=True):
-    """An item of the shop: how often it is asked for, and the units that fill its shelf."""
-
-    sku: str
-    popularity: int
-    full_units: int
-
-
-PRODUCTS: Final = tuple(
-    Product(sku, popularity, full_units)
-    for sku, popularity, full_units in (
-        ("coffee-beans-1kg", 20, 120),
-        ("coffee-filter-paper-100", 12, 100),
-        ("espresso-cup-white", 8, 60),
-        ("mug-stoneware-blue", 14, 80),
-        ("mug-stoneware-sand", 11, 80),
-        ("teapot-cast-iron-1l", 3, 12),
-        ("tea-earl-grey-100g", 10, 70),
-        ("tea-sencha-100g", 6, 50),
-        ("french-press-600ml", 5, 24),
-        ("hand-grinder-steel", 4, 16),
-        ("kettle-gooseneck", 3, 12),
-        ("milk-jug-350ml", 5, 30),
-        ("bread-knife-25cm", 4, 20),
-        ("chef-knife-20cm", 5, 18),
-        ("cutting-board-oak", 6, 24),
-        ("apron-linen-grey", 4, 24),
-        ("tea-towel-set-of-3", 9, 60),
-        ("oven-glove-pair", 5, 30),
-        ("skillet-cast-iron-26cm", 4, 14),
-        ("saucepan-steel-2l", 3, 14),
-        ("stock-pot-8l", 1, 6),
-        ("baking-tray-large", 6, 36),
-        ("cake-tin-26cm", 5, 30),
-        ("measuring-spoons", 7, 40),
-        ("kitchen-scale-5kg", 4, 18),
-        ("olive-oil-500ml", 15, 90),
-        ("sea-salt-250g", 12, 90),
-        ("pepper-mill-walnut", 4, 18),
-        ("pasta-linguine-500g", 16, 120),
-        ("honey-wildflower-350g", 9, 60),
-        ("chocolate-dark-70", 18, 150),
-        ("storage-jar-1l", 10, 60),
-        ("lunch-box-steel", 6, 36),
-        ("water-bottle-750ml", 9, 50),
-        ("candle-beeswax", 7, 48),
-        ("console-launch-edition", 30, 10),
-    )
-)
-
-
 class DemoSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The shop: whose it is, what the draws start from, and how many shoppers arrive a second."""
+    """The shop: whose it is, what the draws start from, and how busy it is.
+
+    `carts_per_second` is the average; `day_seconds` is in how many seconds a day passes.
+    """
 
     merchant: str = "demo"
     seed: int = 1
     carts_per_second: float = 4.0
+    day_seconds: float = DAY_SECONDS
+
+
+class Day:
+    """The shop's clock, which runs faster than others."""
+
+    def __init__(self, seconds: float, *, clock: Callable[[], float]) -> None:
+        """Begin at OPENING_HOUR; `clock` gives seconds that only rise."""
+        self._seconds = seconds
+        self._clock = clock
+        self._began_at = clock()
+
+    @property
+    def hours(self) -> float:
+        """Hours since the midnight before the opening."""
+        return OPENING_HOUR + 24 * (self._clock() - self._began_at) / self._seconds
+
+    @property
+    def number(self) -> int:
+        """Days since the opening's."""
+        return int(self.hours // 24)
+
+    def within(self, hours: tuple[float, float]) -> bool:
+        """Say whether it is between two hours of the day."""
+        return hours[0] <= self.hours % 24 < hours[1]
+
+    @property
+    def demand(self) -> float:
+        """How many shoppers come, 1 on average; it changes smoothly from hour to hour."""
+        hour = self.hours % 24
+        before, after = RHYTHM[int(hour)], RHYTHM[(int(hour) + 1) % 24]
+        return before + (after - before) * (hour % 1)
 
 
 class DemoCounts(msgspec.Struct, kw_only=True):
@@ -152,6 +184,13 @@ class Demo:
         self._client = client
         self._settings = settings
         self._draw = random.Random(settings.seed)  # noqa: S311 - shoppers, not secrets
+        self._products = assortment(settings.seed)
+        self._weights = [one.popularity for one in self._products]
+        self._viral_weights = [
+            one.popularity * (VIRAL_WEIGHT if one.sku == VIRAL_SKU else 1.0)
+            for one in self._products
+        ]
+        self._day = Day(settings.day_seconds, clock=monotonic)
         self._latencies: deque[float] = deque(maxlen=KEPT_LATENCIES)
         self._shoppers: set[asyncio.Task[None]] = set()
         self._counts = DemoCounts()
@@ -172,13 +211,20 @@ class Demo:
         asked = calls.locations(self._settings.merchant, limit=1)
         # The client may have patience for an outage later on, but not before the first answer.
         await self._client.send(asked, retry=RetryPolicy())
+        self._day = Day(self._settings.day_seconds, clock=monotonic)
         await self._deliver()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
                     group.create_task(self._welcome(group)),
                     group.create_task(self._drive_lorry()),
-                    *(group.create_task(self._run_till(store)) for store in STORES),
+                    group.create_task(self._furnish()),
+                    group.create_task(self._clerk()),
+                    *(
+                        group.create_task(self._run_till(store, f"till-{number + 1}"))
+                        for store in STORES
+                        for number in range(TILLS)
+                    ),
                 ]
                 await stop.wait()
                 for task in (*tasks, *self._shoppers):
@@ -188,7 +234,8 @@ class Demo:
 
     async def _welcome(self, group: asyncio.TaskGroup) -> None:
         while True:
-            await asyncio.sleep(self._draw.expovariate(self._settings.carts_per_second))
+            rate = self._settings.carts_per_second * self._day.demand
+            await asyncio.sleep(self._draw.expovariate(rate))
             if len(self._shoppers) >= MAX_SHOPPERS:
                 continue
             shopper = group.create_task(self._shop())
@@ -197,7 +244,9 @@ class Demo:
 
     async def _shop(self) -> None:
         try:
-            held = await self._reserve(self._draw.choice(LOCATIONS), self._cart())
+            online = self._draw.random() < ONLINE_SHARE
+            place = WAREHOUSE if online else self._draw.choice(STORES)
+            held = await self._reserve(place, self._cart())
             if held is not None:
                 await asyncio.sleep(self._draw.uniform(*THINK_SECONDS))
                 await self._decide(held)
@@ -208,8 +257,8 @@ class Demo:
 
     def _cart(self) -> list[Line]:
         wanted = self._draw.choices(
-            PRODUCTS,
-            weights=[product.popularity for product in PRODUCTS],
+            self._products,
+            weights=self._viral_weights if self._day.within(VIRAL_HOURS) else self._weights,
             k=self._draw.randint(1, MAX_CART_LINES),
         )
         units = {product.sku: self._draw.choice((1, 1, 1, 2, 2, 3)) for product in wanted}
@@ -258,33 +307,99 @@ class Demo:
             picks[0] = Line(picks[0].sku, picks[0].quantity - 1)
         return picks
 
-    async def _run_till(self, store: str) -> None:
+    async def _run_till(self, store: str, till: str) -> None:
+        """Sell, and tell of it every BEAT_SECONDS; while the line is down it is told later."""
+        till_name = f"{store}-{till}"
+        merchant, loop = self._settings.merchant, asyncio.get_running_loop()
+        number = await self._patiently(lambda: self._last_number(store, till_name))
+        unsent: list[dict[str, Any]] = []
+        next_sale = loop.time()
         while True:
-            await asyncio.sleep(self._draw.expovariate(1 / TILL_SECONDS))
-            line = self._draw.choice(self._cart())
+            await asyncio.sleep(BEAT_SECONDS)
+            while next_sale <= loop.time():
+                next_sale += self._draw.expovariate(self._day.demand / TILL_SECONDS)
+                if self._day.within(STORE_HOURS):
+                    line = self._draw.choice(self._cart())
+                    number += 1
+                    unsent.append(_event("sale", till_name, number, line))
+            if store == FLAKY_STORE and self._day.within(OUTAGE_HOURS):
+                continue
+            events = unsent[:MAX_SENT_EVENTS] or [_event("heartbeat", till_name, 0, None)]
+            told = feed_calls.take_events(merchant, store, till_name, events)
+            await self._patiently(partial(self._client.send, told))
+            if unsent:
+                self._counts.till_sales += len(events)
+                del unsent[: len(events)]
+
+    async def _last_number(self, store: str, till: str) -> int:
+        """Return how far a till counted in an earlier run."""
+        listed = await self._client.send(feed_calls.sources(self._settings.merchant, store))
+        return max((one.highest for one in listed.data if one.source == till), default=0)
+
+    async def _furnish(self) -> None:
+        """Say what the items are called, and when a till is silent."""
+        merchant = self._settings.merchant
+        part = {"heartbeat_seconds": SILENT_AFTER_SECONDS}
+        decided = feed_calls.policy(merchant, None, part)
+        await self._patiently(partial(self._client.send, decided))
+        for product in self._products:
+            item = search_calls.Item(product.sku, product.title, {"department": product.department})
+            said = search_calls.put_item(merchant, item)
             try:
-                # A customer can only bring to the till what is on the shelf.
-                asked = await self._client.availability(
-                    self._settings.merchant, [(store, line.sku)]
-                )
-                quantity = min(line.quantity, asked.data[0].available)
-                if quantity > 0:
-                    await self._client.move(
-                        self._settings.merchant,
-                        NewMovement(
-                            id=new_key(),
-                            location=store,
-                            type=MovementType.SALE,
-                            sku=line.sku,
-                            quantity=quantity,
-                            reference=f"till-{store}",
-                        ),
-                    )
-                    self._counts.till_sales += 1
+                await self._client.send(said)
+            except ServiceUnreachable:
+                await self._wait_out()
+            except ApiError as refusal:
+                if refusal.code == "index_unavailable":
+                    # A service without an index sells all the same.
+                    return
+                self._excuse(refusal)
+
+    async def _clerk(self) -> None:
+        """Miscount an item once a day, and count it again some hours later."""
+        miscounted = recounted = -1
+        while True:
+            await asyncio.sleep(CLERK_SECONDS)
+            hours, today = self._day.hours % 24, self._day.number
+            if hours >= MISCOUNT_HOUR and miscounted < today and hours < RECOUNT_HOUR:
+                miscounted = today
+                await self._patiently(lambda: self._count(twice=True, reference="count-sheet-7"))
+            elif hours >= RECOUNT_HOUR and recounted < miscounted:
+                recounted = miscounted
+                await self._patiently(lambda: self._count(twice=False, reference="recount"))
+
+    async def _count(self, *, twice: bool, reference: str) -> None:
+        """Count the shelf of MISCOUNTED_SKU; `twice` has the number typed twice."""
+        merchant = self._settings.merchant
+        full = next(one.full_units for one in self._products if one.sku == MISCOUNTED_SKU)
+        row = await self._client.stock(merchant, STORES[1], MISCOUNTED_SKU)
+        # What is there after a miscount only whoever goes and looks knows: a fair part of a shelf.
+        units = row.on_hand if twice else self._draw.randint(full // 2, full)
+        typed = int(f"{units:02d}{units:02d}") if twice else units
+        await self._client.move(
+            merchant,
+            NewMovement(
+                id=new_key(),
+                location=STORES[1],
+                type=MovementType.COUNT,
+                sku=MISCOUNTED_SKU,
+                quantity=typed,
+                reference=reference,
+            ),
+        )
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        """Do it, however long the service takes to answer; None where it was refused."""
+        while True:
+            try:
+                return await attempt()
             except ServiceUnreachable:
                 await self._wait_out()
             except ApiError as refusal:
                 self._excuse(refusal)
+                if refusal.status < 500:
+                    return None
+                await asyncio.sleep(OUTAGE_SECONDS)
 
     async def _drive_lorry(self) -> None:
         while True:
@@ -297,26 +412,41 @@ class Demo:
                 self._excuse(refusal)
 
     async def _deliver(self) -> None:
-        """Fill the shelves that run low, at the opening all of them."""
-        places = [(location, product) for location in LOCATIONS for product in PRODUCTS]
-        asked = await self._client.availability(
-            self._settings.merchant, [(location, product.sku) for location, product in places]
-        )
-        arriving = [
-            NewMovement(
-                id=new_key(),
-                location=location,
-                type=MovementType.RECEIVE,
-                sku=product.sku,
-                quantity=product.full_units - row.on_hand,
-                reference="delivery",
-            )
-            for (location, product), row in zip(places, asked.data, strict=True)
-            if row.available < LOW_SHARE * product.full_units and row.on_hand < product.full_units
+        """Fill the shelves that run low, at the opening all of them.
+
+        Of what goes viral more comes only when the crowd is gone.
+        """
+        places = [
+            (location, product)
+            for location in LOCATIONS
+            for product in self._products
+            if product.sku != VIRAL_SKU or not self._day.within(VIRAL_HOURS)
         ]
+        arriving = []
+        for start in range(0, len(places), MAX_ASKED_ROWS):
+            some = places[start : start + MAX_ASKED_ROWS]
+            asked = await self._client.availability(
+                self._settings.merchant, [(location, product.sku) for location, product in some]
+            )
+            arriving += [
+                NewMovement(
+                    id=new_key(),
+                    location=location,
+                    type=MovementType.RECEIVE,
+                    sku=product.sku,
+                    quantity=product.full_units - row.on_hand,
+                    reference=f"delivery-day-{self._day.number + 1}",
+                )
+                for (location, product), row in zip(some, asked.data, strict=True)
+                if row.available < LOW_SHARE * product.full_units
+                and row.on_hand < product.full_units
+            ]
         if not arriving:
             return
-        await self._client.move_many(self._settings.merchant, arriving)
+        for start in range(0, len(arriving), MAX_ASKED_ROWS):
+            await self._client.move_many(
+                self._settings.merchant, arriving[start : start + MAX_ASKED_ROWS]
+            )
         self._counts.deliveries += 1
         self._counts.delivered_units += sum(movement.quantity for movement in arriving)
 
@@ -332,3 +462,18 @@ class Demo:
             self._counts.unanswered += 1
         else:
             self._counts.ended_meanwhile += 1
+
+
+def _event(kind: str, till: str, number: int, line: Line | None) -> dict[str, Any]:
+    """Write an event as a till does; a heartbeat has no number and no line."""
+    now = datetime.now(UTC)
+    made = {"type": kind, "event_id": f"{till}-{number or new_key()}"}
+    if line is None:
+        return {**made, "occurred_at": now.isoformat()}
+    return {
+        **made,
+        "occurred_at": now.isoformat(),
+        "sequence": number,
+        "sku": line.sku,
+        "quantity": line.quantity,
+    }

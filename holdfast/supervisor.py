@@ -258,6 +258,7 @@ class Supervisor:
         await self._become_ready(reachable_address(listener))
         url = url_of(listener)
         self._announce(f"Holdfast is ready at {url} (API reference at {url}docs)")
+        self._announce(f"Console: {url}console, sign in with the key in {self._dir.admin_key}")
         if self._settings.with_demo:
             self._start_demo(url)
 

@@ -14,7 +14,7 @@ from holdfast.cli.connection import Service, json_option, service_options
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output
 from holdfast.client import RetryPolicy
-from holdfast.demo import Demo, DemoSettings
+from holdfast.demo import DAY_SECONDS, Demo, DemoSettings
 from holdfast.settings import LOG_FORMATS, LOG_LEVELS, Settings
 from holdfast.supervisor import EXIT_FORCED, EXIT_OK, run
 
@@ -101,6 +101,13 @@ def serve(output: Output, **flags: object) -> None:
     help="Shoppers that arrive a second, on average.",
 )
 @click.option(
+    "--day-seconds",
+    type=click.FloatRange(10, 86_400),
+    default=DAY_SECONDS,
+    show_default=True,
+    help="In how many seconds a shop's day passes; it begins at 10 in the morning.",
+)
+@click.option(
     "--seconds", type=click.FloatRange(min=0.1), help="Close after that long.  [default: never]"
 )
 @json_option
@@ -109,16 +116,20 @@ def demo(
     merchant: str,
     seed: int,
     carts_per_second: float,
+    day_seconds: float,
     seconds: float | None,
     output: Output,
 ) -> None:
     """Run a sample shop against a running service, until Ctrl-C.
 
-    36 items in a warehouse and two stores; shoppers reserve, confirm, commit, release or forget
-    their carts, tills sell over the counter, deliveries arrive. What is still held at the end
-    expires by itself.
+    Some 250 items in a warehouse and three stores, and a day that passes in ten minutes: shoppers
+    reserve, confirm, commit, release or forget their carts, tills sell over the counter, deliveries
+    arrive, a store's line drops, an item goes viral, somebody miscounts. What is still held at the
+    end expires by itself.
     """
-    settings = DemoSettings(merchant=merchant, seed=seed, carts_per_second=carts_per_second)
+    settings = DemoSettings(
+        merchant=merchant, seed=seed, carts_per_second=carts_per_second, day_seconds=day_seconds
+    )
 
     async def keep_open() -> None:
         # A shop waits out the restart of the service that it runs on.

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -25,13 +24,17 @@ WAIT_MS: Final = 20_000
 """For whatever a page is to show: long, since it costs nothing where all is well."""
 
 
+def find_chromium() -> str | None:
+    """Return the path of the browser, None where there is none."""
+    return next((found for found in map(shutil.which, NAMES) if found), None)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of the browser; skips the test where there is none."""
-    for name in NAMES:
-        found = shutil.which(name)
-        if found is not None:
-            return found
+    found = find_chromium()
+    if found is not None:
+        return found
     reason = f"no Chromium: none of {', '.join(NAMES)} is on PATH"
     if os.environ.get(REQUIRE_CHROMIUM):
         pytest.fail(reason)
@@ -150,10 +153,3 @@ async def sign_in(browser: Browser, site: Site) -> AsyncIterator[SignIn]:
 def _note(site: Site, message: ConsoleMessage) -> None:
     if message.type in ("error", "warning"):
         site.faults.append(f"{message.text} ({message.location.get('url', '')})")
-
-
-@pytest.fixture
-def shots() -> Path | None:
-    """Where pictures go, if anywhere."""
-    named = os.environ.get("HOLDFAST_TEST_SHOTS")
-    return Path(named) if named else None

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from holdfast import replay
+from holdfast.assortment import MISCOUNTED_SKU, assortment
 from holdfast.calls import Stock
 from tests.services import CommandLine
 
@@ -99,14 +100,18 @@ def test_the_real_sales_balance(cli: CommandLine) -> None:
 
 def test_the_demo_keeps_a_shop_open_for_a_while(cli: CommandLine) -> None:
     counts = cli.json(
-        *("demo", "--merchant", cli.merchant, "--seconds", 2, "--carts-per-second", 50)
+        *("demo", "--merchant", cli.merchant, "--carts-per-second", 50),
+        *("--seconds", 6, "--day-seconds", 20),
     )
     assert counts["reserved"] > 10
     assert counts["deliveries"] >= 1
     assert counts["unanswered"] == counts["ended_meanwhile"] == 0
+    assert counts["till_sales"] > 0
+    # An hour passes in less than a second, so it was 13 o'clock meanwhile.
+    (miscount,) = cli.rows("history", MISCOUNTED_SKU, "--reference", "count-sheet-7")
+    assert miscount["details"]["quantity"] > 1000
     places = [place["location"] for place in cli.rows("stock")]
-    assert places == ["old-town-store", "online-warehouse", "riverside-store"]
-    rows = [row for place in places for row in cli.rows("stock", place)]
-    assert len(rows) == 108
-    assert all(row["shortfall"] == 0 for row in rows)
+    assert places == ["harbour-store", "old-town-store", "online-warehouse", "riverside-store"]
+    rows = [row for place in places for row in cli.rows("stock", place, "--limit", 500)]
+    assert len(rows) == len(places) * len(assortment(1)) > 800
     assert sum(row["reserved"] for row in rows) > 0
