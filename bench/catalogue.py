@@ -16,6 +16,7 @@ from bench import (
     refusals,
     scripts,
     shop,
+    splits,
     streams,
 )
 from bench.figures import Aim, Conditions, Experiment, Figure, Sample, Samples
@@ -24,6 +25,7 @@ RATE: Final = "/s"
 BYTES: Final = "bytes"
 MS: Final = "ms"
 US: Final = "us"
+PERCENT: Final = "%"
 SECONDS: Final = "s"
 
 LIMIT_GET: Final = "limit.get"
@@ -401,8 +403,52 @@ RECONCILER: Final = (
     ),
 )
 
+SPLIT_PARTS: Final = (1, 2, 4)
+
+
+def _split(parts: int) -> Experiment:
+    """One row over so many parts, on a cluster of three servers; 1 is not split."""
+    return Experiment(
+        figures=(
+            Figure(
+                name=f"split.reserve.{parts}",
+                unit=RATE,
+                meaning=f"reserves of one row on a local cluster, parts: {parts}",
+                beside=("split.reserve.1",) if parts > 1 else (),
+            ),
+            Figure(
+                name=f"split.busiest.{parts}",
+                unit=US,
+                meaning=f"CPU of the busiest server per reserve, parts: {parts}",
+                beside=("split.busiest.1",) if parts > 1 else (),
+            ),
+            Figure(
+                name=f"split.servers.{parts}",
+                unit=US,
+                meaning=f"CPU of all servers per reserve, parts: {parts}",
+                beside=("split.servers.1",) if parts > 1 else (),
+            ),
+        ),
+        measure=partial(splits.reserve, parts=parts),
+    )
+
+
+SPLIT: Final = (
+    *[_split(parts) for parts in SPLIT_PARTS],
+    Experiment(
+        figures=(
+            Figure(
+                name="split.wrong_refusals",
+                unit=PERCENT,
+                meaning="of the refusals to a crowd at the last 100 units over 4 parts",
+            ),
+        ),
+        measure=splits.last_units,
+    ),
+)
+
 EXPERIMENTS: Final = (
     *(*LIMITS, *PEERS, *SCRIPTS, _costs()),
-    *(*ENGINE, *HTTP, *OVERLOAD, *MEMORY, *RECONCILER),
+    *(*ENGINE, *SPLIT, *HTTP, *OVERLOAD, *MEMORY, *RECONCILER),
 )
 """A reference stands near what is compared with it, so that both meet the same moment."""

@@ -173,7 +173,11 @@ class Resync:
             )
             for member in members:
                 place = parse_location_member(member.decode())
-                if place is not None:
+                if (
+                    place is not None
+                    and self._inventory.keys_of(*place).partition == self.partition
+                ):
+                    # Elsewhere it is the place of a split row's part.
                     yield place
             if len(members) < LISTED_LOCATIONS:
                 return

@@ -497,7 +497,7 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     # Of what a reserve held and an ending gave up: each row's change of what is promised.
     stands_for = _stands_for(operation)
     lines: tuple[LineData, ...] | None = tuple(
-        [_line_data(change.sku, change.deltas, stands_for) for change in operation.rows]
+        [_line_data(change.sku, change.deltas, stands_for) for change in operation.changes]
     )
     state = _STATES.get(kind, ReservationState.HELD)
     expires_at_ms, order_ref, picked, reason = None, None, None, None

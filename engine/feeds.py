@@ -467,7 +467,9 @@ class Feeds:
         return _Place.of(keys, merchant, location, source, actor=actor, window_ms=policy.late_ms)
 
     async def _run(self, place: _Place, command: Command, event_id: str) -> Taken:
-        reply = await self._dispatch.run("feed", place.keys.partition, command)
+        reply = await self._inventory.run_fact(
+            "feed", place.keys.partition, command, (place.merchant, place.location)
+        )
         code = Outcome(reply[0])
         if code is Outcome.REPLAYED:
             return Taken(event_id, Verdict.DUPLICATE, "", reply[1], reply[2])

@@ -6,7 +6,7 @@ outcome stays unknown raises OutcomeUnknown: the same call with the same key or 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from urllib.parse import unquote
 
@@ -60,8 +60,10 @@ from engine.outcomes import (
     InvalidCommand,
     Outcome,
     OutcomeUnknown,
+    Overloaded,
     ReservationNotFound,
     RowNotFound,
+    ShortLine,
     StoreFault,
     StoreUnavailable,
 )
@@ -69,6 +71,7 @@ from engine.packing import packed, packed_list, passed_on
 from engine.refusals import refusal
 from engine.scripts import script
 from engine.sold_out import SoldOut
+from engine.splits import Plan, RowName, Splits
 from engine.store import Store, StoreSettings
 from engine.substitutes import Choices, Rules, arrange, check_rules
 from engine.validation import (
@@ -107,6 +110,7 @@ ROW_FIELDS: Final = (
     "offline_buffer",
     "backordered",
     "terms",
+    "split",
 )
 _TERMS_AT: Final = 3
 """Where a row's terms stand among what a reply says at its end, see `lua/lib/rows.lua`."""
@@ -115,6 +119,21 @@ _decode_terms = msgspec.msgpack.Decoder(Terms).decode
 
 MAX_RECLAIM_ROUNDS: Final = 2
 """How many groups of due holds a reserve takes back before it says no."""
+
+MAX_SPLIT_ATTEMPTS: Final = 24
+"""How often a reserve of a split row asks: units that were fetched for it may go to others, and its
+plan may change, but not that often."""
+
+SPLIT_RETRY_MS: Final = 50
+"""When to come back where that did not do: a crowd at the last units is gone as fast."""
+
+MAX_FACT_ATTEMPTS: Final = 8
+"""How often a movement that needs units of a split row's parts has them fetched."""
+
+NOT_SPLIT: Final = 0
+ANYWHERE: Final = -1
+GATHERED: Final = -2
+"""What stands for a plan where there is none, see `lua/reserve.lua`."""
 
 MAX_REREADS: Final = 3
 """How often an ending reads a reservation's lines anew before it gives up."""
@@ -166,6 +185,7 @@ class Inventory:
         self.kits: Definitions[Kit, Kits] = Definitions(
             What.KITS, Kit, self._dispatch, self.keys, check=check_kits, arrange=dict
         )
+        self.splits = Splits(store, self._dispatch, self.keys, self._take_back)
 
     @classmethod
     async def open(cls, settings: StoreSettings) -> Self:
@@ -185,6 +205,7 @@ class Inventory:
 
     async def close(self) -> None:
         """Close the connections; callers that still wait get an error."""
+        await self.splits.flush()
         await self.store.close()
 
     @property
@@ -199,7 +220,8 @@ class Inventory:
         keys = self._keys_of(merchant, location)
         check_id("sku", sku)
         key = keys.stock(merchant, location, sku)
-        row = _row(merchant, location, sku, await self._dispatch.read("HMGET", key, *ROW_FIELDS))
+        fields = await self._read_row((merchant, location, sku), key)
+        row = _row(merchant, location, sku, fields)
         if row is None:
             raise RowNotFound(merchant=merchant, location=location, sku=sku)
         if self._sold_out.rows:
@@ -217,7 +239,10 @@ class Inventory:
             check_id("sku", sku)
             row_keys.append(self._keys_of(merchant, location).stock(merchant, location, sku))
         replies = await asyncio.gather(
-            *(self._dispatch.read("HMGET", key, *ROW_FIELDS) for key in row_keys)
+            *(
+                self._read_row((merchant, location, sku), key)
+                for (location, sku), key in zip(wanted, row_keys, strict=True)
+            )
         )
         rows = [
             _row(merchant, location, sku, fields)
@@ -228,6 +253,14 @@ class Inventory:
                 if row is not None:
                     self._sold_out.see(key, row.available)
         return rows
+
+    async def _read_row(self, name: RowName, key: str) -> list[bytes | None]:
+        """Read ROW_FIELDS of a row; of a split one, once its home knows what its parts did."""
+        fields: list[bytes | None] = await self._dispatch.read("HMGET", key, *ROW_FIELDS)
+        if fields[-1] is None:
+            return fields
+        await self.splits.report(name)
+        return cast(list[bytes | None], await self._dispatch.read("HMGET", key, *ROW_FIELDS))
 
     async def list_rows(
         self, merchant: str, location: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
@@ -291,7 +324,8 @@ class Inventory:
                 for keys in self.keys
             )
         )
-        members = sorted(member.decode() for reply in replies for member in reply)
+        # A part of a split row is listed in its partition, too.
+        members = sorted({member.decode() for reply in replies for member in reply})
         locations = [unquote(member.partition(":")[2]) for member in members[: limit + 1]]
         return Page(
             tuple(locations[:limit]), locations[limit - 1] if len(locations) > limit else None
@@ -328,25 +362,19 @@ class Inventory:
 
         `after` is the `next_after` of the page before. Raises InvalidCommand where it is not.
         """
-        keys = self._keys_of(merchant, location)
         check_page(limit)
-        index = keys.open_reservations(merchant, location)
         position = reservations.parse_position(after)
-        # Members of one millisecond stand in byte order: skip those that the page before gave.
-        already = 0
-        if position is not None:
-            already = await self._dispatch.read(
-                "ZCOUNT", index, position.created_at_ms, position.created_at_ms
-            )
-        start = "-inf" if position is None else position.created_at_ms
-        flat = await self._dispatch.read(
-            "ZRANGEBYSCORE", index, start, "+inf", "WITHSCORES", "LIMIT", 0, limit + 1 + already
+        # Those of split rows are held where their parts are.
+        places = [self.keys[p] for p in await self.splits.partitions_of(merchant, location)]
+        listed = await asyncio.gather(
+            *(self._list_open(keys, merchant, location, position, limit + 1) for keys in places)
         )
-        positions = [p for p in reservations.positions(flat) if position is None or p > position]
+        found_at = {p: keys for keys, some in zip(places, listed, strict=True) for p in some}
+        positions = sorted(found_at)
         page = positions[:limit]
         replies = await asyncio.gather(
             *(
-                self._dispatch.read("HMGET", keys.reservation(p.id), *reservations.FIELDS)
+                self._dispatch.read("HMGET", found_at[p].reservation(p.id), *reservations.FIELDS)
                 for p in page
             )
         )
@@ -357,6 +385,29 @@ class Inventory:
             tuple(r for r in found if r is not None and r.state.is_open),
             page[-1].text() if len(positions) > limit else None,
         )
+
+    async def _list_open(
+        self,
+        keys: PartitionKeys,
+        merchant: str,
+        location: str,
+        position: reservations.Position | None,
+        most: int,
+    ) -> list[reservations.Position]:
+        """List up to `most` open reservations of a location in one partition, past `position`."""
+        index = keys.open_reservations(merchant, location)
+        # Members of one millisecond stand in byte order: skip those that the page before gave.
+        already = 0
+        if position is not None:
+            already = await self._dispatch.read(
+                "ZCOUNT", index, position.created_at_ms, position.created_at_ms
+            )
+        start = "-inf" if position is None else position.created_at_ms
+        flat = await self._dispatch.read(
+            "ZRANGEBYSCORE", index, start, "+inf", "WITHSCORES", "LIMIT", 0, most + already
+        )
+        found = [p for p in reservations.positions(flat) if position is None or p > position]
+        return found[:most]
 
     # Stock
 
@@ -393,7 +444,7 @@ class Inventory:
             ),
             merchant,
         )
-        reply = await self._dispatch.run("move", keys.partition, command)
+        reply = await self.run_fact("move", keys.partition, command, (merchant, location))
         self._sold_out.forget(command.keys[:1])
         code = Outcome(reply[0])
         if code not in (Outcome.OK, Outcome.REPLAYED):
@@ -470,7 +521,7 @@ class Inventory:
             ),
             merchant,
         )
-        reply = await self._dispatch.run("configure", keys.partition, command)
+        reply = await self.run_fact("configure", keys.partition, command, (merchant, location))
         self._sold_out.forget(command.keys[:1])
         code = Outcome(reply[0])
         if code not in (Outcome.OK, Outcome.REPLAYED):
@@ -523,6 +574,8 @@ class Inventory:
         reply = await self._dispatch.run("terms", keys.partition, command)
         self._sold_out.forget(command.keys[:1])
         code = Outcome(reply[0])
+        if code is Outcome.INVALID and reply[1] == "split":
+            raise InvalidCommand("terms", "the row is split: put it together first (parts 1)")
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
         return Configured(
@@ -579,63 +632,39 @@ class Inventory:
             return await self._serve_wishes(promise, lines, key)
         wishes = lines
         lines = reservations.summed(cast(Sequence[Line], lines))
-        row_keys = [keys.stock(merchant, location, line.sku) for line in lines]
-        its_keys = (
-            keys.reservation(the_id),
-            keys.open_reservations(merchant, location),
-            *row_keys,
-        )
+        cart = _Cart(promise, lines)
+        plan = NOT_SPLIT
+        if len(lines) > 1:
+            plan = ANYWHERE
+        elif self.splits.known(cart.name) is not None:
+            return await self._reserve_split(cart, the_id, key, first_attempt=first_attempt)
+        its_keys = cart.keys(keys, the_id)
         if self._sold_out.rows and not partial:
             await self._refuse_sold_out(the_id, its_keys, lines, first_attempt=first_attempt)
-        terms = (
-            passed_on(packed(merchant, location, actor, fingerprint)),
-            passed_on(packed(ttl_ms, order_ref)),
-            passed_on(packed_list(lines)),
-            ttl_ms,
-            partial,
-        )
-        wanted = [element for line in lines for element in (line.sku, line.quantity)]
-        on_terms = stock_only or self._on_terms.any_of(row_keys)
+        on_terms = stock_only or self._on_terms.any_of(its_keys[2:])
         reclaims = 0
         while True:
             final = reclaims == MAX_RECLAIM_ROUNDS
             asked_at = self._sold_out.mark()
-            if on_terms:
-                reply = await self._dispatch.run(
-                    "promise",
-                    keys.partition,
-                    Command(
-                        (
-                            *its_keys[:2],
-                            *self._promise_keys(keys, merchant, location, lines),
-                        ),
-                        (the_id, *terms, final, _ask(stock_only=stock_only), *wanted),
-                        merchant,
-                    ),
-                )
-            else:
-                reply = await self._dispatch.run(
-                    "reserve",
-                    keys.partition,
-                    Command(its_keys, (the_id, *terms, final, *wanted), merchant),
-                )
+            command = cart.command(
+                keys, the_id, partial=partial, reclaimed=final, plan=plan, on_terms=on_terms
+            )
+            reply = await self._dispatch.run(
+                "promise" if on_terms else "reserve", keys.partition, command
+            )
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):
-                held = reservations.from_reserve(
-                    the_id,
-                    reply,
-                    merchant=merchant,
-                    location=location,
-                    lines=lines,
-                    ttl_ms=ttl_ms,
-                    order_ref=order_ref,
-                    actor=actor,
-                )
-                self._lines_of.keep(held)
-                return ReservationResult(held, code is Outcome.REPLAYED)
+                return self._held(cart, the_id, reply)
             if code is Outcome.TERMS:
                 self._on_terms.learn(keys.stock(merchant, location, reply[1]))
                 on_terms = True
+            elif code is Outcome.SPLIT and plan == NOT_SPLIT:
+                return await self._reserve_split(cart, the_id, key, first_attempt=first_attempt)
+            elif code is Outcome.SPLIT:
+                await self._fetch((merchant, location), keys.partition, reply[1])
+                reclaims += 1
+                if reclaims == MAX_RECLAIM_ROUNDS:
+                    plan = GATHERED
             elif code is Outcome.INSUFFICIENT_STOCK and reply[1] and not final:
                 await self.expire_due(keys.partition)
                 reclaims += 1
@@ -666,52 +695,120 @@ class Inventory:
         choices = await self.substitutes.known(merchant) if needs_rules(wishes) else {}
         asked = ask(wishes, choices, await self.kits.known(merchant), location)
         keys = self._keys_of(merchant, location)
-        rows = [Line(sku, 0) for sku in asked.skus]
-        terms = (
-            passed_on(packed(merchant, location, promise.actor, promise.fingerprint)),
-            passed_on(packed(promise.ttl_ms, promise.order_ref)),
-            passed_on(packed_list([])),
-            promise.ttl_ms,
-            promise.partial,
-        )
-        who = {**_ask(stock_only=promise.stock_only), "wishes": asked.wishes}
+        cart = _Cart(promise, tuple(Line(sku, 0) for sku in asked.skus), asked.wishes)
+        plan = ANYWHERE
         for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
             final = reclaimed == MAX_RECLAIM_ROUNDS
-            command = Command(
-                (
-                    keys.reservation(promise.id),
-                    keys.open_reservations(merchant, location),
-                    *self._promise_keys(keys, merchant, location, rows),
-                ),
-                (promise.id, *terms, final, who, *[x for row in rows for x in (row.sku, 0)]),
-                merchant,
+            command = cart.command(
+                keys,
+                promise.id,
+                partial=promise.partial,
+                reclaimed=final,
+                plan=plan,
+                on_terms=True,
             )
             reply = await self._dispatch.run("promise", keys.partition, command)
             code = Outcome(reply[0])
             if code in (Outcome.OK, Outcome.REPLAYED):
-                held = reservations.from_reserve(
-                    promise.id,
-                    reply,
-                    merchant=merchant,
-                    location=location,
-                    lines=rows,
-                    ttl_ms=promise.ttl_ms,
-                    order_ref=promise.order_ref,
-                    actor=promise.actor,
-                )
-                self._lines_of.keep(held)
-                return ReservationResult(held, code is Outcome.REPLAYED)
+                return self._held(cart, promise.id, reply)
+            if code is Outcome.SPLIT:
+                await self._fetch((merchant, location), keys.partition, reply[1])
+                plan = GATHERED
+                continue
             if code is not Outcome.INSUFFICIENT_STOCK or not reply[1] or final:
                 break
             await self.expire_due(keys.partition)
         raise refusal(reply, key=key)
 
-    def _promise_keys(
-        self, keys: PartitionKeys, merchant: str, location: str, lines: Sequence[Line]
-    ) -> Iterator[str]:
-        for line in lines:
-            yield keys.stock(merchant, location, line.sku)
-            yield keys.waiting(merchant, location, line.sku)
+    def _held(self, cart: "_Cart", the_id: str, reply: Sequence[Any]) -> ReservationResult:
+        held = reservations.from_reserve(
+            the_id,
+            reply,
+            merchant=cart.promise.merchant,
+            location=cart.promise.location,
+            lines=cart.lines,
+            ttl_ms=cart.promise.ttl_ms,
+            order_ref=cart.promise.order_ref,
+            actor=cart.promise.actor,
+        )
+        self._lines_of.keep(held)
+        return ReservationResult(held, Outcome(reply[0]) is Outcome.REPLAYED)
+
+    async def _fetch(
+        self, place: tuple[str, str], partition: int, wanted: Sequence[tuple[str, int]]
+    ) -> None:
+        """Have what is wanted of split rows be free in a partition, as far as it can be."""
+        await asyncio.gather(
+            *(self.splits.pull((*place, sku), partition, units) for sku, units in wanted)
+        )
+
+    async def _reserve_split(
+        self, cart: "_Cart", the_id: str, key: str, *, first_attempt: bool
+    ) -> ReservationResult:
+        """Reserve of a row that promises at its parts: see `engine.splits`.
+
+        The part is named by the reservation's hash, so that a retry finds its answer there. One
+        that has too little is given what the others have before the answer is no.
+        """
+        name, (line,) = cart.name, cart.lines
+        home, the_hash = self.splits.home_of(name), reservation_hash(the_id)
+        row_key = self.keys[home].stock(*name)
+        available, asked_at = 0, self._sold_out.mark()
+        takes_less = False
+        for attempt in range(MAX_SPLIT_ATTEMPTS):
+            final = attempt == MAX_SPLIT_ATTEMPTS - 1
+            plan = self.splits.known(name) or (await self.splits.reopen(name)).plan
+            place = home if plan is None else plan.place(the_hash, home)
+            here = moved_reservation_id(the_id, place)
+            earlier = () if plan is None else plan.earlier_places(the_hash, home)
+            for one in earlier:
+                there = moved_reservation_id(the_id, one)
+                if await self._dispatch.read("EXISTS", self.keys[one].reservation(there)):
+                    place, here = one, there
+            if attempt == 0 and self._sold_out.rows and not cart.promise.partial:
+                its_keys = (self.keys[place].reservation(here), "", row_key)
+                await self._refuse_sold_out(here, its_keys, cart.lines, first_attempt=first_attempt)
+            keys = self.keys[place]
+            command = cart.command(
+                keys,
+                here,
+                partial=cart.promise.partial and (final or takes_less),
+                reclaimed=final,
+                plan=NOT_SPLIT if plan is None else plan.epoch,
+            )
+            asked_at = self._sold_out.mark()
+            reply = await self._dispatch.run("reserve", place, command)
+            code = Outcome(reply[0])
+            if code in (Outcome.OK, Outcome.REPLAYED):
+                if place != home:
+                    self.splits.touched(name)
+                return self._held(cart, here, reply)
+            if code is Outcome.SPLIT:
+                at_home = await self.splits.reopen(name)
+                if at_home.is_closed:
+                    # Units that were given back at the parts go to what is missing first.
+                    at_home = await self.splits.shut(name)
+                available = at_home.available
+                if at_home.is_closed and at_home.free <= 0:
+                    break
+                continue
+            if code is not Outcome.INSUFFICIENT_STOCK:
+                raise refusal(reply, key=key)
+            if reply[1] and not final:
+                await self.expire_due(place)
+                continue
+            pulled = await self.splits.pull(name, place, line.quantity)
+            available = pulled.available
+            if pulled.free.get(place, 0) < line.quantity > available:
+                if not cart.promise.partial or takes_less:
+                    break
+                takes_less = True
+        if available >= line.quantity:
+            # The units are there, but others were always faster, or the plan changed all the time.
+            raise Overloaded(retry_after_ms=SPLIT_RETRY_MS)
+        short = ShortLine(line.sku, line.quantity, available)
+        self._sold_out.learn([(row_key, short)], asked_at=asked_at)
+        raise InsufficientStock((short,))
 
     async def _refuse_sold_out(
         self, the_id: str, its_keys: Sequence[str], lines: Sequence[Line], *, first_attempt: bool
@@ -821,6 +918,11 @@ class Inventory:
         held = self._lines_of.get(reservation) or await self._read_lines(keys, reservation)
         if held is None:
             raise ReservationNotFound(reservation)
+        home = self._keys_of(held.merchant, held.location)
+        if home != keys and any(one.quantity and one.sku not in held.skus for one in lines):
+            # It is at a part of a split row, which has nothing else.
+            remedy = "is no line of it, and this row is split: make a reservation of its own for it"
+            raise InvalidCommand("lines.sku", remedy)
         rows = [keys.stock(held.merchant, held.location, line.sku) for line in lines]
         its_keys = (keys.reservation(reservation), keys.seen(merchant, operation), *rows)
         for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
@@ -831,10 +933,15 @@ class Inventory:
                 merchant,
             )
             reply = await self._dispatch.run("amend", keys.partition, command)
-            if Outcome(reply[0]) is not Outcome.INSUFFICIENT_STOCK or not reply[1]:
+            code = Outcome(reply[0])
+            if code is Outcome.SPLIT:
+                await self._fetch((held.merchant, held.location), keys.partition, reply[1])
+            elif code is Outcome.INSUFFICIENT_STOCK and reply[1]:
+                await self.expire_due(keys.partition)
+            else:
                 break
-            await self.expire_due(keys.partition)
         self._sold_out.forget(rows)
+        self._note_at_part(held, keys)
         if reply[0] == Outcome.INVALID and reply[1] == "lines":
             raise InvalidCommand("lines", "would leave nothing: release the reservation instead")
         result = _result(reservation, reply, key=key)
@@ -918,6 +1025,7 @@ class Inventory:
             )
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
                 self._sold_out.forget(lines.row_keys(keys))
+                self._note_at_part(lines, keys)
                 if Outcome(reply[0]) is not Outcome.OK:
                     return False
                 metrics.HOLDS_EXPIRED.add(())
@@ -938,6 +1046,37 @@ class Inventory:
             if partition is None:
                 raise
         return await call(moved_reservation_id(reservation, int(partition)))
+
+    async def run_fact(
+        self, verb: str, partition: int, command: Command, place: tuple[str, str]
+    ) -> list[Any]:
+        """Run what must happen at a row's home, with what it needs of the row's parts.
+
+        A fact is never refused for want of units. But those that parts can still promise must not
+        be gone already: they come home first, and if that is not enough the parts are closed.
+        """
+        for attempt in range(MAX_FACT_ATTEMPTS):
+            reply = await self._dispatch.run(verb, partition, command)
+            if Outcome(reply[0]) is not Outcome.SPLIT:
+                return reply
+            ((sku, units),) = reply[1]
+            if attempt == 0:
+                await self.splits.pull((*place, sku), partition, units)
+            else:
+                await self.splits.shut((*place, sku))
+        raise Overloaded(retry_after_ms=1_000)
+
+    async def _take_back(self, partition: int) -> int:
+        return (await self.expire_due(partition)).expired
+
+    def _note_at_part(self, lines: reservations.LinesOf, keys: PartitionKeys) -> None:
+        """Have the home of a split row be told of what changed at a part of it."""
+        home = self._keys_of(lines.merchant, lines.location)
+        if home.partition == keys.partition:
+            return
+        self._sold_out.forget(lines.row_keys(home))
+        for sku in lines.skus:
+            self.splits.touched((lines.merchant, lines.location, sku))
 
     async def _end(
         self, verb: str, merchant: str, reservation: str, actor: str, argument: Any
@@ -960,6 +1099,7 @@ class Inventory:
                 if verb == "release" or argument:
                     # A commit without picks takes what it held, so no unit comes back.
                     self._sold_out.forget(lines.row_keys(keys))
+                self._note_at_part(lines, keys)
                 return _result(reservation, reply)
             lines = await self._read_lines(keys, reservation)
         raise OutcomeUnknown()
@@ -1005,13 +1145,79 @@ async def _known(head: str | None) -> str | None:
     return head
 
 
+class _Cart(NamedTuple):
+    """What is to be reserved, and the command that asks for it."""
+
+    promise: _Promise
+    lines: tuple[Line, ...]
+    wishes: Any = None
+
+    @property
+    def name(self) -> RowName:
+        """The row of the first line."""
+        return (self.promise.merchant, self.promise.location, self.lines[0].sku)
+
+    def keys(self, keys: PartitionKeys, the_id: str) -> tuple[str, ...]:
+        """Return the keys that `lua/reserve.lua` declares in a partition."""
+        merchant, location = self.promise.merchant, self.promise.location
+        return (
+            keys.reservation(the_id),
+            keys.open_reservations(merchant, location),
+            *[keys.stock(merchant, location, line.sku) for line in self.lines],
+        )
+
+    def command(
+        self,
+        keys: PartitionKeys,
+        the_id: str,
+        *,
+        partial: bool,
+        reclaimed: bool,
+        plan: int,
+        on_terms: bool = False,
+    ) -> Command:
+        """Make the command of `lua/reserve.lua`, or with `on_terms` of `lua/promise.lua`."""
+        its_keys = self.keys(keys, the_id)
+        asked: list[Any] = [partial, reclaimed, plan]
+        if on_terms:
+            queued = [(key, self._queue(keys, i)) for i, key in enumerate(its_keys[2:])]
+            its_keys = (*its_keys[:2], *[key for pair in queued for key in pair])
+            who = _ask(stock_only=self.promise.stock_only)
+            asked.append(who if self.wishes is None else {**who, "wishes": self.wishes})
+        return Command(
+            its_keys,
+            (
+                the_id,
+                passed_on(
+                    packed(
+                        self.promise.merchant,
+                        self.promise.location,
+                        self.promise.actor,
+                        self.promise.fingerprint,
+                    )
+                ),
+                passed_on(packed(self.promise.ttl_ms, self.promise.order_ref)),
+                passed_on(packed_list(self.lines)),
+                self.promise.ttl_ms,
+                *asked,
+                *[element for line in self.lines for element in (line.sku, line.quantity)],
+            ),
+            self.promise.merchant,
+        )
+
+    def _queue(self, keys: PartitionKeys, line: int) -> str:
+        return keys.waiting(self.promise.merchant, self.promise.location, self.lines[line].sku)
+
+
 def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None]) -> Row | None:
     """Read a row's ROW_FIELDS. Raises StoreFault where one is no number: someone edited it."""
     if fields[ROW_FIELDS.index("version")] is None:
         return None
     try:
-        values: list[Any] = [int(field or 0) for field in fields[:-1]]
-        values.append(None if fields[-1] is None else _decode_terms(fields[-1]))
+        values: list[Any] = [int(field or 0) for field in fields[:-2]]
+        terms, split = fields[-2:]
+        values.append(None if terms is None else _decode_terms(terms))
+        values.append(len(Plan.parse(split.decode()).places) if split else 0)
     except (ValueError, msgspec.MsgspecError) as error:
         raise StoreFault("HMGET", f"the row of {sku} at {location} is damaged: {error}") from error
     return Row(merchant, location, sku, *values)

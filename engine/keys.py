@@ -115,6 +115,8 @@ class PartitionKeys:
     """Sorted set of the locations that have sources of events, as in `locations`."""
     shortfalls: str = field(init=False)
     """Hash of what is promised and not there, from a digest of the row's name."""
+    splits: str = field(init=False)
+    """Sorted set of the rows that are or were split, as `row_member` writes them."""
     intake: str = field(init=False)
     """Stream that integrators may write events to; see docs/start/feeds.md."""
     archive: str = field(init=False)
@@ -132,6 +134,7 @@ class PartitionKeys:
         object.__setattr__(self, "locations", f"{tag}:locations")
         object.__setattr__(self, "feeding", f"{tag}:feeding")
         object.__setattr__(self, "shortfalls", f"{tag}:shortfalls")
+        object.__setattr__(self, "splits", f"{tag}:splits")
         object.__setattr__(self, "intake", f"{tag}:intake")
         object.__setattr__(self, "archive", f"{tag}:archive")
         object.__setattr__(self, "readers", f"{tag}:readers")
@@ -264,6 +267,17 @@ def parse_location_member(member: str) -> tuple[str, str] | None:
     """Return the merchant and location of a member; None where it is not one of ours."""
     parts = member.split(":")
     return (unquote(parts[0]), unquote(parts[1])) if len(parts) == 2 else None
+
+
+def row_member(merchant: str, location: str, sku: str) -> str:
+    """Return the member of a partition's index of split rows; see `parse_row_member`."""
+    return f"{encode(merchant)}:{encode(location)}:{encode(sku)}"
+
+
+def parse_row_member(member: str) -> tuple[str, str, str] | None:
+    """Return the merchant, location and SKU of a member; None where it is not one of ours."""
+    parts = [unquote(part) for part in member.split(":")]
+    return (parts[0], parts[1], parts[2]) if len(parts) == 3 else None
 
 
 class ParsedKey(NamedTuple):

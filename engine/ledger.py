@@ -37,6 +37,8 @@ class OperationKind(StrEnum):
     CONFIGURE = "configure"
     TERMS = "terms"
     DEFINE = "define"
+    SPLIT = "split"
+    PART = "part"
     REPAIR = "repair"
     REBUILD = "rebuild"
 
@@ -65,7 +67,8 @@ class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an operation did to one row: the row afterwards, and the change.
 
-    `terms` are the row's, as they are kept; None where it has none.
+    `terms` are the row's, as they are kept; None where it has none. `is_part` where that is no row
+    of its own, but a part of a split one (see `engine.splits`).
     """
 
     sku: str
@@ -73,6 +76,7 @@ class RowChange(msgspec.Struct, frozen=True, array_like=True, gc=False):
     levels: Levels
     deltas: Levels
     terms: dict[str, Any] | None = None
+    is_part: bool = False
 
 
 def row_after(merchant: str, location: str, change: RowChange) -> Row:
@@ -95,7 +99,10 @@ def row_after(merchant: str, location: str, change: RowChange) -> Row:
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One effect. `detail` is the kind's own array; docs/reference/ledger.md names its elements."""
+    """One effect. `detail` is the kind's own array; docs/reference/ledger.md names its elements.
+
+    `changes` are of rows, or of one part of a split row, never of both.
+    """
 
     kind: OperationKind
     id: str
@@ -103,7 +110,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     location: str
     actor: str
     fingerprint: str
-    rows: tuple[RowChange, ...]
+    changes: tuple[RowChange, ...]
     detail: tuple[Any, ...]
 
     @property
@@ -115,6 +122,15 @@ class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def traceparent(self) -> str:
         """The trace of the request that did it (W3C Trace Context); empty where it had none."""
         return split_trace(self.actor)[1]
+
+    @property
+    def rows(self) -> tuple[RowChange, ...]:
+        """The changes of rows as their readers know them.
+
+        A part's are none of these: its home tells of them in an operation of its own.
+        """
+        changes = self.changes
+        return () if changes and changes[0].is_part else changes
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):

@@ -35,6 +35,9 @@ MAX_BATCH_MOVEMENTS: Final = 1000
 MAX_BATCH_EVENTS: Final = 1000
 """Events of one source in one call."""
 
+MAX_PARTS: Final = 16
+"""Partitions that one split row is spread over: a look at the whole row asks them all."""
+
 DEFAULT_LATE_MS: Final = 72 * 3_600_000
 """How late an event may be: a till that was cut off on Friday evening is back on Monday."""
 

@@ -30,7 +30,8 @@ class Row(msgspec.Struct, frozen=True):
     low while `available` is at or below `low_stock_threshold`; 0 is no threshold.
     `offline_buffer` is held back while the location's tills are silent. `backordered` units are
     promised with nothing on the shelf for them: what becomes free there goes to them first. `terms`
-    is None where the row has none.
+    is None where the row has none. `parts` are those that a split row promises at, 0 where it is
+    not split or where that was not asked.
     """
 
     merchant: str
@@ -45,6 +46,7 @@ class Row(msgspec.Struct, frozen=True):
     offline_buffer: int = 0
     backordered: int = 0
     terms: Terms | None = None
+    parts: int = 0
 
     @property
     def available(self) -> int:

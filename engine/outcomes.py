@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     LINES_CHANGED = "lines_changed"
     TERMS = "terms"
     ON_TERMS = "on_terms"
+    SPLIT = "split"
     READ_ONLY = "read_only"
     INVALID = "invalid"
 

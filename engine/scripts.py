@@ -24,6 +24,8 @@ VERBS: Final = (
     "configure",
     "terms",
     "define",
+    "split",
+    "part",
     "repair",
 )
 """Scripts that take a group of commands; see `lua/lib/group.lua`."""

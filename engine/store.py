@@ -194,6 +194,20 @@ class Store:
         except OutcomeUnknown as error:
             raise StoreUnavailable() from error
 
+    async def node_of(self, key: str) -> str:
+        """Return a name of the server that a key is on; '' where there is only one.
+
+        Raises StoreUnavailable.
+        """
+        client = self.client
+        if not isinstance(client, RedisCluster):
+            return ""
+        try:
+            await client.initialize()
+            return str(getattr(client.get_node_from_key(key), "name", ""))
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable() from error
+
     async def _persist(self, call: "_ScriptCall | _Reads") -> Any:
         """Try until there is an answer, the attempts or the time are used up."""
         loop = asyncio.get_running_loop()

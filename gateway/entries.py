@@ -26,7 +26,10 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class LedgerRow(msgspec.Struct, frozen=True):
-    """A row just after an operation, and what the operation changed of it."""
+    """A row just after an operation, and what the operation changed of it.
+
+    `part` where that is but the part of a split row that is in this partition.
+    """
 
     sku: str
     on_hand: int
@@ -40,6 +43,7 @@ class LedgerRow(msgspec.Struct, frozen=True):
     low_stock_threshold: int | UnsetType = UNSET
     offline_buffer: int | UnsetType = UNSET
     backordered: int | UnsetType = UNSET
+    part: bool | UnsetType = UNSET
 
 
 class PickedLine(msgspec.Struct, frozen=True):
@@ -87,7 +91,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `terms` are those that a row was given; `channel` is through which a reservation was made on
     some. `source`, of a rebuild, is the store that was rebuilt, and of a movement the system that
     reported it. `defined` is substitutes or kits, of which these `definitions` make the `revision`.
-    `repaired` is what a repair put right, `finding` what the audit had found there.
+    `split` says what of a row is in which partition, as its column does. `repaired` is what a
+    repair put right, `finding` what the audit had found there.
     """
 
     type: str | UnsetType = UNSET
@@ -125,6 +130,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     defined: str | UnsetType = UNSET
     revision: int | UnsetType = UNSET
     definitions: list[Definition] | UnsetType = UNSET
+    split: str | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -195,8 +201,8 @@ def _entry(found: Found, sku: str | None) -> LedgerEntry:
         operation.merchant,
         operation.location,
         operation.who,
-        [_row(change) for change in operation.rows if sku in (None, change.sku)],
-        len(operation.rows),
+        [_row(change) for change in operation.changes if sku in (None, change.sku)],
+        len(operation.changes),
         _DETAILS[operation.kind](operation.detail),
         operation.traceparent or UNSET,
     )
@@ -225,6 +231,7 @@ def _row(change: RowChange) -> LedgerRow:
         levels.low_stock_threshold or UNSET,
         levels.offline_buffer or UNSET,
         levels.backordered or UNSET,
+        change.is_part or UNSET,
     )
 
 
@@ -324,6 +331,8 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
         definitions=[Definition(sku, text or None) for sku, text in detail[2]],
     ),
     OperationKind.TERMS: lambda detail: Details(terms=msgspec.convert(detail[0] or {}, Terms)),
+    OperationKind.SPLIT: lambda detail: Details(sku=detail[0], split=detail[1]),
+    OperationKind.PART: lambda detail: Details(split=detail[0]),
     OperationKind.REPAIR: lambda detail: Details(
         repaired=detail[0], reason=detail[1] or UNSET, finding=detail[2] or UNSET
     ),

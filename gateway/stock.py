@@ -4,6 +4,7 @@ from msgspec import UNSET
 
 from engine.model import time_text
 from engine.outcomes import InvalidCommand, RowNotFound, VersionConflict
+from engine.splits import RowName, Spread
 from engine.validation import check_id
 from gateway import ledger, wire
 from gateway.calls import Answer, Call, answer_once
@@ -91,6 +92,25 @@ async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer
             Source.VIEW if in_view else Source.STORE,
         ),
     )
+
+
+async def read_split(call: Call, _body: None) -> Answer:
+    """Tell how a row is split."""
+    return _split(call, await call.inventory.splits.spread(_name(call)))
+
+
+async def change_split(call: Call, body: wire.SplitRequest) -> Answer:
+    """Spread a row over partitions, or no longer; asking for what is so already changes nothing."""
+    spread = await call.inventory.splits.change(_name(call), body.parts, actor=call.actor)
+    return _split(call, spread)
+
+
+def _name(call: Call) -> RowName:
+    return (call.merchant, call.path["location"], call.path["sku"])
+
+
+def _split(call: Call, spread: Spread) -> Answer:
+    return Answer(200, wire.split(*_name(call), spread))
 
 
 async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:

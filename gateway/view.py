@@ -13,8 +13,11 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+import msgspec
+
 from engine.ledger import Operation, OperationKind, row_after
 from engine.model import Row
+from engine.splits import Plan
 
 MAX_VIEW_ROWS: Final = 100_000
 """Rows that the view holds, at some 700 bytes each; the one that was not asked for longest goes."""
@@ -171,6 +174,8 @@ class View:
             key = (operation.merchant, operation.location, change.sku)
             if key in self._cells or key in self._fills:
                 self._take(key, row_after(operation.merchant, operation.location, change))
+        if operation.kind is OperationKind.SPLIT:
+            self._spread(operation)
 
     def prove(self, partitions: Iterable[int], at: float) -> None:
         """Note that everything that these partitions had at a time has been applied."""
@@ -203,9 +208,20 @@ class View:
             self._cells.pop(key, None)
             self._fills.pop(key, None)
 
+    def _spread(self, operation: Operation) -> None:
+        """Take over where a row is split, which is no change of it."""
+        sku, split, _ = operation.detail
+        cell = self._cells.get((operation.merchant, operation.location, sku))
+        if cell is not None and cell.row is not None:
+            parts = len(Plan.parse(split).places)
+            cell.row = msgspec.structs.replace(cell.row, parts=parts)
+
     def _take(self, key: RowKey, row: Row) -> None:
         cell = self._cells.get(key)
         if cell is not None and row.version > cell.version:
+            if cell.row is not None and cell.row.parts != row.parts:
+                # Only a read and an operation of its own say whether it is split.
+                row = msgspec.structs.replace(row, parts=cell.row.parts)
             cell.row = row
         fill = self._fills.get(key)
         if fill is not None and (fill.newest is None or row.version > fill.newest.version):

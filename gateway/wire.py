@@ -22,6 +22,7 @@ from engine.limits import (
     MAX_ID_BYTES,
     MAX_KEY_CHARACTERS,
     MAX_LINES,
+    MAX_PARTS,
     MAX_QUANTITY,
     MAX_RATIO,
     MAX_TOTAL,
@@ -29,6 +30,7 @@ from engine.limits import (
     MIN_TTL_MS,
 )
 from engine.model import MovementType, ReservationState, time_text
+from engine.splits import Spread
 from engine.substitutes import Alternative
 from engine.wishes import Fill, Substitution, Wish
 
@@ -258,6 +260,40 @@ class SettingsRequest(Request, frozen=True, kw_only=True):
     low_stock_threshold: Setting | UnsetType = UNSET
 
 
+class SplitRequest(Request, frozen=True, kw_only=True):
+    """Over how many partitions a row is spread beside its own; 1 is not at all."""
+
+    parts: Annotated[int, Meta(ge=1, le=MAX_PARTS)]
+
+
+class SplitShare(msgspec.Struct, frozen=True):
+    """What one part has: units that it can promise, and those that are reserved there.
+
+    One that is not `open` takes no new promises: its last have not ended yet, or what it has is
+    needed elsewhere.
+    """
+
+    partition: int
+    free: int
+    reserved: int
+    open: bool
+
+
+class Split(msgspec.Struct, frozen=True):
+    """How a row is split; `parts` is 1 where it is not, and parts that it had may still be there.
+
+    `free_at_home` can be promised in the row's own partition, where carts of several SKUs are.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    parts: int
+    home: int
+    free_at_home: int
+    shares: list[SplitShare]
+
+
 class RowRequest(Request, frozen=True, kw_only=True):
     """Which row is asked about."""
 
@@ -303,6 +339,12 @@ class Stock(msgspec.Struct, frozen=True):
     offline_buffer: (
         Annotated[
             int, Meta(ge=0, description="Units held back while the location's tills are silent.")
+        ]
+        | UnsetType
+    ) = UNSET
+    parts: (
+        Annotated[
+            int, Meta(ge=2, description="Partitions that promise it, where the row is split.")
         ]
         | UnsetType
     ) = UNSET
@@ -585,7 +627,19 @@ def stock(
         row.version,
         row.low_stock_threshold or UNSET,
         min(row.offline_buffer, row.on_hand) or UNSET,
+        row.parts or UNSET,
         *freshness,
+    )
+
+
+def split(merchant: str, location: str, sku: str, spread: Spread) -> Split:
+    """Make the answer of how a row is split."""
+    shares = [
+        SplitShare(share.partition, share.free, share.reserved, share.is_open)
+        for share in spread.shares
+    ]
+    return Split(
+        merchant, location, sku, spread.parts or 1, spread.home, spread.free_at_home, shares
     )
 
 

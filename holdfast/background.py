@@ -1,6 +1,7 @@
 """The background process, one a deployment: what goes on behind the counter.
 
-Expired holds, events of tills, shortfalls, silent stores, the archive, webhooks and the index.
+Expired holds, events of tills, shortfalls, split rows, silent stores, the archive, webhooks and the
+index.
 
 Run as `python -m holdfast.background`; `holdfast serve` starts it. It takes the store from
 HOLDFAST_REDIS_URL, the reconciler's settings from the variables that `reconciler.settings` names,
@@ -23,6 +24,7 @@ from engine.inventory import Inventory
 from engine.offline import OfflineKeeper
 from engine.outcomes import StoreUnavailable
 from engine.shortfalls import ShortfallKeeper
+from engine.splits import SplitKeeper
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper
 from gateway import logs
@@ -64,6 +66,7 @@ async def run(
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
             group.create_task(ShortfallKeeper(inventory).run(stop))
+            group.create_task(SplitKeeper(inventory.splits).run(stop))
             group.create_task(OfflineKeeper(inventory, Feeds(inventory)).run(stop))
             group.create_task(Intake(inventory, Feeds(inventory)).run(stop))
             webhooks = WebhookWorker(inventory, loopback=webhook_loopback)

@@ -40,6 +40,28 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     deficit: int
     version: int
     low_stock_threshold: int = 0
+    parts: int = 0
+
+
+class SplitShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What one part of a split row has; one that is not `open` takes no new promises."""
+
+    partition: int
+    free: int
+    reserved: int
+    open: bool
+
+
+class Split(msgspec.Struct, frozen=True, kw_only=True):
+    """How a row is split: over how many `parts` beside its own partition; 1 is not at all."""
+
+    merchant: str
+    location: str
+    sku: str
+    parts: int
+    home: int
+    free_at_home: int
+    shares: tuple[SplitShare, ...]
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,6 +282,7 @@ class Call(msgspec.Struct, Generic[Answer], frozen=True, kw_only=True):
 
 
 _STOCK: Final = msgspec.json.Decoder(Stock)
+_SPLIT: Final = msgspec.json.Decoder(Split)
 _STOCK_PAGE: Final = msgspec.json.Decoder(Page[Stock])
 _LOCATION_PAGE: Final = msgspec.json.Decoder(Page[Location])
 _AVAILABILITIES: Final = msgspec.json.Decoder(Availabilities)
@@ -372,6 +395,16 @@ def configure(
         decoder=_STOCK,
         headers=(*_keyed(key), condition),
         body=_json({name: units for name, units in settings.items() if units is not None}),
+    )
+
+
+def split(merchant: str, location: str, sku: str, *, parts: int | None = None) -> Call[Split]:
+    """Spread a row over `parts` partitions (1: no longer), or with None ask how it is."""
+    return Call(
+        method="GET" if parts is None else "PUT",
+        path=_merchant_path(merchant, "locations", location, "stock", sku, "split"),
+        decoder=_SPLIT,
+        body=b"" if parts is None else _json({"parts": parts}),
     )
 
 

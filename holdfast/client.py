@@ -33,6 +33,7 @@ from holdfast.calls import (
     Page,
     Problem,
     Reservation,
+    Split,
     Stock,
     Wish,
 )
@@ -332,6 +333,10 @@ class Client:
             )
         )
 
+    def split(self, merchant: str, location: str, sku: str, *, parts: int | None = None) -> Split:
+        """Spread a row over `parts` partitions (1: no longer), or with None ask how it is."""
+        return self.send(calls.split(merchant, location, sku, parts=parts))
+
     def availability(self, merchant: str, rows: Sequence[tuple[str, str]]) -> Availabilities:
         """Ask for up to 500 rows, each a (location, SKU)."""
         return self.send(calls.availability(merchant, rows))
@@ -580,6 +585,12 @@ class AsyncClient:
                 key=key or new_key(),
             )
         )
+
+    async def split(
+        self, merchant: str, location: str, sku: str, *, parts: int | None = None
+    ) -> Split:
+        """Spread a row over `parts` partitions (1: no longer), or with None ask how it is."""
+        return await self.send(calls.split(merchant, location, sku, parts=parts))
 
     async def availability(self, merchant: str, rows: Sequence[tuple[str, str]]) -> Availabilities:
         """Ask for up to 500 rows, each a (location, SKU)."""

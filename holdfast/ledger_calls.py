@@ -38,6 +38,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     low_stock_threshold: int = 0
     offline_buffer: int = 0
     backordered: int = 0
+    part: bool = False
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,8 @@
 --            where a reclaim may help
 --          {'on_terms'}                   it was promised on terms, or a row that it would have more
 --            of has some
+--          {'split', {{sku, units}, ...}}  so many must be free here first, of rows that have units
+--            elsewhere; not once due holds were taken back
 --          {'limit_exceeded', 'lines', most_lines}
 --          {'invalid', field}             also where no line would be left: release it instead
 -- Ledger   amend, detail {operation id, lines, state, expires_at}
@@ -69,17 +71,21 @@ local function amended_lines(reservation, wanted, units)
   return lines, held
 end
 
--- The lines that need more than what is free and what they hold already.
+-- The lines that need more than what is free and what they hold already; and of those what is missing
+-- of rows that may have it in another partition.
 local function short_lines(first, wanted, held)
-  local short = {}
+  local short, elsewhere = {}, {}
   for i, line in ipairs(wanted) do
     local sku, quantity = line[1], line[2]
     local row, own = row_at(KEYS[first + 1 + i]), held[sku] or 0
     if quantity > own and quantity - own > available(row) then
       short[#short + 1] = {sku, quantity, own + available(row), row.exists}
+      if row.is_part or not row.parts_are_closed then
+        elsewhere[#elsewhere + 1] = {sku, quantity - own}
+      end
     end
   end
-  return short
+  return short, elsewhere
 end
 
 -- Whether more is wanted of a row that is promised on terms.
@@ -105,7 +111,8 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if #lines == 0 then return {'invalid', 'lines'} end
   if #lines > most_lines then return {'limit_exceeded', 'lines', most_lines} end
   if needs_terms(first, wanted, held) then return {'on_terms'} end
-  local short = short_lines(first, wanted, held)
+  local short, elsewhere = short_lines(first, wanted, held)
+  if #elsewhere > 0 and not reclaimed then return {'split', elsewhere} end
   if #short > 0 then return {'insufficient_stock', holds_are_due(reclaimed), short} end
 
   local changes = {}

@@ -9,6 +9,7 @@
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit,
 --           low_stock_threshold, offline_buffer}; the last two as add_settings() has them
 --          {'key_reused'}, {'version_conflict', version}, {'invalid', field}
+--          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
 -- Ledger   configure, detail {safety_stock, low_stock_threshold}, the last where it was named
 -- @include group
 -- @include rows
@@ -24,16 +25,18 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   if not is_integer(threshold, -1, MAX_QUANTITY) then return {'invalid', 'low_stock_threshold'} end
   local row = row_at(KEYS[first])
   if expected ~= row.version then return {'version_conflict', row.version} end
+  if safety_stock < 0 then safety_stock = row.safety_stock end
+  local kept_back = safety_stock - row.safety_stock
+  if is_short_at_home(row, kept_back) then return {'split', {{sku, kept_back}}} end
 
   list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
-  if safety_stock < 0 then safety_stock = row.safety_stock end
   local detail, threshold_change = {safety_stock}, nil
   if threshold >= 0 then
     detail[2] = threshold
     threshold_change = threshold - row.low_stock_threshold
   end
   local line =
-    change_row(row, sku, 0, 0, safety_stock - row.safety_stock, 0, threshold_change)
+    change_row(row, sku, 0, 0, kept_back, 0, threshold_change)
   local at_sequence = record('configure', id, merchant, location, actor, fingerprint, {line},
     detail)
   local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,

@@ -21,6 +21,7 @@
 --            or nothing past `most` has come, so there is nothing to skip; or the location has
 --            that many sources
 --          {'invalid', field}
+--          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
 -- Ledger   feed, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later,
 --          sku, event_id, sequence, verdict, why, raw}
 -- @include group
@@ -100,6 +101,9 @@ local function book(event, first, source, quarantine)
   local past = past_of(row, KEYS[first + 3])
   local weighed = weigh(row, past, event.id, event.kind, event.quantity, event.occurred_at)
   local why = doubt(event, weighed)
+  if why == '' and is_short_at_home(row, -weighed.on_hand) then
+    return {'split', {{event.sku, -weighed.on_hand}}}
+  end
   if why ~= '' then
     -- One that was tried again stays where it is.
     if event.act == 'retry' then return {'ok', now, 0, 'quarantined', why} end

@@ -19,6 +19,7 @@
 --          {'version_conflict', version}
 --          {'insufficient_on_hand', {{sku, requested, on_hand, known}}}
 --          {'limit_exceeded', field, most}, {'invalid', field}
+--          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
 -- Ledger   move, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later}
 -- @include group
 -- @include rows
@@ -54,6 +55,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   local past = past_of(row, KEYS[first + 4])
   local event, refused = outcome(row, past, id, kind, sku, quantity, may_overdraw, detail[4])
   if not event then return refused end
+  if is_short_at_home(row, -event.on_hand) then return {'split', {{sku, -event.on_hand}}} end
 
   list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
   take_in(past, event, id)

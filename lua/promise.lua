@@ -2,8 +2,9 @@
 -- promise: a reserve on terms: of rows that have some, or by somebody who asks for some; or of what
 -- others may stand for, and of kits.
 --
--- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, ask, sku, quantity, sku, quantity, ...}
---   who, terms, lines, ttl_ms, partial, reclaimed  as for `reserve`
+-- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, plan, ask, sku, quantity, sku, quantity,
+--          ...}
+--   who, terms, lines, ttl_ms, partial, reclaimed, plan  as for `reserve`
 --   ask      {promise, channel, wishes}, see room_of(); with wishes, see wishes.lua, they say how
 --            much is asked for, and the quantity of each row is 0
 -- Keys     reservation, open index of the location, then of each line the row and its queue
@@ -13,6 +14,8 @@
 --          {'insufficient_stock', due, {{sku, requested, room, known}, ...}}
 --            every line that there is no room for; due is true where a reclaim may help, if only
 --            to a wish that a substitute would serve otherwise
+--          {'split', {{sku, requested}, ...}}  as for `reserve`; or a wish may be served as it was
+--            asked for with units that are elsewhere
 --          {'invalid', field}
 -- Ledger   as `reserve`, with extras at the end of its detail
 -- @include group
@@ -66,6 +69,36 @@ local function take(pledge, wanted)
   return held, missing, changes
 end
 
+-- The lines whose units are elsewhere, or may be.
+local function lines_elsewhere(wanted, plan)
+  local elsewhere = {}
+  for _, line in ipairs(wanted) do
+    if is_elsewhere(line.row, plan, line.quantity) then
+      elsewhere[#elsewhere + 1] = {line.sku, line.quantity}
+    end
+  end
+  return elsewhere
+end
+
+-- The same of wishes that could not be served as they were asked for: all that they may take.
+local function wishes_elsewhere(wishes, wanted)
+  local elsewhere = {}
+  for place, line in ipairs(wanted) do
+    local units = 0
+    for _, wish in ipairs(wishes) do
+      for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
+        for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
+          if part[PART_PLACE] == place then
+            units = units + wish[WISH_QUANTITY] * part[PART_UNITS]
+          end
+        end
+      end
+    end
+    if line.row.away > 0 then elsewhere[#elsewhere + 1] = {line.sku, units} end
+  end
+  return elsewhere
+end
+
 -- True where there is something to hold of what was asked for.
 local function has_room(wanted, outcome)
   for _, line in ipairs(wanted) do
@@ -81,8 +114,8 @@ local function note_wishes(pledge, outcome)
   return outcome.missing
 end
 
-local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, partial, reclaimed, ask,
-    ...)
+local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, partial, reclaimed, plan,
+    ask, ...)
   local key = KEYS[first]
   local earlier = body_at(key)
   if earlier then return earlier_answer(earlier, who) end
@@ -91,11 +124,17 @@ local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, parti
   end
   local wanted, short = wanted_rows(first, {...}, ask)
   if not wanted then return {'invalid', short} end
-  local pledge, outcome = new_pledge(id, ask), nil
+  local pledge, outcome, elsewhere = new_pledge(id, ask), nil, {}
   if ask.wishes then
     outcome = serve_wishes(ask.wishes, wanted, partial)
     short = outcome.short
+    if plan == ANYWHERE and (#short > 0 or outcome.is_substituted) then
+      elsewhere = wishes_elsewhere(ask.wishes, wanted)
+    end
+  else
+    elsewhere = lines_elsewhere(wanted, plan)
   end
+  if #elsewhere > 0 then return {'split', elsewhere} end
   if #short > 0 or (outcome and outcome.is_substituted) then
     local due = holds_are_due(reclaimed)
     if due then return {'insufficient_stock', due, short} end

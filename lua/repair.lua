@@ -2,11 +2,12 @@
 -- repair: put right what the audit found, through the ledger. Nothing is ever edited silently.
 --
 -- Command {id, merchant, location, actor, what, reason, finding, ...what's own arguments}
---   'row'          sku, location member, token, version, levels, deltas, found, past, terms
+--   'row'          sku, location member, token, version, levels, deltas, found, past, terms, split
 --                  Keys: row, SKU index, location index, recent changes. The row gets these levels
 --                  and version; deltas are its change by the ledger; found is kept in the ledger.
 --                  past is {counted at, counted by, {{at, units}, ...}} as the ledger says; terms
---                  are false where it has none.
+--                  are false where it has none; split is its column of that name, '' to leave that
+--                  as it is.
 --   'reservation'  reservation id, token, hold, ms to keep an ended one
 --                  Keys: reservation, open index. The hash gets what hold says, the indexes follow;
 --                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
@@ -123,7 +124,7 @@ end
 
 local function repair_row(command, first)
   local id, merchant, location, actor, what, reason, finding, sku, member, token, version,
-    levels, deltas, found, past, terms = unpack(command, 1, 16)
+    levels, deltas, found, past, terms, split = unpack(command, 1, 17)
   local key = KEYS[first]
   for i = 1, #LEVELS do
     if not is_integer(levels[i], 0, MAX_TOTAL) then return {'invalid', LEVELS[i]} end
@@ -140,8 +141,12 @@ local function repair_row(command, first)
   changed[key] = true
   -- Whatever the key held goes first, as it may be of another type.
   local buffer = redis.call('TYPE', key)['ok'] == 'hash' and redis.call('HGET', key, 'offline_buffer')
+  if split == '' and redis.call('TYPE', key)['ok'] == 'hash' then
+    split = redis.call('HGET', key, 'split') or ''
+  end
   write('DEL', key)
   if buffer then write('HSET', key, 'offline_buffer', buffer) end
+  if split ~= '' then write('HSET', key, 'split', split) end
   past_writes(key, KEYS[first + 3], past, deltas[1] - deltas[4])
   touched_rows[#touched_rows + 1] = {
     key = key, exists = true, on_hand = levels[1], reserved = levels[2], safety_stock = levels[3],
@@ -154,8 +159,12 @@ local function repair_row(command, first)
   list_row({exists = false}, sku, KEYS[first + 1], member, KEYS[first + 2])
   -- As change_row() writes them: what a row does not have it does not pay for.
   levels[OFFLINE_BUFFER] = tonumber(buffer or '0')
-  return {'ok', record('repair', id, merchant, location, actor, '',
-    {cmsgpack.pack({sku, version, without_zeros(levels), without_zeros(deltas), terms or nil})},
+  levels, deltas = without_zeros(levels), without_zeros(deltas)
+  local line = cmsgpack.pack({sku, version, levels, deltas, terms or nil})
+  if string.find(split, '^part') then
+    line = array_of(6) .. cmsgpack.pack(sku, version, levels, deltas, nil, true)
+  end
+  return {'ok', record('repair', id, merchant, location, actor, '', {line},
     {what, reason, finding, found})}
 end
 

@@ -1,12 +1,15 @@
 #!lua
 -- reserve: promise units of one location to a shopper, for a while.
 --
--- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, sku, quantity, sku, quantity, ...}
+-- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, plan, sku, quantity, sku, quantity, ...}
 --   who        msgpack of merchant, location, actor, fingerprint, one after the other
 --   terms      msgpack of ttl_ms, order_ref, one after the other
 --   lines      msgpack of {{sku, quantity}, ...}, the same as follow: each SKU once
 --   partial    true: hold what there is of each line, as long as that is not nothing at all
 --   reclaimed  true: due holds were taken back just now, so do not refuse in hope of more
+--   plan       of a single line the epoch by which the caller knows where the row takes promises, 0
+--              where it is not split; ANYWHERE for a cart, whose rows are all at home, and GATHERED
+--              once their units were fetched as far as that could be
 -- Keys     reservation, open index of the location, then the row of each line
 -- Returns  {'ok', created_at}               held whole
 --          {'ok', created_at, held, missing}  held in part, both as {{sku, quantity}, ...}
@@ -15,6 +18,8 @@
 --          {'insufficient_stock', due, {{sku, requested, available, known}, ...}}
 --            every line that does not fit; due is true where a reclaim may help
 --          {'terms', sku}                  its row has terms: `promise` is for that
+--          {'split', {{sku, requested}, ...}}  the row takes promises elsewhere, or by another plan;
+--            of a cart every line of a split row that is short, for its units may be elsewhere
 --          {'invalid', field}
 -- Ledger   reserve, detail {ttl_ms, order_ref, missing, expires_at}
 -- @include group
@@ -48,6 +53,17 @@ local function wanted_rows(first, lines)
   return wanted, short
 end
 
+-- The lines whose units are elsewhere, or may be.
+local function lines_elsewhere(wanted, lines, plan)
+  local elsewhere = {}
+  for i = 1, #wanted do
+    if is_elsewhere(wanted[i], plan, lines[2 * i]) then
+      elsewhere[#elsewhere + 1] = {lines[2 * i - 1], lines[2 * i]}
+    end
+  end
+  return elsewhere
+end
+
 -- Takes what is wanted whole. Returns the ledger's lines.
 local function take(wanted, lines)
   local changes = {}
@@ -73,7 +89,7 @@ local function take_what_there_is(wanted, lines)
 end
 
 local replies = each_command(function(first, _, id, who, terms, packed_lines, ttl_ms, partial,
-    reclaimed, ...)
+    reclaimed, plan, ...)
   local key = KEYS[first]
   local earlier = body_at(key)
   if earlier then return earlier_answer(earlier, who) end
@@ -83,6 +99,10 @@ local replies = each_command(function(first, _, id, who, terms, packed_lines, tt
   local lines = {...}
   local wanted, short = wanted_rows(first, lines)
   if not wanted then return short end
+  if plan ~= wanted[1].epoch or not wanted[1].is_open then
+    local elsewhere = lines_elsewhere(wanted, lines, plan)
+    if #elsewhere > 0 then return {'split', elsewhere} end
+  end
 
   local changes
   local reply, packed_missing = HELD_WHOLE, NOTHING_MISSING

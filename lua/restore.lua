@@ -6,7 +6,7 @@
 --          each item
 -- ARGV     rebuild id, then msgpack of items:
 --          {'rows', location member, {{sku, on_hand, reserved, safety_stock, version, deficit,
---            low_stock_threshold, counted, offline_buffer, backordered, terms}, ...}}
+--            low_stock_threshold, counted, offline_buffer, backordered, terms, split}, ...}}
 --            keys: SKU index of the location, then the row of each
 --          {'recent', {{at, units}, ...}, keep until}
 --            keys: recent changes of a row
@@ -15,6 +15,8 @@
 --          {'quarantine', {id, body, ...}}
 --            keys: quarantine of the location, shortfalls of the partition, what is held back, or
 --            a merchant's definitions
+--          {'splits', {member, ...}}
+--            keys: index of split rows
 --          {'reservation', id, state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
 --           created_at, keep until, waiting, {place, ...}}
 --            keys: reservation, open index of its location, the queue of each place. Times are ms, 0
@@ -50,6 +52,7 @@ local function restore_rows(item)
     if row[9] ~= '0' then redis.call('HSET', key, 'offline_buffer', row[9]) end
     if row[10] ~= '0' then redis.call('HSET', key, 'backordered', row[10]) end
     if row[11] ~= '' then redis.call('HSET', key, 'terms', row[11]) end
+    if row[12] ~= '' then redis.call('HSET', key, 'split', row[12]) end
     listed[2 * i - 1] = '0'
     listed[2 * i] = row[1]
   end
@@ -111,8 +114,14 @@ local function restore_quarantine(item)
   first = first + 1
 end
 
+local function restore_splits(item)
+  for _, member in ipairs(item[2]) do redis.call('ZADD', KEYS[first], '0', member) end
+  first = first + 1
+end
+
 local RESTORES = {rows = restore_rows, reservation = restore_reservation, seen = restore_seen,
-  recent = restore_recent, source = restore_source, quarantine = restore_quarantine}
+  recent = restore_recent, source = restore_source, quarantine = restore_quarantine,
+  splits = restore_splits}
 
 -- After this point nothing may fail.
 for i = 1, #items do RESTORES[items[i][1]](items[i]) end

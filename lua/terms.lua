@@ -9,7 +9,8 @@
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit, ...},
 --            the rest as add_settings() has it
---          {'key_reused'}, {'version_conflict', version}, {'invalid', field}
+--          {'key_reused'}, {'version_conflict', version}
+--          {'invalid', field}              split: a row whose units are spread cannot have any
 -- Ledger   terms, detail {terms}, as they were set
 -- @include group
 -- @include rows
@@ -43,6 +44,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   if bad_field then return {'invalid', bad_field} end
   local row = row_at(KEYS[first])
   if expected ~= row.version then return {'version_conflict', row.version} end
+  if row.is_spread and next(asked) then return {'invalid', 'split'} end
 
   list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
   row.terms = new_terms(row, asked)

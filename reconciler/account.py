@@ -13,6 +13,7 @@ import msgspec
 
 from engine.keys import PartitionKeys
 from engine.ledger import MAX_READ_ENTRIES, Entry
+from engine.splits import Plan
 from engine.store import Store
 from reconciler.anomalies import ChangeWatch
 from reconciler.archive import Archive
@@ -343,6 +344,12 @@ class Account:
                 for key, held, waits in reservation.units():
                     before = units.get(key, (0, 0))
                     units[key] = (before[0] + held, before[1] + waits)
+        for key, row in self.state.rows.items():
+            if row.split.startswith("home"):
+                # Those at its parts are in other partitions: what it was told of them.
+                before = units.get(key, (0, 0))
+                reserved = sum(cell.reserved for cell in Plan.parse(row.split).cells.values())
+                units[key] = (before[0] + reserved, before[1])
         return units
 
 

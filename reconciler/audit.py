@@ -38,6 +38,7 @@ from reconciler.fold import RowKey
 from reconciler.passage import MAX_STEP_ENTRIES, Backwards
 from reconciler.reader import LedgerDamaged
 from reconciler.shelf import Shelf
+from reconciler.split_comparison import compare_splits
 
 MAX_FINDINGS: Final = 10_000
 """Findings of one audit; a store with more is described well enough by them."""
@@ -65,8 +66,10 @@ _FIXED: Final = frozenset(
         "feeding",
         "intake",
         "shortfalls",
+        "splits",
     }
 )
+_OF_PARTS: Final = frozenset({"stock", "recent", "open", "skus"})
 _WORKING: Final = frozenset({"lease", "probe", "rates", "offline"})
 
 
@@ -201,11 +204,15 @@ class Audit:
         return implausible_changes(self._watches.values(), self.now_ms)
 
     async def scan(self) -> list[Finding]:
-        """Look for keys that neither the ledger nor an index names. Raises as `run` does.
+        """Look for keys that neither the ledger nor an index names, and between partitions.
+
+        Raises as `run` does.
 
         Keys of partitions that were not audited before are passed over.
         """
         strays: dict[int, list[ParsedKey]] = defaultdict(list)
+        # Of a part of a split row, if of anything: it is not in the partition of its location.
+        parts: dict[int, list[tuple[str, ParsedKey]]] = defaultdict(list)
         unknown: list[Finding] = []
         count = 0
         try:
@@ -222,14 +229,18 @@ class Audit:
                     self.dropped += 1
                 elif parsed is not None and self._is_ours(name, parsed):
                     strays[parsed.partition].append(parsed)
+                elif parsed is not None and self._may_be_a_parts(name, parsed):
+                    parts[parsed.partition].append((name, parsed))
                 else:
                     unknown.append(_unknown_key(name, parsed))
         except (RedisError, OSError) as error:
             raise StoreUnavailable(f"the scan of the keys broke off: {error}") from error
         found = unknown
+        for number, named in parts.items():
+            found += await self._unknown_parts(number, named)
         for number, keys in strays.items():
             found += await self._look_at_strays(number, keys)
-        return found
+        return found + await compare_splits(self._inventory)
 
     async def _open(self, number: int) -> Account:
         account = Account(self._store, self._inventory.keys, number, self._archive)
@@ -250,20 +261,35 @@ class Audit:
         expected = self._expected.get(parsed.partition)
         if expected is None:
             return parsed.partition < self._inventory.partitions
-        digest = hash(name)
-        index = bisect_left(expected, digest)
-        return index < len(expected) and expected[index] == digest
+        return _has(expected, name)
 
     def _is_ours(self, name: str, parsed: ParsedKey) -> bool:
         """Tell whether a key is one that the engine could have made there."""
-        if parsed.partition >= self._inventory.partitions:
-            return False
-        if _key_of(self._inventory.keys[parsed.partition], parsed) != name:
+        if not self._is_well_formed(name, parsed):
             return False
         if parsed.noun in ("rsv", "seen"):
             return True
         merchant, location = parsed.parts[:2]
         return partition_of(merchant, location, self._inventory.partitions) == parsed.partition
+
+    def _is_well_formed(self, name: str, parsed: ParsedKey) -> bool:
+        if parsed.partition >= self._inventory.partitions:
+            return False
+        return _key_of(self._inventory.keys[parsed.partition], parsed) == name
+
+    def _may_be_a_parts(self, name: str, parsed: ParsedKey) -> bool:
+        return parsed.noun in _OF_PARTS and self._is_well_formed(name, parsed)
+
+    async def _unknown_parts(
+        self, number: int, named: Sequence[tuple[str, ParsedKey]]
+    ) -> list[Finding]:
+        """Return findings of those that the ledger, read on to here, knows no part of a row for."""
+        account = self._accounts.get(number)
+        if account is None:
+            account = await self._open(number)
+        await Comparison(self._store, account, self._pace).catch_up()
+        known = await asyncio.to_thread(_expected_keys, account)
+        return [_unknown_key(name, parsed) for name, parsed in named if not _has(known, name)]
 
     async def _look_at_strays(self, number: int, strays: Sequence[ParsedKey]) -> list[Finding]:
         """Look at keys again, at a place of the ledger that may know them by now."""
@@ -480,6 +506,12 @@ def _expected_keys(account: Account) -> "array[int]":
     return array("q", digests)
 
 
+def _has(digests: "array[int]", name: str) -> bool:
+    digest = hash(name)
+    index = bisect_left(digests, digest)
+    return index < len(digests) and digests[index] == digest
+
+
 def _identity(finding: Finding) -> tuple[str, ...]:
     return (
         finding.code,
@@ -500,7 +532,7 @@ def _subject(finding: Finding) -> RowKey | str | None:
 
 
 def _subjects(operation: Operation) -> Iterable[RowKey | str]:
-    for change in operation.rows:
+    for change in operation.changes:
         yield (operation.merchant, operation.location, change.sku)
     if operation.kind is OperationKind.REPAIR and operation.detail[0] in ("reservation", "index"):
         yield operation.detail[3]

@@ -160,6 +160,10 @@ class Comparison:
         if place is not None and len(places) < MAX_PLACES:
             places.add(place)
 
+    async def catch_up(self) -> None:
+        """Take the account to where the ledger stands now."""
+        await self._look([])
+
     async def _look(self, looks: Sequence[Look]) -> Inspection:
         """Read keys, and take the account to where the ledger stood at just that moment."""
         await self._pace.spend(len(looks) + 1)
@@ -233,6 +237,7 @@ class Comparison:
                     to_row(value) != ledger_row(folded)
                     or not _is_score(listed)
                     or not _is_same_past(folded, value, recent, inspection)
+                    or not _is_same_split(folded, value)
                 ):
                     self.suspect(rows=[key])
             self.rows += len(chunk)
@@ -398,6 +403,8 @@ class Comparison:
                     versions_skipped=noted is not None and noted.versions_skipped,
                     past=(folded.past if folded is not None else None) or Past(),
                     past_differs=not _is_same_past(folded, value, recent, inspection),
+                    split="" if folded is None else folded.split,
+                    split_differs=not _is_same_split(folded, value),
                 )
                 unsettled = [] if noted is None else notes.unsettled(noted.notes)
                 self.findings += row_findings(
@@ -551,6 +558,11 @@ def _is_same_past(
     past = None if folded is None else folded.past
     now_ms = max(inspection.now_ms, inspection.clock_ms)
     return is_same_past(past, counted, recent, now_ms)
+
+
+def _is_same_split(folded: FoldedRow | None, value: Value) -> bool:
+    live = value.get(b"split", b"") if isinstance(value, dict) else b""
+    return live == (b"" if folded is None else folded.split.encode())
 
 
 def _is_as_wanted(

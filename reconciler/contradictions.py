@@ -169,7 +169,7 @@ class Contradictions:
             again = not self._check_ending(operation, sequence, reservation, seen)
         elif kind is OperationKind.RESERVE:
             seen.reservations[operation.id] = ReservationState.HELD
-        for change in operation.rows:
+        for change in operation.changes:
             key = (operation.merchant, operation.location, change.sku)
             before = seen.rows.get(key) or _before(state, key)
             self._check_change(operation, change, sequence, before, reservation)
@@ -179,7 +179,7 @@ class Contradictions:
 
     def _settle(self, operation: Operation, sequence: int, seen: _Seen) -> None:
         """Take a repair as the answer to what was noted before it."""
-        for change in operation.rows:
+        for change in operation.changes:
             key = (operation.merchant, operation.location, change.sku)
             self.rows.pop(key, None)
             seen.rows[key] = _Before(change.levels, change.version, sequence)
@@ -420,6 +420,12 @@ def _said(
         return movement_units(operation), 0, 0
     if kind in (OperationKind.OFFLINE, OperationKind.TERMS):
         return 0, 0, 0
+    if kind is OperationKind.SPLIT:
+        # What it was told to be reserved at its parts is looked at with the sum of all holds.
+        return -sum(units for _, units in detail[2]), deltas.reserved, 0
+    if kind is OperationKind.PART:
+        # Units come and go between the parts; what left the shelf left by a commit.
+        return _books(deltas), 0, 0
     if kind is OperationKind.CONFIGURE:
         return 0, 0, int(detail[0]) - (levels.safety_stock - deltas.safety_stock)
     if kind is OperationKind.RESERVE:

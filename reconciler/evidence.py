@@ -112,6 +112,10 @@ def row_findings(
         detail = "the row does not remember when its units came and went as the ledger says"
         remedy = "written again as the ledger says: a late count must find it"
         found.append(finding(Invariant.FOLD, Code.PAST_DIFFERS, detail, remedy))
+    if row.split_differs and row.live is not None and row.live == row.ledger:
+        detail = f"where the row is split is not what the ledger says: {row.split or 'nowhere'}"
+        remedy = "written again as the ledger says: units could be promised twice"
+        found.append(finding(Invariant.FOLD, Code.SPLIT_DIFFERS, detail, remedy))
     remedy = "what no operation explains is taken back through the ledger"
     found += [
         finding(note.invariant, note.code, note.detail, remedy, note.sequence) for note in notes

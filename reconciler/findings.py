@@ -54,6 +54,8 @@ class Code(StrEnum):
     ROW_UNKNOWN = "row_unknown"
     ROW_UNREADABLE = "row_unreadable"
     PAST_DIFFERS = "past_differs"
+    SPLIT_DIFFERS = "split_differs"
+    PARTS_DIFFER = "parts_differ"
     BOOKS_DIFFER = "books_differ"
     RESERVED_DIFFERS = "reserved_differs"
     OVERSOLD = "oversold"
@@ -167,7 +169,8 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     `waiting` those that are not. The drifts are what
     the row's history changed without an operation that says so: `books` of on_hand - deficit.
     `token` is how the key looked; a repair is refused once it looks otherwise. `past` is what the
-    row should remember of when its units came and went, `past_differs` that it does not.
+    row should remember of when its units came and went, `past_differs` that it does not; `split`
+    what it should say of its parts or its home, `split_differs` that it says otherwise.
     """
 
     token: str
@@ -181,6 +184,8 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     versions_skipped: bool = False
     past: Past = msgspec.field(default_factory=Past)
     past_differs: bool = False
+    split: str = ""
+    split_differs: bool = False
 
 
 class HoldEvidence(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,7 +40,10 @@ RowKey = tuple[str, str, str]
 
 
 class FoldedRow(msgspec.Struct, array_like=True, gc=False):
-    """A row as the ledger says it is, in units; `sequence` is the last operation on it."""
+    """A row as the ledger says it is, in units; `sequence` is the last operation on it.
+
+    `split` is the column of a row that is or was split, or of a part of one.
+    """
 
     on_hand: int
     reserved: int
@@ -53,6 +56,7 @@ class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     offline_buffer: int = 0
     backordered: int = 0
     terms: dict[str, Any] | None = None
+    split: str = ""
 
     def levels(self) -> tuple[int, int, int, int, int]:
         """Return on_hand, reserved, safety_stock, deficit and low_stock_threshold."""
@@ -203,7 +207,7 @@ class Fold:
         state.stream_id = entry.stream_id
 
     def _apply_operation(self, operation: Operation, sequence: int, at_ms: int) -> None:
-        for change in operation.rows:
+        for change in operation.changes:
             self._apply_row(operation, change, sequence)
         kind = operation.kind
         if kind is _RESERVE:
@@ -211,7 +215,7 @@ class Fold:
         elif kind is _FEED:
             self._feed(operation, sequence, at_ms)
         elif kind is _MOVE:
-            change = operation.rows[0]
+            change = operation.changes[0]
             self._remember_event(operation, at_ms)
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
@@ -228,7 +232,7 @@ class Fold:
                 at_ms,
             )
         elif kind is OperationKind.CONFIGURE or kind is _TERMS:
-            change = operation.rows[0]
+            change = operation.changes[0]
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
                 operation.location,
@@ -259,6 +263,8 @@ class Fold:
             if units:
                 body = (since_ms, units, how, operation.merchant, operation.location, sku)
                 self.state.shortfalls[operation.id] = body
+        elif kind is OperationKind.SPLIT or kind is OperationKind.PART:
+            self._split(operation, at_ms)
         elif kind is not OperationKind.REBUILD:
             self._change_reservation(operation, sequence, at_ms)
 
@@ -311,6 +317,18 @@ class Fold:
         row.version = change.version
         row.sequence = sequence
 
+    def _split(self, operation: Operation, at_ms: int) -> None:
+        """Take over what a row says of its parts or its home, and what left at the parts."""
+        place = (operation.merchant, operation.location)
+        if operation.kind is OperationKind.PART:
+            self.state.rows[*place, operation.changes[0].sku].split = operation.detail[0]
+            return
+        sku, split, departures = operation.detail
+        key = (*place, sku)
+        self.state.rows[key].split = split
+        for left_at_ms, units in departures:
+            self._past(key).add(left_at_ms, -units, at_ms)
+
     def _past(self, key: RowKey) -> Past:
         row = self.state.rows[key]
         if row.past is None:
@@ -322,7 +340,7 @@ class Fold:
         kind, quantity, occurred_at_ms = (operation.detail[i] for i in (0, 1, 5))
         if len(operation.detail) > _SUPERSEDED and operation.detail[_SUPERSEDED]:
             return
-        past = self._past((operation.merchant, operation.location, operation.rows[0].sku))
+        past = self._past((operation.merchant, operation.location, operation.changes[0].sku))
         if kind == _COUNT:
             past.count(occurred_at_ms, operation.id, at_ms)
         else:
@@ -334,7 +352,7 @@ class Fold:
         merchant, location, detail = operation.merchant, operation.location, operation.detail
         kind, quantity, reason, reference, name, occurred_at_ms, _, _, sku, event_id = detail[:10]
         number, verdict, why, raw = detail[10:14]
-        if operation.rows:
+        if operation.changes:
             self._remember_event(operation, at_ms)
         if verdict == "quarantined":
             body = [at_ms, why, operation.actor, operation.fingerprint, name, event_id, kind]
@@ -370,11 +388,11 @@ class Fold:
         extras = msgspec.convert(more[0], Extras) if more else None
         held = [
             Line(change.sku, change.deltas.reserved + change.deltas.backordered)
-            for change in operation.rows
+            for change in operation.changes
         ]
         waiting = {
             change.sku: (change.deltas.backordered, change.version)
-            for change in operation.rows
+            for change in operation.changes
             if change.deltas.backordered
         }
         self.state.reservations[operation.id] = FoldedReservation(
@@ -414,7 +432,7 @@ class Fold:
             )
         detail = operation.detail
         if kind is _COMMIT:
-            for change in operation.rows:
+            for change in operation.changes:
                 past = self._past((operation.merchant, operation.location, change.sku))
                 past.add(past.undated(at_ms), change.deltas.on_hand, at_ms)
         if kind is OperationKind.CONFIRM:
@@ -457,7 +475,7 @@ class Fold:
     def _repair(self, operation: Operation, at_ms: int) -> None:
         """Take over what a repair says beside its rows; `lua/repair.lua` lists the details."""
         detail = operation.detail
-        for change in operation.rows:
+        for change in operation.changes:
             past = self._past((operation.merchant, operation.location, change.sku))
             units = change.deltas.on_hand - change.deltas.deficit
             past.add(past.undated(at_ms), units, at_ms, tidy=False)

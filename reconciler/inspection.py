@@ -23,7 +23,9 @@ MAX_INSPECTED: Final = 400
 MISSING: Final = "missing"
 """The token of a key that is not there."""
 
-_ROW_FIELDS: Final = tuple(field for field in ROW_FIELDS if field != "offline_buffer")
+_ROW_FIELDS: Final = tuple(
+    field for field in ROW_FIELDS if field not in ("offline_buffer", "split")
+)
 
 Hash = dict[bytes, bytes]
 

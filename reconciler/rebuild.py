@@ -39,7 +39,7 @@ from engine.scripts import script
 from engine.store import Store, pairs
 from engine.webhooks import Webhooks
 from reconciler.archive import ORIGIN, Archive, Origin
-from reconciler.fold import PartitionState
+from reconciler.fold import FoldedRow, PartitionState, RowKey
 from reconciler.meter import Meter, OnProgress, Phase
 from reconciler.objects import Objects
 from reconciler.rebuild_plan import (
@@ -68,6 +68,7 @@ from reconciler.snapshots import (
     snapshot_path,
     unpack_snapshot,
 )
+from reconciler.split_merge import is_part, merge_parts
 
 PIECES: Final = "rebuild/pieces"
 
@@ -313,18 +314,25 @@ class _Rebuild:
                 headers.append(await self._origin_header(number, sequence))
                 continue
             state = PartitionState(sequence=sequence, at_ms=at_ms)
+            parts: list[tuple[int, RowKey, FoldedRow]] = []
             for path in pieces[number]:
-                await self._add_piece(state, path)
+                parts += await self._add_piece(state, path)
+            merge_parts(state.rows, parts)
             _, header = await self._snapshots.write(number, state, origin=True)
             headers.append(header)
         return headers
 
-    async def _add_piece(self, state: PartitionState, path: str) -> None:
+    async def _add_piece(
+        self, state: PartitionState, path: str
+    ) -> list[tuple[int, RowKey, FoldedRow]]:
+        """Add a piece, and return the parts of split rows in it, with where they were."""
         data = await self._archive.objects.get(path)
         if data is None:
             raise SnapshotDamaged(path, "is missing")
         piece = unpack_snapshot(path, data).state
-        state.rows.update(piece.rows)
+        source = int(PurePosixPath(path).parent.name)
+        parts = [(source, key, row) for key, row in piece.rows.items() if is_part(row)]
+        state.rows.update((key, row) for key, row in piece.rows.items() if not is_part(row))
         state.reservations.update(piece.reservations)
         state.seen.update(piece.seen)
         state.sources.update(piece.sources)
@@ -332,6 +340,7 @@ class _Rebuild:
         state.shortfalls.update(piece.shortfalls)
         state.offline.update(piece.offline)
         state.definitions.update(piece.definitions)
+        return parts
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
         path = self._archive.path(snapshot_path(partition, sequence))

@@ -243,7 +243,7 @@ class _Recovery:
         for raw in batch:
             entry = raw.decode()
             for operation in entry.operations[max(0, cut + 1 - entry.sequence) :]:
-                for change in operation.rows:
+                for change in operation.changes:
                     highest[operation.merchant, operation.location, change.sku] = change.version
                 gap = acknowledged_gap(operation)
                 if gap is not None:

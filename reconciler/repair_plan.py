@@ -282,6 +282,7 @@ class _PartitionPlan:
         has_history = any(finding.code in _HISTORY for finding in findings)
         readable = row.live is not None or row.token == MISSING
         is_as_told = row.live == row.ledger and right == ledger and not row.past_differs
+        is_as_told = is_as_told and not row.split_differs
         if readable and is_as_told and not has_history:
             # Its holds did not sum up, and with the reservations that are put right they do.
             return None
@@ -300,6 +301,7 @@ class _PartitionPlan:
             found=row.live_text,
             past=row.past,
             terms=base.terms,
+            split=row.split,
         )
 
     def _base(self, row: RowEvidence) -> RowFacts:

@@ -8,7 +8,13 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engine.definitions import definitions_key
-from engine.keys import MOVED_KEY, PartitionKeys, location_member, reservation_hash
+from engine.keys import (
+    MOVED_KEY,
+    PartitionKeys,
+    location_member,
+    reservation_hash,
+    row_member,
+)
 from engine.limits import RECENT_MS, RETENTION_MS
 from engine.model import ReservationState
 from engine.packing import passed_on
@@ -128,6 +134,11 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
         for start in range(0, len(pairs), 2 * MAX_ITEM_ROWS):
             some = pairs[start : start + 2 * MAX_ITEM_ROWS]
             yield _Item((where,), ("quarantine", some), len(some) // 2)
+    # Of the rows themselves: a part is found by its home.
+    split = [row_member(*key) for key, row in state.rows.items() if row.split.startswith("home")]
+    for start in range(0, len(split), MAX_ITEM_ROWS):
+        some = split[start : start + MAX_ITEM_ROWS]
+        yield _Item((keys.splits,), ("splits", some), len(some))
     for the_id, body in state.shortfalls.items():
         yield _Item((keys.shortfalls,), ("quarantine", (the_id, _text(body))), 1)
 
@@ -245,6 +256,7 @@ def _row_texts(sku: str, row: FoldedRow) -> tuple[Any, ...]:
         str(row.offline_buffer),
         str(row.backordered),
         _text(row.terms) if row.terms else "",
+        row.split,
     )
 
 

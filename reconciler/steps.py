@@ -38,6 +38,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
     found: dict[str, str] | None = None
     terms: dict[str, Any] | None = None
     past: Past = msgspec.field(default_factory=Past)
+    split: str = ""
 
     def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
         """Make the command."""
@@ -61,6 +62,7 @@ class RowStep(msgspec.Struct, frozen=True, kw_only=True, tag="row"):
                 found,
                 (self.past.counted_at_ms, self.past.counted_by, self.past.deltas),
                 self.terms or False,
+                self.split,
             ),
         )
 

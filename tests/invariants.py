@@ -16,6 +16,7 @@ Quantities are units, times milliseconds since 1970.
 | Dense | sequences and versions rise by one, the clock never falls |
 | Once | one effect per operation id, and the idempotency record tells of just that effect |
 | Fold | previous + delta = result in every line, and the fold = the live rows |
+| Parts | what is at the parts of a split row, under way and at home is the row, no unit twice |
 """
 
 import re
@@ -48,12 +49,14 @@ MOVEMENTS: Final = ("move", "feed")
 NOUNS: Final = ("stock", "rsv", "open", "skus", "seen", "waiting")
 
 RECORDED: Final = (*MOVEMENTS, "configure", "terms", "extend", "amend")
+REPEATED: Final = ("repair", "shortfall", "offline", "split", "part")
+"""Kinds whose ids are of what they are about."""
 
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
 _COUNTED = re.compile(rb"[1-9][0-9]{0,15}-[0-9a-f]{8}")
 
-RowName = tuple[str, str, str]
-"""(merchant, location, SKU)."""
+RowName = tuple[str, ...]
+"""(merchant, location, SKU), and of a part of a split row the partition that it is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class _Row:
     version: int = 0
     books: int = 0
     terms: dict[str, Any] | None = None
+    split: str = ""
 
 
 @dataclass(slots=True)
@@ -87,6 +91,7 @@ class _Promise:
 
 @dataclass(slots=True)
 class _Partition:
+    number: int
     last_id: bytes = b"0-0"
     sequence: int = 0
     clock_ms: int = 0
@@ -105,7 +110,7 @@ class Audit:
     def __init__(self, client: Client, *, partitions: int) -> None:
         """Start before the first entry of every partition."""
         self._client = cast(Any, client)
-        self._partitions = {number: _Partition() for number in range(partitions)}
+        self._partitions = {number: _Partition(number) for number in range(partitions)}
         self._violations: list[Violation] = []
         self._only: str | None = None
         self._owner: str | None = None
@@ -134,6 +139,7 @@ class Audit:
         self._compare_promises(live_promises, merchant)
         self._compare_sums(live_rows, live_promises)
         await self._compare_queues()
+        self._compare_parts(live_rows)
         await self._compare_hold_index(live_promises, merchant)
         await self._compare_open_index(live_promises)
         await self._compare_listings(live_rows, merchant)
@@ -195,7 +201,7 @@ class Audit:
             # What was set aside may be booked or dropped later, under the same id.
             settled = detail[11] in ("quarantined", "dropped", "skipped")
             effect = (kind, merchant, detail[11] if settled else "booked", the_id)
-        if kind not in ("repair", "shortfall", "offline") and effect in partition.effects:
+        if kind not in REPEATED and effect in partition.effects:
             self._violated("Once", f"{where} was done in {partition.effects[effect]} already")
         partition.effects[effect] = sequence
         if kind == "feed" and (
@@ -207,9 +213,20 @@ class Audit:
             # Known by its number, recorded when it was set aside, or no event at all.
             partition.unrecorded.add(effect)
         changes = self._book_changes(kind, detail)
-        for sku, version, levels, deltas, *terms in lines:
-            row = partition.rows.setdefault((merchant, location, sku), _Row())
-            row.terms = terms[0] if terms else None
+        if kind == "split":
+            partition.rows[merchant, location, detail[0]].split = detail[1]
+        for sku, version, levels, deltas, *rest in lines:
+            # The row's terms, and whether it is a part.
+            terms, is_part = [*rest, None, None][:2]
+            name = (merchant, location, sku, *([str(partition.number)] if is_part else []))
+            row = partition.rows.setdefault(name, _Row())
+            row.terms = terms
+            if kind == "part":
+                # What came to it and went from it again.
+                changes = {sku: _brought(detail[0]) - _brought(row.split)}
+                row.split = detail[0]
+            if kind == "split":
+                changes = {sku: -sum(units for _, units in detail[2])}
             self._fold_line(
                 row, kind, version, _columns(levels), _columns(deltas), f"{where} {sku}"
             )
@@ -348,6 +365,10 @@ class Audit:
             buffer = fields.pop(b"offline_buffer", b"1")
             if not _CANONICAL.fullmatch(buffer):
                 self._violated("Integer", f"row {name}: the offline buffer is {buffer!r}")
+            split = fields.pop(b"split", b"").decode()
+            if split != folded[name].split:
+                told = folded[name].split
+                self._violated("Fold", f"row {name} is split {split!r}, the ledger says {told!r}")
             counted = fields.pop(b"counted", b"1-00000000")
             if not _COUNTED.fullmatch(counted):
                 self._violated("Integer", f"row {name}: counted is {counted!r}")
@@ -399,10 +420,14 @@ class Audit:
                 waiting = _waiting(fields)
                 for sku, quantity in body[6]:
                     units, place = waiting.get(sku, (0, 0))
-                    held[body[0], body[1], sku] += quantity - units
+                    part = (body[0], body[1], sku, the_id.split("_")[1])
+                    held[part if part in live_rows else part[:3]] += quantity - units
                     if units:
                         waited[body[0], body[1], sku] += units
                         queues[body[0], body[1], sku][the_id] = place
+        for name in live_rows:
+            for cell in self._cells(name):
+                held[name] += cell[6]
         for name, row in live_rows.items():
             reserved = int(row[b"reserved"])
             if reserved != held.pop(name, 0):
@@ -421,6 +446,36 @@ class Audit:
             found[name] = dict(await self._sorted_set(key))
         if found != self._wanted_queues:
             self._violated("IndexMatch", f"queues {found}, waiting {self._wanted_queues}")
+
+    def _cells(self, name: RowName) -> list[list[int]]:
+        """Return what the home of a split row knows of its parts, by the ledger."""
+        for partition in self._partitions.values():
+            row = partition.rows.get(name)
+            if row is not None and row.split.startswith("home") and not row.split.endswith(" -"):
+                cells = row.split.split(" ")[5].split(";")
+                return [[int(number) for number in cell.split(":")] for cell in cells]
+        return []
+
+    def _compare_parts(self, live_rows: dict[RowName, dict[bytes, bytes]]) -> None:
+        """Look at every part of a split row beside what its home knows of it."""
+        known = set()
+        for name in live_rows:
+            for number, granted, version, *sums, _ in self._cells(name):
+                part = (*name, str(number))
+                known.add(part)
+                row = self._partitions[number].rows.get(part, _Row())
+                received, returned = _moved(row.split)
+                found = [received, returned, received - returned - row.levels[0], row.levels[1]]
+                where = f"part {part}, of which its home knows {granted} granted, {sums}: {found}"
+                if received > granted:
+                    self._violated("Parts", f"more came than was granted: {where}")
+                if version > row.version or (version == row.version and sums != found):
+                    self._violated("Parts", f"version {version}, now {row.version}: {where}")
+                if any(told > is_ for told, is_ in zip(sums[:3], found[:3], strict=True)):
+                    self._violated("Parts", f"what came and went became less: {where}")
+        for name in live_rows:
+            if len(name) > len(("merchant", "location", "sku")) and name not in known:
+                self._violated("Parts", f"part {name} has no home")
 
     async def _compare_hold_index(
         self, live: dict[str, dict[bytes, bytes]], merchant: str | None
@@ -460,7 +515,7 @@ class Audit:
         for key in self._found["skus"]:
             owner, location = (unquote(part) for part in key.split(":")[2:4])
             listed.update((owner, location, sku) for sku, _ in await self._sorted_set(key))
-        if listed != live.keys():
+        if listed != {name[:3] for name in live}:
             self._violated("IndexMatch", f"SKU index {listed}, rows {set(live)}")
         places: set[tuple[str, ...]] = set()
         for number in self._partitions:
@@ -499,7 +554,12 @@ class Audit:
         keys = self._found["stock"]
         hashes = await self._hashes(keys)
         names = [cast(RowName, tuple(unquote(part) for part in key.split(":")[2:])) for key in keys]
-        return dict(zip(names, hashes, strict=True))
+        found = {}
+        for key, name, fields in zip(keys, names, hashes, strict=True):
+            is_part = fields.get(b"split", b"").startswith(b"part")
+            number = key.partition("}")[0].removeprefix("{hf.")
+            found[(*name, number) if is_part else name] = fields
+        return found
 
     async def _live_promises(self, merchant: str | None) -> dict[str, dict[bytes, bytes]]:
         others = {
@@ -568,6 +628,17 @@ async def assert_invariants(
 ) -> None:
     """Audit a quiet store from its first ledger entry on; see `Audit.check`."""
     await Audit(client, partitions=partitions).check(merchant=merchant)
+
+
+def _moved(split: str) -> tuple[int, int]:
+    """Return the units that came to a part, and that went from it, by its column."""
+    received, returned = split.split(" ")[4:6] if split else ("0", "0")
+    return int(received), int(returned)
+
+
+def _brought(split: str) -> int:
+    received, returned = _moved(split)
+    return received - returned
 
 
 def _columns(levels: list[int]) -> tuple[int, ...]:

@@ -201,6 +201,7 @@ for _command in (
     serving.demo,
     stock.stock,
     stock.move,
+    stock.split,
     stock.import_stock,
     export.export,
     reservations.reserve,

@@ -14,7 +14,7 @@ from typing import IO, Final
 import click
 import msgspec
 
-from engine.limits import MAX_PAGE
+from engine.limits import MAX_PAGE, MAX_PARTS
 from engine.model import MovementType
 from holdfast import calls
 from holdfast.calls import NewMovement, Stock
@@ -161,6 +161,31 @@ def move(
             f"{sku} at {location}: {booked.on_hand_change:+,} units, now {booked.stock.on_hand:,} "
             f"on hand, {booked.stock.available:,} available{again}"
         )
+
+
+@click.command(short_help="Spread a hot row over partitions, or no longer.")
+@click.argument("location")
+@click.argument("sku")
+@click.argument("parts", type=click.IntRange(1, MAX_PARTS), required=False)
+@merchant_option
+@service_options
+@json_option
+def split(
+    service: Service, location: str, sku: str, parts: int | None, merchant: str, output: Output
+) -> None:
+    """Spread the row of SKU at LOCATION over PARTS partitions, or show how it is spread.
+
+    1 spreads it no longer. It can be changed while the row is in use.
+    """
+    with service.client() as client:
+        found = client.split(merchant, location, sku, parts=parts)
+    output.document(found)
+    if not output.as_json:
+        rows: list[list[object]] = [[found.home, "home", found.free_at_home, ""]]
+        for share in found.shares:
+            state = "open" if share.open else "closed"
+            rows.append([share.partition, state, share.free, share.reserved])
+        output.table(("partition", "part", "free", "reserved"), rows)
 
 
 @click.command(short_help="Write a merchant's stock to a file.")

@@ -28,6 +28,7 @@ INSIDE: Final = (
     Outcome.NOT_DUE,
     Outcome.LINES_CHANGED,
     Outcome.TERMS,
+    Outcome.SPLIT,
 )
 """What is no refusal of a caller's command."""
 

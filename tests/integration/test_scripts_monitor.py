@@ -25,8 +25,11 @@ from engine.store import close_quietly, connect
 from engine.substitutes import Alternative
 from engine.wishes import Substitution, Wish
 from gateway.feeds import read_event
-from tests.shop import ACTOR, LOCATION, Shop, new_key
-from tests.stores import RealStore
+from tests.shop import ACTOR, LOCATION, Shop, new_key, open_shop
+from tests.stores import MakeStore, RealStore, set_up
+
+SPLITTING: Final = ("split", "part")
+"""Verbs of rows that are spread over partitions, which take a store that has some."""
 
 READ_SECONDS: Final = 10.0
 KEYLESS: Final = frozenset(("TIME",))
@@ -266,12 +269,32 @@ async def test_no_script_touches_a_key_that_it_did_not_declare(
         calls = await watch.calls(own_shop)
     names = {script(verb).sha: verb for verb in VERBS}
     seen = {names[call.sha] for call in calls if call.sha in names}
-    assert seen == set(VERBS) - {"repair"}
+    assert seen == set(VERBS) - {"repair", *SPLITTING}
     for call in calls:
         assert not call.unknown, f"{call.sha}: which keys do {call.unknown} touch?"
         assert not call.undeclared, f"{names.get(call.sha)} touched {call.undeclared}"
     assert any(len(call.touched) > 8 for call in calls), "some calls carried several commands"
     await own_shop.audit()
+
+
+async def test_no_script_of_a_split_row_does_either(make_store: MakeStore) -> None:
+    store = make_store()
+    await store.start()
+    await set_up(store.settings, partitions=3)
+    async with open_shop(store.settings) as shop, watching(store) as watch:
+        name = (shop.merchant, LOCATION, 'a "b"\\c')
+        await shop.receive(name[2], 10)
+        await shop.inventory.splits.change(name, 2, actor=ACTOR)
+        held = await asyncio.gather(*(shop.reserve([(name[2], 1)]) for _ in range(8)))
+        await asyncio.gather(*(shop.commit(one.reservation.id) for one in held[:4]))
+        await shop.release(held[4].reservation.id)
+        await shop.move(MovementType.SALE, name[2], 5)
+        await shop.inventory.splits.flush()
+        calls = await watch.calls(shop)
+    names = {script(verb).sha: verb for verb in VERBS}
+    assert {names.get(call.sha) for call in calls} >= {*SPLITTING, "reserve", "commit", "move"}
+    for call in calls:
+        assert not call.unknown | call.undeclared, names.get(call.sha)
 
 
 async def test_the_watch_would_notice_an_undeclared_key(

@@ -21,15 +21,17 @@ PARTITIONS: Final = 2
 class Bench:
     """A store, an engine and an audit that all examples on one kind of server share."""
 
-    def __init__(self, runner: asyncio.Runner, store: RealStore) -> None:
+    def __init__(
+        self, runner: asyncio.Runner, store: RealStore, *, partitions: int = PARTITIONS
+    ) -> None:
         """Start the store; `close` stops it."""
         self._runner = runner
         self._store = store
         self.run(store.start())
-        self.run(set_up(store.settings, partitions=PARTITIONS))
+        self.run(set_up(store.settings, partitions=partitions))
         self.inventory = self.run(Inventory.open(store.settings))
         self.client = connect(store.settings)
-        self.audit = Audit(self.client, partitions=PARTITIONS)
+        self.audit = Audit(self.client, partitions=partitions)
 
     def run(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
         """Run to the end on the bench's own loop."""
