@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from engine import metrics
+from engine import metrics, tracing
 from engine.keys import PartitionKeys
 from engine.lane import RETRY_AFTER_MS, Backlog, Lane
 from engine.limits import (
@@ -89,7 +89,17 @@ class Dispatcher:
         lane = self._lanes.get((partition, verb))
         if lane is None:
             lane = self._lanes[partition, verb] = self._lane(verb, partition)
-        return await lane.submit(command, command.merchant)
+        spans = tracing.spans()
+        if spans is None:
+            return await lane.submit(command, command.merchant)
+        # Of this command, its waiting included: the call that carries it is of many requests.
+        attributes: dict[str, str | int] = {
+            "db.system.name": "redis",
+            "db.operation.name": verb,
+            "holdfast.partition": partition,
+        }
+        with spans.client(f"store {verb}", attributes):
+            return await lane.submit(command, command.merchant)
 
     async def bulk(self, jobs: Iterator[Coroutine[Any, Any, Answer]]) -> list[Answer | Exception]:
         """Run the jobs of one caller, a group at a time, so that they do not fill the queues.

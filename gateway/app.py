@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from engine import tracing
 from engine.outcomes import HoldfastError
 from gateway import console, docs, websocket
 from gateway.calls import Answer
@@ -19,6 +20,7 @@ from gateway.problems import MethodNotAllowed, NotFound
 from gateway.router import Router
 from gateway.routes import by_path
 from gateway.service import Service
+from gateway.traced import Traced
 
 
 def create_app(service: Service, *, access_log: AccessLog | None = None) -> ASGIApp:
@@ -44,7 +46,9 @@ def create_app(service: Service, *, access_log: AccessLog | None = None) -> ASGI
     # `/livez/` is another path than `/livez`, and a redirect would lose the body of a POST.
     app.router.redirect_slashes = False
     endpoints = {path: Endpoint(operations, service) for path, operations in by_path().items()}
-    return Edge(Router(endpoints, otherwise=app), access_log or AccessLog())
+    edge = Edge(Router(endpoints, otherwise=app), access_log or AccessLog())
+    spans = tracing.spans()
+    return edge if spans is None else Traced(edge, spans)
 
 
 class _Refusal(Response):

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 import structlog
 
+from engine import tracing
 from engine.clock import clock_ms
 from engine.keys import PartitionKeys
 from engine.leases import Lease
@@ -83,6 +84,7 @@ STOP_SECONDS: Final = 3.0
 """For attempts under way when the process is told to end, which has 5 s in all. One that is cut off
 is made again by the next process, under the same id."""
 
+DELIVERED: Final = "delivered"
 USER_AGENT: Final = "Holdfast-Webhooks/1.0"
 
 log = structlog.get_logger("gateway.delivery")
@@ -487,11 +489,35 @@ async def send(
     egress: Egress, endpoint: WebhookEndpoint, event: str, body: bytes, *, now_ms: int
 ) -> Reply | NoAnswer:
     """Send one signed message to an endpoint."""
+    traceparent = _decode_traced(body).traceparent if _TRACED in body else ""
+    spans = tracing.spans()
+    if spans is None:
+        return await _post(egress, endpoint, event, body, traceparent, now_ms=now_ms)
+    attributes = {"holdfast.webhook": endpoint.id, "holdfast.event": event}
+    with spans.client("POST webhook", attributes, traceparent=traceparent) as span:
+        own = spans.current_traceparent() or traceparent
+        answer = await _post(egress, endpoint, event, body, own, now_ms=now_ms)
+        if isinstance(answer, Reply):
+            span.set("http.response.status_code", answer.status)
+        if outcome_of(answer) != DELIVERED:
+            span.fail(outcome_of(answer))
+        return answer
+
+
+async def _post(
+    egress: Egress,
+    endpoint: WebhookEndpoint,
+    event: str,
+    body: bytes,
+    traceparent: str,
+    *,
+    now_ms: int,
+) -> Reply | NoAnswer:
     signed = headers(
         event, body, signed_with=endpoint.secrets_at(now_ms), at_seconds=now_ms // 1000
     )
     fields = [("content-type", "application/json"), ("user-agent", USER_AGENT), *signed]
-    if _TRACED in body and (traceparent := _decode_traced(body).traceparent):
+    if traceparent:
         fields.append(("traceparent", traceparent))
     try:
         return await egress.post(endpoint.url, body, fields)
@@ -503,7 +529,7 @@ def outcome_of(answer: Reply | NoAnswer) -> str:
     """Name what came of an attempt: `delivered`, `refused` by its status, or why no answer came."""
     if isinstance(answer, NoAnswer):
         return answer.failure.value
-    return "delivered" if 200 <= answer.status < 300 else "refused"
+    return DELIVERED if 200 <= answer.status < 300 else "refused"
 
 
 def _chains(window: Sequence[QueuedEvent]) -> list[list[QueuedEvent]]:

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine import tracing
 from engine.limits import MAX_ID_BYTES
 from engine.outcomes import HoldfastError, InvalidCommand
 from engine.trace_context import parse_traceparent, with_trace
@@ -182,7 +183,10 @@ async def admit_call(operation: Operation, scope: Scope, call: Call) -> None:
         return
     path, fault = _decoded_path(scope["path_params"])
     key, call.credential = await identify(call.service, scope.get("method", "GET"), fields)
-    traceparent = parse_traceparent(fields[b"traceparent"]) if b"traceparent" in fields else ""
+    spans = tracing.spans()
+    traceparent = "" if spans is None else spans.current_traceparent()
+    if not traceparent and b"traceparent" in fields:
+        traceparent = parse_traceparent(fields[b"traceparent"])
     call.actor = with_trace(key.actor, traceparent)
     call.key_id = key.id
     if TRAIL in scope:

@@ -19,6 +19,9 @@ import structlog
 import uvicorn
 import uvloop
 
+from engine import tracing
+from engine.metrics import PROCESS_VARIABLE
+from engine.tracing import TracingRefused
 from gateway import logs
 from gateway.app import create_app
 from gateway.service import OpenHistory, Service
@@ -50,7 +53,8 @@ def run(environ: Mapping[str, str], *, open_history: OpenHistory) -> None:
     """Serve until a signal; raises SystemExit where it cannot start."""
     try:
         settings = GatewaySettings.from_environment(environ)
-    except SettingRefused as refusal:
+        tracing.start(environ, process=environ.get(PROCESS_VARIABLE) or "gateway")
+    except (SettingRefused, TracingRefused) as refusal:
         sys.exit(f"gateway: {refusal}")
     logs.configure(level=settings.log_level, log_format=settings.log_format)
     # uvicorn ends in order on the first signal, and then raises it again for whoever was there
@@ -63,8 +67,11 @@ def run(environ: Mapping[str, str], *, open_history: OpenHistory) -> None:
         log.error("cannot listen", host=settings.host, port=settings.port, error=str(error))
         sys.exit(EXIT_CANNOT_START)
     _raise_file_limit()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_server(settings, open_history).serve(sockets=[listener]))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_server(settings, open_history).serve(sockets=[listener]))
+    finally:
+        tracing.stop()
 
 
 class _Server(uvicorn.Server):

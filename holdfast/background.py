@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 import uvloop
 
-from engine import metrics
+from engine import metrics, tracing
 from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.offline import OfflineKeeper
@@ -27,6 +27,7 @@ from engine.shortfalls import ShortfallKeeper
 from engine.splits import SplitKeeper
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper
+from engine.tracing import TracingRefused
 from gateway import logs
 from gateway.settings import SettingRefused as SwitchRefused
 from gateway.settings import read_switch
@@ -126,9 +127,17 @@ def main() -> None:
         loopback = read_switch(os.environ, "HOLDFAST_WEBHOOK_LOOPBACK")
     except SwitchRefused as refusal:
         sys.exit(f"holdfast.background: {refusal}")
+    try:
+        tracing.start(os.environ, process="background")
+    except TracingRefused as refusal:
+        sys.exit(f"holdfast.background: {refusal}")
     index_url = os.environ.get("HOLDFAST_INDEX_URL", "")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(run(settings, upkeep, webhook_loopback=loopback, index_url=index_url)))
+    work = run(settings, upkeep, webhook_loopback=loopback, index_url=index_url)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(work))
+    finally:
+        tracing.stop()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from engine.access import ensure_admin_key
 from engine.boot import StoreFacts, StoreRefused, check_store
 from engine.outcomes import StoreUnavailable
 from engine.store import StoreSettings, close_quietly, connect
+from engine.tracing import TracingRefused, exporter_of
 from gateway import logs
 from holdfast import processes
 from holdfast.datadir import DataDir, DataDirRefused, read_private, write_private
@@ -97,6 +98,7 @@ REFUSALS: Final = (
     StoreFailed,
     StoreRefused,
     StoreUnavailable,
+    TracingRefused,
 )
 """What `run` raises where the service cannot start; each says for a person what to do."""
 
@@ -108,6 +110,8 @@ def run(settings: Settings, announce: Announce) -> int:
     REFUSALS where the service cannot start.
     """
     logs.configure(level=settings.log_level, log_format=settings.log_format)
+    # The children trace, and this process none: it only says at once what they would refuse.
+    exporter_of(os.environ)
     return asyncio.run(Supervisor(settings, announce).serve())
 
 

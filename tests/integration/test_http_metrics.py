@@ -12,11 +12,14 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.access import Role
+from engine.clock import ClockGuard, clock_ms
 from engine.consumer import Consumer, Start
+from engine.feed_watch import FeedWatch
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
 from engine.shortfalls import ShortfallKeeper
 from engine.sweeper import Sweeper
+from reconciler.continuous_audit import ContinuousAudit
 from reconciler.loop import Reconciler
 from reconciler.settings import ReconcilerSettings
 from tests.gateways import Api, Shelf, assert_problem
@@ -45,6 +48,10 @@ async def told(client: httpx.AsyncClient) -> Samples:
         for family in await scraped(client)
         for sample in family.samples
     }
+
+
+def beat(name: str, *, sequence: int = 0) -> FeedEvent:
+    return FeedEvent(event_id=name, type=EventType.HEARTBEAT, occurred_at_ms=1, sequence=sequence)
 
 
 @pytest.fixture
@@ -123,11 +130,10 @@ async def test_the_stores_figures_are_what_is_in_it(
     await own_shelf.move("sale", "tea", 3)
     await ShortfallKeeper(inventory).round()
     feeds = Feeds(inventory)
-    beat = FeedEvent(event_id="1", type=EventType.HEARTBEAT, occurred_at_ms=1, sequence=1)
     late = FeedEvent(
         event_id="4", type=EventType.RECEIPT, sku="tea", quantity=1, occurred_at_ms=1, sequence=4
     )
-    await feeds.take("acme", "berlin", "till", [beat, late], actor="t")
+    await feeds.take("acme", "berlin", "till", [beat("1", sequence=1), late], actor="t")
     await Reconciler(inventory, ReconcilerSettings(audit_rows_per_second=0)).watch()
 
     async def is_due() -> bool:
@@ -196,6 +202,53 @@ async def test_a_consumer_that_stands_still_falls_behind(
         running.cancel()
         await asyncio.wait([running])
         await inventory.close()
+
+
+async def test_what_an_alert_is_about_moves_its_metric(
+    own_api: Api,
+    own_store: RealStore,
+    own_shelf: Shelf,
+    scraper: httpx.AsyncClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inventory = own_api.service.inventory
+    await own_shelf.move("receive", "tea", 5)
+    await own_shelf.reserve(("tea", 2))
+    await Feeds(inventory).take("acme", "berlin", "till", [beat("1")], actor="t")
+    # The till is silent, the row is edited, the archive is a file, the clock jumps.
+    await own_store.run("HSET", inventory.keys[0].stock("acme", "berlin", "tea"), "on_hand", 1)
+    await own_store.run("CONFIG", "SET", "maxmemory", 1 << 30)
+    (tmp_path / "archive").write_text("no folder")
+    seconds = [0.0]
+    monkeypatch.setattr(inventory, "_clock", ClockGuard(lambda: seconds[0]))
+    await inventory.expire_due(0)
+    seconds[0] -= 3_600
+
+    async def nothing() -> None:
+        return None
+
+    await ContinuousAudit(inventory, nothing, owner="t", keys_per_second=100_000).round()
+    sweeper = Sweeper(inventory)
+    await sweeper.sweep()
+    await sweeper._tell()
+    settings = ReconcilerSettings(archive_url=str(tmp_path / "archive"))
+    await Reconciler(inventory, settings).watch()
+    watch = FeedWatch(inventory, Feeds(inventory))
+    now_ms = await clock_ms(inventory.store, inventory.keys[0])
+    await watch.round(now_ms + 3_600_000)
+
+    found = await told(scraper)
+    assert found["holdfast_oversold"] == 1
+    assert found["holdfast_audit_findings critical"] >= 1
+    assert found["holdfast_audit_timestamp_seconds"] > 0
+    assert found["holdfast_store_memory_limit_bytes"] == 1 << 30
+    assert found["holdfast_archive_lag_operations"] == 2
+    assert found["holdfast_archive_lag_seconds"] > 0
+    assert found["holdfast_clock_jump_seconds"] == pytest.approx(3_600, abs=60)
+    silent = watch.figures(now_ms + 3_600_000)
+    assert (silent.live, silent.degraded) == (0, 1)
+    assert silent.silent_ms >= 3_600_000 - 1_000
 
 
 async def test_without_its_store_a_gateway_still_tells_of_itself(
