@@ -55,7 +55,7 @@ def _take_all(chromium: str, service: RunningService) -> None:
         page.get_by_role("row").filter(has_text=FLAKY_STORE).get_by_text("degraded").wait_for()
         _take(page, "overview")
         for name, path in (
-            ("stock", f"stock/{WAREHOUSE}"),
+            ("stock", f"stock/{WAREHOUSE}?sort=-reserved"),
             ("row", f"stock/{WAREHOUSE}/{MISCOUNTED_SKU}?range=15m"),
             ("feeds", f"feeds/{FLAKY_STORE}"),
         ):

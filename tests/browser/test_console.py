@@ -1,12 +1,13 @@
 """The console in a real browser, on a real service, beside other clients of the API."""
 
+import asyncio
 from datetime import UTC, datetime
 from itertools import pairwise
 from urllib.parse import quote, urlsplit
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from engine.access import Role
 from tests.browser.conftest import SignIn, Site
@@ -404,3 +405,29 @@ async def test_a_merchants_key_sees_its_own_part(site: Site, sign_in: SignIn) ->
         await expect(page.get_by_role("navigation").get_by_role("link", name=name)).to_have_count(0)
     await fits(page)
     await accessible(page)
+
+
+async def test_a_page_that_was_left_while_it_opened_does_not_take_the_stream(
+    site: Site, sign_in: SignIn
+) -> None:
+    await site.move("berlin", "receive", "tea", 10)
+    page = await sign_in()
+    await page.goto(site.address("stock", "berlin"))
+    available = page.locator(".grid-row .available")
+    await expect(available).to_have_text("10", timeout=WAIT_MS)
+    held_back = asyncio.Event()
+
+    async def slowly(route: Route) -> None:
+        await held_back.wait()
+        await route.continue_()
+
+    await page.route("**/stock/tea?*", slowly)
+    async with page.expect_request("**/stock/tea?*"):
+        await page.locator(".grid-row a").click()
+    await page.get_by_role("link", name="Stock", exact=True).click()
+    await expect(available).to_have_text("10", timeout=WAIT_MS)
+    async with page.expect_response("**/stock/tea?*"):
+        held_back.set()
+    await site.move("berlin", "sale", "tea", 4)
+    await expect(available).to_have_text("6", timeout=WAIT_MS)
+    await expect(page.locator("body")).to_have_attribute("data-live", "live")

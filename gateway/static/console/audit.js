@@ -15,7 +15,7 @@ export async function open(root, context) {
   async function read() {
     const { data } = await get("/v1/audit");
     if (!alive) return;
-    stream.polled(true);
+    context.polled(true);
     stream.paint(() => { if (alive) draw(data); });
   }
 
@@ -56,6 +56,6 @@ export async function open(root, context) {
   }
 
   await read();
-  const timer = setInterval(() => { if (!document.hidden) read().catch(() => stream.polled(false)); }, POLL_MS);
+  const timer = setInterval(() => { if (!document.hidden) read().catch(() => context.polled(false)); }, POLL_MS);
   return { close() { alive = false; clearInterval(timer); } };
 }

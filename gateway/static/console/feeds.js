@@ -34,7 +34,7 @@ export async function open(root, context) {
       get(`${context.base}/feed-policy`), get(`${context.base}/ledger`, { location: place, kind: "offline", limit: 1 }),
     ]);
     if (!alive) return;
-    stream.polled(true);
+    context.polled(true);
     stream.paint(() => {
       if (!alive) return;
       drawSources(feeds);
@@ -111,7 +111,7 @@ export async function open(root, context) {
 
   await read();
   const timer = setInterval(() => {
-    if (!document.hidden && !document.querySelector("dialog[open]")) read().catch(() => stream.polled(false));
+    if (!document.hidden && !document.querySelector("dialog[open]")) read().catch(() => context.polled(false));
   }, POLL_MS);
   return { close() { alive = false; clearInterval(timer); } };
 }

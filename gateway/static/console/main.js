@@ -143,6 +143,9 @@ async function show() {
     base: `/v1/merchants/${encodeURIComponent(merchant)}`,
     can: (role) => RANK[session.role].includes(role),
     address: (...more) => address(merchant, ...more),
+    // A page that was left while it still opened must not take the stream of the one that is shown.
+    listen: (wanted, on) => { if (mine === turn) stream.listen(wanted, on); },
+    polled: (well) => { if (mine === turn) stream.polled(well); },
     // Changes the query without another entry in the history, and without opening the page anew.
     setQuery: (values) => {
       for (const [name, value] of Object.entries(values)) {

@@ -122,7 +122,7 @@ export async function open(root, context) {
         platform ? get("/v1/overview") : null, get(`${context.base}/overview`)]);
       if (!alive) return;
       failures = 0;
-      stream.polled(true);
+      context.polled(true);
       stream.paint(() => {
         if (!alive) return;
         if (service) drawPlatform(service);
@@ -131,7 +131,7 @@ export async function open(root, context) {
     } catch (error) {
       if (!alive) return;
       if (failures++ === 0 && before === null && error instanceof Problem) throw error;
-      stream.polled(false);
+      context.polled(false);
     }
   }
 

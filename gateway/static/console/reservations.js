@@ -89,7 +89,7 @@ async function showOpen(results, context) {
   const soon = () => { due ??= setTimeout(() => { due = null; read().catch(() => {}); }, 1000); };
   const types = ["held", "confirmed", "extended", "committed", "released", "expired"].map((one) => `reservation.${one}`);
   await read();
-  stream.listen({ merchant: context.merchant, locations: [place], types, snapshot: false }, {
+  context.listen({ merchant: context.merchant, locations: [place], types, snapshot: false }, {
     ready: soon, resumed: soon, event: soon,
   });
   const ticking = setInterval(() => tick(list), 1000);
@@ -182,7 +182,7 @@ async function openOne(root, context, id) {
   if (one !== null) {
     const soon = (event) => { if (!event || event.subject === id) read().catch(() => {}); };
     const types = ["confirmed", "extended", "committed", "released", "expired"].map((name) => `reservation.${name}`);
-    stream.listen({ merchant: context.merchant, locations: [one.location], types, snapshot: false }, { resumed: () => soon(), event: soon });
+    context.listen({ merchant: context.merchant, locations: [one.location], types, snapshot: false }, { resumed: () => soon(), event: soon });
   }
   const ticking = setInterval(countDown, 500);
   return { close() { alive = false; clearInterval(ticking); } };

@@ -191,7 +191,7 @@ export async function open(root, context) {
 
   drawLevels();
   drawRanges();
-  stream.listen({ merchant: context.merchant, locations: [place], skus: [sku] }, {
+  context.listen({ merchant: context.merchant, locations: [place], skus: [sku] }, {
     rows: (some) => { if (some.length && some[0].version) take(some[0]); },
     ready: refreshSoon,
     resumed: refreshSoon,

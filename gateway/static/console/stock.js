@@ -163,7 +163,7 @@ export async function open(root, context) {
   });
 
   function follow(snapshot) {
-    stream.listen({ merchant: context.merchant, locations: [place], types: ["stock.changed"], snapshot }, {
+    context.listen({ merchant: context.merchant, locations: [place], types: ["stock.changed"], snapshot }, {
       reset: () => { if (snapshot) rows.clear(); else readAll(); },
       rows: (some) => some.forEach((row) => take(row, false)),
       ready: () => stream.paint(draw),

@@ -3,7 +3,6 @@
 import { call, change, get } from "./api.js";
 import { ask, tell } from "./dialogs.js";
 import { ago, badge, count, empty, h, replace, table, tile, when } from "./dom.js";
-import * as stream from "./stream.js";
 
 const POLL_MS = 3_000;
 const KINDS = { active: "good", paused: "warn", disabled: "bad" };
@@ -25,7 +24,7 @@ export async function open(root, context) {
         get(path), get(`${path}/attempts`, { limit: 50 }), get(`${path}/dead-letters`, { limit: 50 })]);
       drawOne(path, one, attempts, dead);
     }
-    stream.polled(true);
+    context.polled(true);
   }
 
   function drawAll(found) {
@@ -95,7 +94,7 @@ export async function open(root, context) {
 
   await read();
   const timer = setInterval(() => {
-    if (!document.hidden && !document.querySelector("dialog[open]")) read().catch(() => stream.polled(false));
+    if (!document.hidden && !document.querySelector("dialog[open]")) read().catch(() => context.polled(false));
   }, POLL_MS);
   return { close() { alive = false; clearInterval(timer); } };
 }
