@@ -215,7 +215,7 @@ def from_reserve(
         lines=held,
         missing=missing,
         order_ref=order_ref,
-        actor=actor,
+        actor=split_trace(actor)[0],
         created_at_ms=reply[1],
         expires_at_ms=reply[1] + ttl_ms,
         channel=extras.channel,

@@ -11,6 +11,8 @@ import pytest
 import structlog
 
 from engine.access import Role
+from engine.model import Line
+from engine.trace_context import with_trace
 from gateway import logs
 from gateway.app import create_app
 from gateway.logs import AccessLog
@@ -18,7 +20,7 @@ from reconciler.audit import Audit
 from tests.gateways import Api, Shelf
 from tests.integration.test_webhooks import Hooks, working
 from tests.receivers import Receiver
-from tests.shop import open_shop
+from tests.shop import LOCATION, open_shop
 from tests.stores import MakeStore, RealStore, set_up
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -113,6 +115,19 @@ async def test_a_trace_is_carried_from_the_request_to_the_webhook(
     entries = page.json()["data"]
     assert {entry["actor"] for entry in entries} == {f"key:{key}"}
     assert [entry.get("traceparent") for entry in entries] == [TRACE, None, None, TRACE, None]
+
+
+async def test_a_reservation_names_who_made_it_and_not_the_trace(own_store: RealStore) -> None:
+    async with open_shop(own_store.settings, "acme") as shop:
+        await shop.receive("tea", 1)
+        actors = []
+        for _ in range(2):
+            made = await shop.inventory.reserve(
+                "acme", LOCATION, [Line("tea", 1)], key="cart", actor=with_trace("Jo Bloggs", TRACE)
+            )
+            actors.append(made.reservation.actor)
+        read = await shop.inventory.reservation("acme", made.reservation.id)
+    assert [*actors, read.actor] == ["Jo Bloggs"] * 3
 
 
 async def test_the_log_names_who_asked_what_and_no_secret(
