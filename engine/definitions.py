@@ -6,8 +6,10 @@ seldom: a process reads all of a merchant's at once and goes by them for CACHE_S
 it asks whether they changed.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from time import monotonic
 from typing import Final, Generic, TypeVar
@@ -18,13 +20,23 @@ from engine.dispatch import Command, Dispatcher
 from engine.keys import PartitionKeys, digest, partition_of
 from engine.limits import DEFAULT_PAGE, MAX_BATCH_DEFINITIONS, MAX_DEFINITIONS
 from engine.model import Page
-from engine.outcomes import LimitExceeded, Outcome, OutcomeUnknown, StoreFault
+from engine.outcomes import (
+    HoldfastError,
+    LimitExceeded,
+    Outcome,
+    OutcomeUnknown,
+    StoreFault,
+    StoreUnavailable,
+)
 from engine.refusals import refusal
 from engine.store import pairs
 from engine.validation import check_batch, check_id, check_page
 
 CACHE_SECONDS: Final = 1.0
 """How long a process goes by definitions that were changed elsewhere."""
+
+READING_SECONDS: Final = 60.0
+"""How old what is known may be beyond that where it decides of an answer and of no promise."""
 
 MAX_CACHED_SKUS: Final = 100_000
 """SKUs whose definitions a process remembers, of all merchants together: some 50 MB."""
@@ -85,6 +97,7 @@ class Definitions(Generic[Definition, Known]):
         self._arrange = arrange
         self._cached: OrderedDict[str, _Cached[Known]] = OrderedDict()
         self._cached_skus = 0
+        self._refreshing: dict[str, asyncio.Task[None]] = {}
 
     async def known(self, merchant: str) -> Known:
         """Return a merchant's definitions, arranged, at most CACHE_SECONDS old."""
@@ -101,6 +114,29 @@ class Definitions(Generic[Definition, Known]):
         fresh = _Cached(revision, self._arrange(definitions), len(definitions), until)
         self._keep(merchant, fresh)
         return fresh.known
+
+    async def known_for_reading(self, merchant: str) -> Known:
+        """Return a merchant's definitions for an answer that promises nothing.
+
+        What is known already is taken at once, up to READING_SECONDS old, and asked for anew beside
+        it; where the store is away it must do.
+        """
+        cached = self._cached.get(merchant)
+        if cached is None or cached.until + READING_SECONDS < monotonic():
+            try:
+                return await self.known(merchant)
+            except StoreUnavailable:
+                return self._arrange({}) if cached is None else cached.known
+        if cached.until <= monotonic() and merchant not in self._refreshing:
+            task = asyncio.get_running_loop().create_task(self._refresh(merchant))
+            self._refreshing[merchant] = task
+            task.add_done_callback(lambda _: self._refreshing.pop(merchant, None))
+        return cached.known
+
+    async def _refresh(self, merchant: str) -> None:
+        # Whoever reads next tries again.
+        with suppress(HoldfastError):
+            await self.known(merchant)
 
     def known_now(self, merchant: str) -> Known | None:
         """Return what `known` would if it need not ask the store; else None."""

@@ -1,5 +1,6 @@
 """Rows: read, listed, asked about in bulk, and their settings."""
 
+import msgspec
 from msgspec import UNSET
 
 from engine.model import time_text
@@ -9,8 +10,9 @@ from engine.validation import check_id
 from gateway import ledger, wire
 from gateway.calls import Answer, Call, answer_once
 from gateway.conditions import etag, expected_version, is_unchanged
-from gateway.freshness import max_age, max_age_of, read_row, read_rows
+from gateway.freshness import max_age, max_age_of
 from gateway.idempotency import key_of
+from gateway.kits import read_all, read_stocked
 from gateway.paging import cursor, limit_of, place_of
 from gateway.problems import PreconditionFailed
 from gateway.wire import Source
@@ -53,20 +55,23 @@ async def read_stock(call: Call, _body: None) -> Answer:
     if "at" in call.query:
         return await ledger.read_past_stock(call)
     location, sku = call.path["location"], call.path["sku"]
-    reading = await read_row(call, location, sku, max_age_ms=max_age_of(call))
+    reading, is_kit = await read_stocked(call, location, sku, max_age_ms=max_age_of(call))
     row = reading.row
     if row is None:
         raise RowNotFound(merchant=call.merchant, location=location, sku=sku)
     if is_unchanged(call, row.version):
         return Answer(304, None, [etag(row.version)])
     known = await call.service.freshness.of(call.merchant, (location,))
-    return Answer(200, wire.stock(row, reading, known[location].state), [etag(row.version)])
+    answer = wire.stock(row, reading, known[location].state)
+    if is_kit:
+        answer = msgspec.structs.replace(answer, kit=True)
+    return Answer(200, answer, [etag(row.version)])
 
 
 async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer:
     """Answer up to 500 rows in the order of the question."""
     try:
-        readings = await read_rows(
+        readings = await read_all(
             call,
             [(wanted.location, wanted.sku) for wanted in body.rows],
             max_age_ms=max_age(body.max_staleness_ms, body.consistency),
@@ -77,10 +82,13 @@ async def ask_availability(call: Call, body: wire.AvailabilityRequest) -> Answer
             check_id(f"rows[{i}].sku", wanted.sku)
         raise
     known = await call.service.freshness.of(call.merchant, [one.location for one in body.rows])
+    kits = await call.inventory.kits.known_for_reading(call.merchant)
     data = [
         wire.availability_row(wanted, reading.row, known[wanted.location].state)
         for wanted, reading in zip(body.rows, readings, strict=True)
     ]
+    if kits:
+        data = [msgspec.structs.replace(x, kit=True) if x.sku in kits else x for x in data]
     oldest = max(readings, key=lambda reading: reading.age_ms)
     in_view = any(reading.source is Source.VIEW for reading in readings)
     return Answer(

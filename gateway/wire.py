@@ -90,6 +90,17 @@ MovementQuantity = Annotated[
     ),
 ]
 
+KitMark = (
+    Annotated[
+        bool,
+        Meta(
+            description="True of a kit: `on_hand` and `available` are what its components allow, "
+            "`version` is the sum of theirs."
+        ),
+    ]
+    | UnsetType
+)
+
 UndecodedMovement = Annotated[
     msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/BatchMovement"})
 ]
@@ -357,6 +368,7 @@ class Stock(msgspec.Struct, frozen=True):
         ]
         | UnsetType
     ) = UNSET
+    kit: KitMark = UNSET
 
 
 class AvailabilityRow(msgspec.Struct, frozen=True):
@@ -377,6 +389,7 @@ class AvailabilityRow(msgspec.Struct, frozen=True):
     version: int
     offline_buffer: int = 0
     freshness: SourceState = SourceState.LIVE
+    kit: KitMark = UNSET
 
 
 class Availability(msgspec.Struct, frozen=True):

@@ -41,6 +41,7 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     low_stock_threshold: int = 0
     parts: int = 0
+    kit: bool = False
 
 
 class SplitShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,7 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     offline_buffer: int = 0
     freshness: str = "live"
+    kit: bool = False
 
 
 class Availabilities(msgspec.Struct, frozen=True, kw_only=True):
