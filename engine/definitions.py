@@ -9,7 +9,6 @@ it asks whether they changed.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from enum import StrEnum
 from time import monotonic
 from typing import Final, Generic, TypeVar
@@ -21,7 +20,6 @@ from engine.keys import PartitionKeys, digest, partition_of
 from engine.limits import DEFAULT_PAGE, MAX_BATCH_DEFINITIONS, MAX_DEFINITIONS
 from engine.model import Page
 from engine.outcomes import (
-    HoldfastError,
     LimitExceeded,
     Outcome,
     OutcomeUnknown,
@@ -97,19 +95,38 @@ class Definitions(Generic[Definition, Known]):
         self._arrange = arrange
         self._cached: OrderedDict[str, _Cached[Known]] = OrderedDict()
         self._cached_skus = 0
-        self._refreshing: dict[str, asyncio.Task[None]] = {}
+        self._loads: dict[str, asyncio.Task[Known]] = {}
 
     async def known(self, merchant: str) -> Known:
         """Return a merchant's definitions, arranged, at most CACHE_SECONDS old."""
         cached = self._cached.get(merchant)
+        if cached is not None and cached.until > monotonic():
+            return cached.known
+        # Whoever goes away must not take it from the others who wait for it.
+        return await asyncio.shield(self._loading(merchant))
+
+    def _loading(self, merchant: str) -> "asyncio.Task[Known]":
+        """Return the read of a merchant's definitions that is under way; begin it if none is."""
+        task = self._loads.get(merchant)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._load(merchant))
+            self._loads[merchant] = task
+            task.add_done_callback(lambda done: self._loaded(merchant, done))
+        return task
+
+    def _loaded(self, merchant: str, task: "asyncio.Task[Known]") -> None:
+        del self._loads[merchant]
+        if not task.cancelled():
+            # Whoever waits gets it raised; where nobody does, the next who asks tries again.
+            task.exception()
+
+    async def _load(self, merchant: str) -> Known:
+        cached, until = self._cached.get(merchant), monotonic() + CACHE_SECONDS
         if cached is not None:
-            if cached.until > monotonic():
-                return cached.known
             revision = await self._dispatcher.read("HGET", self._key(merchant), "")
             if int(revision or 0) == cached.revision:
-                cached.until = monotonic() + CACHE_SECONDS
+                cached.until = until
                 return cached.known
-        until = monotonic() + CACHE_SECONDS
         revision, definitions = await self.read_all(merchant)
         fresh = _Cached(revision, self._arrange(definitions), len(definitions), until)
         self._keep(merchant, fresh)
@@ -127,16 +144,9 @@ class Definitions(Generic[Definition, Known]):
                 return await self.known(merchant)
             except StoreUnavailable:
                 return self._arrange({}) if cached is None else cached.known
-        if cached.until <= monotonic() and merchant not in self._refreshing:
-            task = asyncio.get_running_loop().create_task(self._refresh(merchant))
-            self._refreshing[merchant] = task
-            task.add_done_callback(lambda _: self._refreshing.pop(merchant, None))
+        if cached.until <= monotonic():
+            self._loading(merchant)
         return cached.known
-
-    async def _refresh(self, merchant: str) -> None:
-        # Whoever reads next tries again.
-        with suppress(HoldfastError):
-            await self.known(merchant)
 
     def known_now(self, merchant: str) -> Known | None:
         """Return what `known` would if it need not ask the store; else None."""

@@ -19,7 +19,7 @@ from engine.limits import (
     MAX_BATCH_EVENTS,
     MAX_LOCATION_SOURCES,
 )
-from engine.model import MovementType, Page
+from engine.model import Line, MovementType, Page
 from engine.outcomes import HoldfastError, InvalidCommand, Outcome
 from engine.policies import Policies
 from engine.refusals import refusal
@@ -236,8 +236,16 @@ class _Place(msgspec.Struct, frozen=True):
             ),
         )
 
-    def command(self, event: FeedEvent, act: str, *, raw: str = "", the_id: str = "") -> Command:
-        """Make the command of `lua/feed.lua`."""
+    def command(
+        self,
+        event: FeedEvent,
+        act: str,
+        *,
+        raw: str = "",
+        the_id: str = "",
+        components: Sequence[Line] = (),
+    ) -> Command:
+        """Make the command of `lua/feed.lua`; `components` are of an event of a kit."""
         if not the_id:
             # With its sequence: where a sender uses an id twice, one must not stand for both.
             the_id = digest(
@@ -256,6 +264,11 @@ class _Place(msgspec.Struct, frozen=True):
                 self.recent_prefix + sku,
                 self.seen_prefix + the_id,
                 *self.source_keys,
+                *[
+                    prefix + encode(one.sku)
+                    for one in components
+                    for prefix in (self.row_prefix, self.recent_prefix)
+                ],
             ),
             (
                 the_id,
@@ -276,6 +289,7 @@ class _Place(msgspec.Struct, frozen=True):
                 self.window_ms,
                 location_member(self.merchant, self.location),
                 raw,
+                list(components),
             ),
             self.merchant,
         )
@@ -318,7 +332,9 @@ class Feeds:
 
     async def _take(self, place: _Place, event: FeedEvent) -> Taken:
         check_event(event)
-        taken = await self._run(place, place.command(event, "take"), event.event_id)
+        components = await self._components(place, event.sku)
+        command = place.command(event, "take", components=components)
+        taken = await self._run(place, command, event.event_id)
         metrics.FEED_EVENTS.add((taken.verdict.value,))
         if taken.verdict is Verdict.APPLIED and event.type is not EventType.HEARTBEAT:
             late_ms = max(0, taken.at_ms - event.occurred_at_ms)
@@ -436,7 +452,9 @@ class Feeds:
             reference=found.reference,
         )
         place = await self._place(merchant, location, found.source, actor)
-        return await self._run(place, place.command(event, act, the_id=found.id), found.event_id)
+        components = await self._components(place, event.sku) if act == "retry" else ()
+        command = place.command(event, act, the_id=found.id, components=components)
+        return await self._run(place, command, found.event_id)
 
     # Sources
 
@@ -465,6 +483,14 @@ class Feeds:
         keys = self._keys_of(merchant, location)
         policy = await self.policies.of(merchant, location)
         return _Place.of(keys, merchant, location, source, actor=actor, window_ms=policy.late_ms)
+
+    async def _components(self, place: _Place, sku: str) -> Sequence[Line]:
+        """Return what a kit is made of, by its definition now; nothing of any other SKU."""
+        kits = self._inventory.kits.known_now(place.merchant)
+        if kits is None:
+            kits = await self._inventory.kits.known(place.merchant)
+        kit = kits.get(sku)
+        return () if kit is None else kit.components
 
     async def _run(self, place: _Place, command: Command, event_id: str) -> Taken:
         reply = await self._inventory.run_fact(

@@ -139,6 +139,17 @@ MAX_REREADS: Final = 3
 """How often an ending reads a reservation's lines anew before it gives up."""
 
 
+_ARRIVE_OR_SELL: Final = frozenset(
+    {
+        MovementType.RECEIVE,
+        MovementType.RETURN,
+        MovementType.SALE,
+        MovementType.TRANSFER_IN,
+    }
+)
+"""What is refused of a kit. What it was stocked with before may still be counted or taken away."""
+
+
 class DueHolds(msgspec.Struct, frozen=True):
     """What `Inventory.expire_due` found and did in one partition."""
 
@@ -421,6 +432,8 @@ class Inventory:
         check_id("sku", movement.sku)
         check_key(movement.key)
         _check_movement(movement)
+        if movement.type in _ARRIVE_OR_SELL:
+            await self._refuse_kit(merchant, movement.sku)
         location = movement.location
         operation = digest("move", merchant, location, movement.key)
         command = Command(
@@ -459,6 +472,18 @@ class Inventory:
             sequence=reply[2],
             replayed=code is Outcome.REPLAYED,
         )
+
+    async def _refuse_kit(self, merchant: str, sku: str) -> None:
+        """Raise InvalidCommand where a SKU is a kit: nothing comes to it or goes from it."""
+        kits = self.kits.known_now(merchant)
+        if kits is None:
+            kits = await self.kits.known(merchant)
+        if sku in kits:
+            raise InvalidCommand(
+                "sku",
+                "is a kit, which has no shelf: book its components, or what is packed ahead under "
+                "a SKU of its own",
+            )
 
     async def move_many(
         self, merchant: str, movements: Sequence[Movement], *, actor: str

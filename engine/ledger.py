@@ -47,6 +47,10 @@ MOVEMENTS: Final = frozenset({OperationKind.MOVE, OperationKind.FEED})
 """Kinds of physical events: their details begin alike."""
 
 
+_COMPONENTS: Final = 14
+"""Where the detail of an event of a kit says of which components units were booked."""
+
+
 class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A row's units, or the change of each.
 
@@ -172,3 +176,14 @@ async def read_entries(
     command = ("XRANGE", keys.ledger, f"({after}", "+", "COUNT", min(count, MAX_READ_ENTRIES))
     (reply,) = await store.read([command])
     return [decode_entry(stream_id, dict(pairs(fields))) for stream_id, fields in reply]
+
+
+def units_of(operation: Operation, sku: str) -> int:
+    """Return the units of a row that a movement or an event tells of, as it says them.
+
+    An event of a kit tells of its components.
+    """
+    detail = operation.detail
+    if len(detail) > _COMPONENTS:
+        return int(dict(detail[_COMPONENTS]).get(sku, 0))
+    return int(detail[1])

@@ -23,7 +23,7 @@ from engine.feeds import Feeds, Source, SourceState
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, parse_location_member
 from engine.leases import Lease
-from engine.ledger import MOVEMENTS, Entry, read_entries, reader_place
+from engine.ledger import MOVEMENTS, Entry, read_entries, reader_place, units_of
 from engine.limits import MAX_TOTAL
 from engine.model import MovementType
 from engine.outcomes import Outcome, StoreUnavailable
@@ -311,7 +311,7 @@ def _sales(entries: Sequence[Entry]) -> dict[Place, dict[str, tuple[int, int]]]:
                 for row in operation.rows:
                     of_place = sales.setdefault((operation.merchant, operation.location), {})
                     units, _ = of_place.get(row.sku, (0, 0))
-                    of_place[row.sku] = (units + int(operation.detail[1]), entry.at_ms)
+                    of_place[row.sku] = (units + units_of(operation, row.sku), entry.at_ms)
     return sales
 
 

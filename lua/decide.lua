@@ -77,13 +77,15 @@ local function lines_less(lines, units)
   return left
 end
 
-local function missing_more(missing, served)
+local function missing_more(missing, open, served)
   local more = {}
   for i, line in ipairs(missing) do
     more[i] = {line[1], line[2] + (served[line[1]] or 0)}
     served[line[1]] = nil
   end
-  for sku, quantity in pairs(served) do more[#more + 1] = {sku, quantity} end
+  for _, sku in ipairs(open) do
+    if served[sku] then more[#more + 1] = {sku, served[sku]} end
+  end
   return more
 end
 
@@ -148,7 +150,7 @@ local replies = each_command(function(first, last, id, merchant, actor, decided,
     return describe('ok', reservation)
   end
   local changes = give_back(body[BODY_LINES], units, row_keys)
-  local missing = missing_more(body[BODY_MISSING], served)
+  local missing = missing_more(body[BODY_MISSING], open, served)
   local extras = decided_extras(reservation.extras, body[BODY_MISSING], decision, members)
   decide_reservation(reservation, id, lines, missing, extras)
   record('decide', id, merchant, body[BODY_LOCATION], actor, '', changes,

@@ -2,16 +2,18 @@
 -- feed: an event that a till or a supplier tells of, late or not, once or more often.
 --
 -- Command {id, merchant, location, actor, fingerprint, act, source, event_id, kind, sku,
---          quantity, occurred_at, sequence, reason, reference, window_ms, location member, raw}
+--          quantity, occurred_at, sequence, reason, reference, window_ms, location member, raw,
+--          components}
 --   act      take; set_aside (an event that cannot be read, or was refused: why is its reason, raw
 --            its text); of one that was set aside retry or drop; skip (give up on all that is
 --            missing up to sequence)
 --   kind     as for move, or heartbeat: the source lives; with a sequence it is an event like others
 --   sequence 0 where the source does not count its events; then it is known by its id
 --   window_ms  how late an event may be
+--   components {{sku, units}, ...} that a kit is made of as far as the caller knows; {} of other SKUs
 -- Keys     row, SKU index of the location, location index of the partition, recent changes of the
 --          row, idempotency record, source, its prints, sources of the location, locations with
---          sources, quarantine of the location
+--          sources, quarantine of the location, then of each component the row and its recent changes
 -- Returns  {'ok', at, sequence, verdict, why}
 --            verdict applied, superseded (a later count has it already), quarantined (why), dropped,
 --            skipped, or absent: nothing of that id was set aside
@@ -23,7 +25,7 @@
 --          {'invalid', field}
 --          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
 -- Ledger   feed, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later,
---          sku, event_id, sequence, verdict, why, raw}
+--          sku, event_id, sequence, verdict, why, raw, components}
 -- @include group
 -- @include rows
 -- @include ledger
@@ -71,7 +73,7 @@ local function put(event, lines, weighed, verdict, why, source, seen_key)
   local at_sequence = record('feed', event.id, event.merchant, event.location, event.actor,
     event.fingerprint, lines, {event.kind, event.quantity, event.reason, event.reference,
       event.source, event.occurred_at, weighed.superseded, weighed.later, event.sku,
-      event.event_id, event.number, verdict, why, event.raw})
+      event.event_id, event.number, verdict, why, event.raw, event.booked})
   if event.act == 'take' then
     -- The time of one that is set aside may be wrong.
     hear(source, verdict == 'quarantined' and 0 or event.occurred_at, event.kind)
@@ -96,7 +98,62 @@ local function put_aside(event, weighed, why, source, seen_key, quarantine)
   return put(event, {}, NOTHING, 'quarantined', why, source, seen_key)
 end
 
+local OWN_KEYS = 10
+
+-- Only what leaves or comes back as a kit is an event of its components: nothing else happens to
+-- what has no shelf.
+local IS_OF_COMPONENTS = {sale = true, ['return'] = true}
+
+-- What an event of a kit comes to on the rows of its components, and why it is set aside, or ''.
+local function weigh_kit(event, first)
+  local parts, doubts = {}, ''
+  if not IS_OF_COMPONENTS[event.kind] then return parts, 'kit' end
+  for i, component in ipairs(event.components) do
+    local at = first + OWN_KEYS + 2 * (i - 1)
+    local row, units = row_at(KEYS[at]), event.quantity * component[2]
+    local past = past_of(row, KEYS[at + 1])
+    local weighed = weigh(row, past, event.id, event.kind, units, event.occurred_at)
+    parts[i] = {sku = component[1], row = row, past = past, units = units, weighed = weighed}
+    if doubts == '' then doubts = doubt(event, weighed) end
+  end
+  return parts, doubts
+end
+
+-- Books what a later count of its row does not have already, component by component.
+local function book_components(event, first, parts, source)
+  local lines, booked = {}, {}
+  for _, part in ipairs(parts) do
+    if not part.weighed.superseded then
+      list_row(part.row, part.sku, KEYS[first + 1], event.member, KEYS[first + 2])
+      take_in(part.past, part.weighed, event.id)
+      lines[#lines + 1] =
+        change_row(part.row, part.sku, part.weighed.on_hand, 0, 0, part.weighed.deficit)
+      booked[#booked + 1] = {part.sku, part.units}
+    end
+  end
+  event.booked = booked
+  local verdict = #lines > 0 and 'applied' or 'superseded'
+  return put(event, lines, {superseded = #lines == 0, later = 0}, verdict, '', source,
+    KEYS[first + 4])
+end
+
+local function book_kit(event, first, source, quarantine)
+  local parts, why = weigh_kit(event, first)
+  if why ~= '' then
+    if event.act == 'retry' then return {'ok', now, 0, 'quarantined', why} end
+    return put_aside(event, NOTHING, why, source, KEYS[first + 4], quarantine)
+  end
+  for _, part in ipairs(parts) do
+    if is_short_at_home(part.row, -part.weighed.on_hand) then
+      return {'split', {{part.sku, -part.weighed.on_hand}}}
+    end
+  end
+  if event.act == 'retry' then take_out(quarantine, event.id) end
+  return book_components(event, first, parts, source)
+end
+
 local function book(event, first, source, quarantine)
+  if #event.components > 0 then return book_kit(event, first, source, quarantine) end
   local row = row_at(KEYS[first])
   local past = past_of(row, KEYS[first + 3])
   local weighed = weigh(row, past, event.id, event.kind, event.quantity, event.occurred_at)
@@ -141,11 +198,12 @@ end
 
 local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, act,
     source_name, event_id, kind, sku, quantity, occurred_at, number, reason, reference, window_ms,
-    member, raw)
+    member, raw, components)
   local event = {id = id, merchant = merchant, location = location, actor = actor,
     fingerprint = fingerprint, act = act, source = source_name, event_id = event_id, kind = kind,
     sku = sku, quantity = quantity, occurred_at = occurred_at, number = number, reason = reason,
-    reference = reference, window_ms = window_ms, member = member, raw = raw}
+    reference = reference, window_ms = window_ms, member = member, raw = raw,
+    components = components}
   local quarantine = quarantine_at(KEYS[first + 9])
   if event.act == 'set_aside' then
     if is_quarantined(quarantine, event.id) then return {'replayed', 0, 0} end

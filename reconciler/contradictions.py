@@ -10,7 +10,15 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.ledger import MOVEMENTS, Entry, Levels, Operation, OperationKind, RowChange
+from engine.ledger import (
+    MOVEMENTS,
+    Entry,
+    Levels,
+    Operation,
+    OperationKind,
+    RowChange,
+    units_of,
+)
 from engine.limits import MAX_TOTAL, RETENTION_MS
 from engine.model import MovementType, ReservationState
 from reconciler.findings import Code, Invariant
@@ -374,9 +382,9 @@ _STATES_AFTER: Final = {
 }
 
 
-def movement_units(operation: Operation) -> int:
+def movement_units(operation: Operation, sku: str) -> int:
     """Return the change of on_hand - deficit that a movement other than a count says, in units."""
-    kind, quantity = operation.detail[0], operation.detail[1]
+    kind, quantity = operation.detail[0], units_of(operation, sku)
     if is_superseded(operation):
         return 0
     return int(quantity) if MovementType(kind) in _ARRIVALS else -int(quantity)
@@ -417,7 +425,7 @@ def _said(
         counted = counted_books(operation)
         if counted is not None:
             return counted - (_books(levels) - _books(deltas)), 0, 0
-        return movement_units(operation), 0, 0
+        return movement_units(operation, change.sku), 0, 0
     if kind in (OperationKind.OFFLINE, OperationKind.TERMS):
         return 0, 0, 0
     if kind is OperationKind.SPLIT:

@@ -217,7 +217,7 @@ class Counterfactual:
         if counted is not None:
             shelf.on_hand, shelf.deficit = max(0, counted), max(0, -counted)
         elif kind in MOVEMENTS:
-            shelf.add(movement_units(operation))
+            shelf.add(movement_units(operation, change.sku))
         elif kind is OperationKind.CONFIGURE:
             shelf.safety_stock = int(operation.detail[0])
             if len(operation.detail) > 1:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange
+from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange, units_of
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
 from engine.reservations import Body, Extras, Waiting, amended, decided
@@ -337,15 +337,17 @@ class Fold:
 
     def _remember_event(self, operation: Operation, at_ms: int) -> None:
         """Make a movement or a booked event part of its row's past."""
-        kind, quantity, occurred_at_ms = (operation.detail[i] for i in (0, 1, 5))
+        kind, occurred_at_ms = operation.detail[0], operation.detail[5]
         if len(operation.detail) > _SUPERSEDED and operation.detail[_SUPERSEDED]:
             return
-        past = self._past((operation.merchant, operation.location, operation.changes[0].sku))
-        if kind == _COUNT:
-            past.count(occurred_at_ms, operation.id, at_ms)
-        else:
-            units = -quantity if kind in _DEPARTURES else quantity
-            past.add(occurred_at_ms or past.undated(at_ms), units, at_ms)
+        for change in operation.changes:
+            past = self._past((operation.merchant, operation.location, change.sku))
+            if kind == _COUNT:
+                past.count(occurred_at_ms, operation.id, at_ms)
+            else:
+                quantity = units_of(operation, change.sku)
+                units = -quantity if kind in _DEPARTURES else quantity
+                past.add(occurred_at_ms or past.undated(at_ms), units, at_ms)
 
     def _feed(self, operation: Operation, sequence: int, at_ms: int) -> None:
         """Take over what an event did beside its row; `lua/feed.lua` is the twin."""

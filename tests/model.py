@@ -8,7 +8,10 @@ code of the refusal.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 from typing import Any, Final
+
+from tests.choosing import Candidate, choose
 
 MAX_TOTAL: Final = 10**12
 MAX_HOLD_MS: Final = 7 * 24 * 3_600_000
@@ -46,6 +49,37 @@ class Shelf:
         }
 
 
+Stand = tuple[str, str, int, int, int, int, str]
+"""(asked, SKU, units of it, served of what was asked, of, for, kind)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Units of a SKU, or of what may stand for it: alternatives as (SKU, of, for)."""
+
+    sku: str
+    quantity: int
+    alternatives: tuple[tuple[str, int, int], ...] = ()
+    approve: bool = False
+    whole: bool = False
+
+
+@dataclass(slots=True)
+class Plan:
+    """What serves wishes: units of each row, in the order in which they are held."""
+
+    units: dict[str, int]
+    short: list[tuple[str, int, int, bool]] = field(default_factory=list)
+    missing: dict[str, int] = field(default_factory=dict)
+    stands_for: list[Stand] = field(default_factory=list)
+    proposed: list[str] = field(default_factory=list)
+
+    @property
+    def is_substituted(self) -> bool:
+        """True where something else is handed over than was asked for."""
+        return any(stand[-1] == "substitute" for stand in self.stands_for)
+
+
 @dataclass(slots=True)
 class Promise:
     """A reservation, from its reserve to its ending."""
@@ -60,6 +94,10 @@ class Promise:
     confirmed_at: int | None = None
     ended_at: int | None = None
     picked: dict[str, int] | None = None
+    is_wish: bool = False
+    stands_for: tuple[Stand, ...] = ()
+    proposed: tuple[str, ...] = ()
+    decided: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_live(self) -> bool:
@@ -78,6 +116,8 @@ class Promise:
             "confirmed_at": self.confirmed_at,
             "ended_at": self.ended_at,
             "picked": None if self.picked is None else tuple(self.picked.items()),
+            "stands_for": self.stands_for,
+            "proposed": self.proposed,
         }
 
 
@@ -90,6 +130,7 @@ class Shop:
     rows: dict[tuple[str, str], Shelf] = field(default_factory=dict)
     promises: dict[str, Promise] = field(default_factory=dict)
     requests: dict[tuple[str, ...], tuple[object, Answer]] = field(default_factory=dict)
+    kits: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def shelf(self, location: str, sku: str) -> Shelf:
         """Return the row, or an empty one that is not kept."""
@@ -189,6 +230,148 @@ class Shop:
         self.promises[name] = promise
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
 
+    def wish(
+        self, location: str, wishes: tuple[Wish, ...], *, name: str, ttl_ms: int, partial: bool
+    ) -> Answer:
+        """Promise what serves wishes, each of another SKU."""
+        scope, request = ("reserve", name), (location, wishes, ttl_ms, partial)
+        if (earlier := self._earlier(scope, request)) is not None:
+            return earlier
+        plan = self._plan(location, wishes, partial)
+        if plan.short or plan.is_substituted:
+            self.expire_due(self.partition_of(location))
+            plan = self._plan(location, wishes, partial)
+        if plan.short and not (partial and any(plan.units.values())):
+            return {"code": "insufficient_stock", "lines": tuple(plan.short)}
+        held = {sku: units for sku, units in plan.units.items() if units}
+        for sku, units in held.items():
+            self._change(location, sku, reserved=units)
+        promise = Promise(location, held, plan.missing, self.now_ms, self.now_ms + ttl_ms, "")
+        promise.is_wish = True
+        promise.stands_for, promise.proposed = tuple(plan.stands_for), tuple(plan.proposed)
+        self.promises[name] = promise
+        return self._remember(scope, request, {"code": "ok"} | promise.facts())
+
+    def _plan(self, location: str, wishes: tuple[Wish, ...], partial: bool) -> Plan:
+        """Serve what nothing may stand for, then what is there, then the rest."""
+        ways = {wish: self._ways(wish) for wish in wishes}
+        plan = Plan(dict.fromkeys(self._in_order(wishes, ways), 0))
+        waiting = list(wishes)
+        for turn in range(3):
+            for wish in list(waiting):
+                own = sum(
+                    self._room(location, way[0], plan)
+                    for way in ways[wish]
+                    if way[-1] != "substitute"
+                )
+                is_plain = all(way[-1] != "substitute" for way in ways[wish])
+                if turn == 2 or is_plain or (turn == 1 and own >= wish.quantity):
+                    waiting.remove(wish)
+                    self._serve(location, wish, ways[wish], plan, partial)
+        return plan
+
+    def _ways(self, wish: Wish) -> list[tuple[dict[str, int], int, int, str]]:
+        """Return what may serve a wish: the units of rows in one of it, of, for, and its kind."""
+        kit = self.kits.get(wish.sku)
+        ways: list[tuple[dict[str, int], int, int, str]] = [({wish.sku: 1}, 1, 1, "")]
+        if kit is not None:
+            ways.append((kit, 1, 1, "kit"))
+        taken = {wish.sku, *(kit or {})}
+        ways += [
+            ({sku: 1}, of // gcd(of, for_), for_ // gcd(of, for_), "substitute")
+            for sku, of, for_ in wish.alternatives
+            if sku not in taken and sku not in self.kits
+        ]
+        return ways
+
+    @staticmethod
+    def _in_order(wishes: tuple[Wish, ...], ways: dict[Wish, Any]) -> list[str]:
+        """Return the rows in the order in which they are held: first those asked for."""
+        asked = [s for w in wishes for way in ways[w] if way[-1] != "substitute" for s in way[0]]
+        others = [s for w in wishes for way in ways[w] if way[-1] == "substitute" for s in way[0]]
+        return list(dict.fromkeys(asked + others))
+
+    def _room(self, location: str, parts: dict[str, int], plan: Plan) -> int:
+        return min(
+            (self.shelf(location, sku).available - plan.units[sku]) // units
+            for sku, units in parts.items()
+        )
+
+    def _serve(
+        self,
+        location: str,
+        wish: Wish,
+        ways: list[tuple[dict[str, int], int, int, str]],
+        plan: Plan,
+        partial: bool,
+    ) -> None:
+        candidates = [
+            Candidate(self._room(location, parts, plan), of, for_) for parts, of, for_, _ in ways
+        ]
+        can = [one.served_by(one.room) for one in candidates]
+        most = max(can) if wish.whole else sum(can)
+        choice = choose(wish.quantity, candidates, whole=wish.whole, partial=partial)
+        if most < wish.quantity:
+            known = any(
+                all((location, sku) in self.rows for sku in parts)
+                for parts, _, _, kind in ways
+                if kind != "substitute"
+            )
+            plan.short.append((wish.sku, wish.quantity, most, known))
+        served_in_all, is_substituted = 0, False
+        for (parts, of, for_, kind), (units, served) in zip(ways, choice or (), strict=False):
+            served_in_all += served
+            is_substituted |= units > 0 and kind == "substitute"
+            for sku, each in parts.items() if units else ():
+                plan.units[sku] += units * each
+                if kind:
+                    ratio = each if kind == "kit" else of
+                    plan.stands_for.append((wish.sku, sku, units * each, served, ratio, for_, kind))
+        if choice is not None and served_in_all < wish.quantity:
+            plan.missing[wish.sku] = wish.quantity - served_in_all
+        if is_substituted and wish.approve:
+            plan.proposed.append(wish.sku)
+
+    def decide(self, name: str, *, decision: str, skus: tuple[str, ...] = ()) -> Answer:
+        """Accept or decline that others stand for what was asked for."""
+        promise = self.promises.get(name)
+        if promise is None:
+            return {"code": "reservation_not_found"}
+        asked = skus or promise.proposed or tuple(promise.decided)
+        if not asked or any(s not in promise.proposed and s not in promise.decided for s in asked):
+            return {"code": "invalid_request"}
+        if any(promise.decided.get(sku, decision) != decision for sku in asked):
+            return {"code": "proposal_decided"}
+        now = [sku for sku in asked if sku in promise.proposed]
+        if not now:
+            return {"code": "ok", "replayed": True} | promise.facts()
+        if not promise.is_live:
+            return _ended(promise)
+        lines, missing = dict(promise.lines), dict(promise.missing)
+        if decision == "declined":
+            for stand in promise.stands_for:
+                if stand[0] in now and stand[-1] == "substitute":
+                    lines[stand[1]] -= stand[2]
+            for sku in now:
+                back = sum(
+                    s[3] for s in promise.stands_for if s[0] == sku and s[-1] == "substitute"
+                )
+                missing[sku] = missing.get(sku, 0) + back
+        lines = {sku: units for sku, units in lines.items() if units}
+        if not lines:
+            return self._end(promise, "released", {})
+        for sku, held in promise.lines.items():
+            if held != lines.get(sku, 0):
+                self._change(promise.location, sku, reserved=lines.get(sku, 0) - held)
+        promise.lines, promise.missing = lines, missing
+        promise.proposed = tuple(sku for sku in promise.proposed if sku not in now)
+        promise.decided |= dict.fromkeys(now, decision)
+        if decision == "declined":
+            promise.stands_for = tuple(
+                s for s in promise.stands_for if s[0] not in now or s[-1] != "substitute"
+            )
+        return {"code": "ok", "replayed": False} | promise.facts()
+
     def confirm(self, name: str, *, order_ref: str = "") -> Answer:
         """Keep a hold for good: the order is placed."""
         promise = self.promises.get(name)
@@ -200,6 +383,8 @@ class Shop:
             return {"code": "ok", "replayed": True} | promise.facts()
         if promise.state != "held":
             return _ended(promise)
+        if promise.proposed:
+            return {"code": "proposal_open", "skus": promise.proposed}
         promise.state = "confirmed"
         promise.confirmed_at = self.now_ms
         promise.order_ref = order_ref or promise.order_ref
@@ -238,6 +423,8 @@ class Shop:
             return earlier
         if not promise.is_live:
             return _ended(promise)
+        if promise.is_wish:
+            return {"code": "reservation_on_terms"}
         wanted = {**promise.lines, **dict(lines)}
         if not any(wanted.values()):
             return {"code": "invalid_request"}
@@ -282,6 +469,8 @@ class Shop:
             if promise.state == "committed" and (not picks or units == promise.picked):
                 return {"code": "ok", "replayed": True} | promise.facts()
             return _ended(promise)
+        if promise.proposed:
+            return {"code": "proposal_open", "skus": promise.proposed}
         short = tuple(
             (sku, quantity, self.shelf(promise.location, sku).on_hand, True)
             for sku, quantity in units.items()

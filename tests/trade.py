@@ -235,7 +235,7 @@ class Trade:
                 FeedEvent(
                     event_id=f"event {number}",
                     type=kind,
-                    sku=self.draw.choice(SKUS),
+                    sku=self.draw.choice((*SKUS, "kit tea", "kit mug")),
                     quantity=self.draw.randint(1, 9),
                     reason="found",
                     occurred_at_ms=now_ms - hours * 3_600_000 - self.draw.randint(0, 600_000),

@@ -1,5 +1,6 @@
 """Events on real stores: once, as of their moment, in quarantine, with gaps."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import msgspec
 import pytest
 
 from engine.feed_watch import FeedWatch
-from engine.feeds import EventType, FeedEvent, SourceState
-from engine.model import Movement, MovementType
-from engine.outcomes import InvalidCommand, LimitExceeded
+from engine.feeds import EventType, FeedEvent, Feeds, SourceState, Taken
+from engine.kits import check_kit
+from engine.model import Line, Movement, MovementType
+from engine.outcomes import InvalidCommand, LimitExceeded, RowNotFound
 from engine.policies import PolicyPart
 from gateway.feeds import read_event
 from reconciler import past
@@ -283,3 +285,45 @@ async def test_an_audit_finds_what_was_changed_behind_the_ledger_and_a_repair_me
     ]
     assert source.watermark == 6
     assert len((await till.feeds.quarantined(shop.merchant, LOCATION)).items) == 2
+
+
+async def test_a_till_that_sells_a_kit_sells_its_components(shop: Shop) -> None:
+    feeds, merchant, now_ms = Feeds(shop.inventory), shop.merchant, time.time_ns() // 1_000_000
+    kit = check_kit("gift", [Line("mug", 1), Line("tea", 2)])
+    await shop.inventory.kits.write(merchant, {"gift": kit}, actor=ACTOR)
+    await shop.receive("mug", 5)
+    await shop.receive("tea", 5)
+
+    def event(the_id: str, kind: EventType, sku: str, quantity: int, ago_ms: int) -> FeedEvent:
+        return FeedEvent(
+            event_id=the_id,
+            type=kind,
+            sku=sku,
+            quantity=quantity,
+            occurred_at_ms=now_ms - ago_ms,
+        )
+
+    async def take(*events: FeedEvent) -> list[str]:
+        taken = await feeds.take(merchant, LOCATION, "till", events, actor=ACTOR)
+        return [one.verdict.value for one in taken if isinstance(one, Taken)]
+
+    sale = event("1", EventType.SALE, "gift", 2, 60_000)
+    back = event("2", EventType.RETURN, "gift", 1, 50_000)
+    assert await take(sale, back, sale) == ["applied", "applied", "duplicate"]
+    assert ((await shop.row("mug")).on_hand, (await shop.row("tea")).on_hand) == (4, 3)
+    # The tea was counted after this one was sold, and before it was delivered; the mugs were not.
+    assert await take(event("3", EventType.COUNT, "tea", 9, 1_000)) == ["applied"]
+    assert await take(event("4", EventType.SALE, "gift", 1, 2_000)) == ["applied"]
+    assert ((await shop.row("mug")).on_hand, (await shop.row("tea")).on_hand) == (3, 14)
+    # More than there is is a fact, too.
+    assert await take(event("5", EventType.SALE, "gift", 4, 0)) == ["applied"]
+    row = await shop.row("mug")
+    assert (row.on_hand, row.deficit) == (0, 1)
+    assert await take(event("6", EventType.RECEIPT, "gift", 1, 0)) == ["quarantined"]
+    (aside,) = (await feeds.quarantined(merchant, LOCATION)).items
+    assert aside.why == "kit"
+    with pytest.raises(InvalidCommand, match="is a kit"):
+        await shop.receive("gift", 1)
+    with pytest.raises(RowNotFound):
+        await shop.row("gift")
+    await shop.audit()

@@ -7,9 +7,11 @@ the test moves, so nothing here waits.
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 from uuid import uuid4
 
+import msgspec
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,11 +25,13 @@ from hypothesis.stateful import (
 )
 
 from engine.keys import partition_of, reservation_id
+from engine.kits import check_kit
 from engine.model import (
     Configured,
     Line,
     Moved,
     MovementType,
+    ProposalDecision,
     Reservation,
     ReservationResult,
     Row,
@@ -37,10 +41,13 @@ from engine.outcomes import (
     InsufficientOnHand,
     InsufficientStock,
     LimitExceeded,
+    ProposalOpen,
     ReservationEnded,
     ReservationNotHeld,
     VersionConflict,
 )
+from engine.substitutes import Alternative
+from engine.wishes import Fill, Substitution, Wish
 from tests import model
 from tests.model import Answer
 from tests.property.bench import PARTITIONS, Bench
@@ -48,6 +55,8 @@ from tests.shop import ACTOR, Shop
 
 LOCATIONS: Final = ("high street", "depot:{7}")
 SKUS: Final = ("tea", "кофе", "a:{b}\r\n")
+KIT: Final = "gift box"
+KIT_PARTS: Final = {"tea": 1, "кофе": 2}
 HOUR_MS: Final = 3_600_000
 TTLS_MS: Final = (1_000, 5_000, 60_000, 24 * HOUR_MS - 1)
 STEPS_MS: Final = (1, 1_000, 5_000, 60_000, 30 * HOUR_MS)
@@ -62,6 +71,7 @@ OTHER_BODY: Final = {
     "move": "quantity",
     "configure": "safety_stock",
     "reserve": "ttl_ms",
+    "wish": "ttl_ms",
     "extend": "ttl_ms",
 }
 """What a reuse of a call's key changes of the call."""
@@ -71,7 +81,40 @@ skus = st.sampled_from(SKUS)
 ttls = st.sampled_from(TTLS_MS)
 order_refs = st.sampled_from(("", "order 1"))
 recents = st.integers(0, 2 * MOSTLY_LIVE)
+
+
+def first(alternative: tuple[str, int, int]) -> str:
+    """Return the SKU of an alternative."""
+    return alternative[0]
+
+
+def without_itself(wish: model.Wish) -> model.Wish:
+    """Return a wish that nothing of its own SKU is to stand for."""
+    others = tuple(one for one in wish.alternatives if one[0] != wish.sku)
+    return replace(wish, alternatives=others)
+
+
 carts = st.lists(st.tuples(skus, st.integers(1, 5)), min_size=1, max_size=4)
+
+
+wanted_skus = st.sampled_from((*SKUS, KIT))
+decisions = st.sampled_from(("accepted", "declined"))
+alternative_lists = st.lists(
+    st.tuples(wanted_skus, st.integers(1, 3), st.integers(1, 3)), max_size=2, unique_by=first
+)
+wish_lists = st.lists(
+    st.builds(
+        model.Wish,
+        sku=wanted_skus,
+        quantity=st.integers(1, 6),
+        alternatives=alternative_lists.map(tuple),
+        approve=st.booleans(),
+        whole=st.booleans(),
+    ),
+    min_size=1,
+    max_size=3,
+    unique_by=lambda wish: wish.sku,
+).map(lambda wishes: [without_itself(wish) for wish in wishes])
 
 
 class ShopMachine(RuleBasedStateMachine):
@@ -113,6 +156,10 @@ class ShopMachine(RuleBasedStateMachine):
         ]
         ahead_ms = int(time.time() * 1000) + HOUR_MS
         self._set_clocks(max(ahead_ms, *(int(mark or 0) for mark in marks)) + 1)
+        kit = check_kit(KIT, [Line(sku, units) for sku, units in KIT_PARTS.items()])
+        self.bench.run(self.bench.inventory.kits.write(self.merchant, {KIT: kit}, actor=ACTOR))
+        self.bench.run(self.bench.inventory.kits.known(self.merchant))
+        self.model.kits[KIT] = KIT_PARTS
         rows = [(location, sku) for location in LOCATIONS for sku in SKUS]
         for (location, sku), quantity in zip(rows, stock, strict=True):
             if quantity:
@@ -243,6 +290,32 @@ class ShopMachine(RuleBasedStateMachine):
         call = self._cart(location, lines, ttl_ms, partial=partial, order_ref=order_ref)
         self.step(call)
         return call
+
+    @rule(target=calls, location=locations, wishes=wish_lists, ttl_ms=ttls, partial=st.booleans())
+    def wish(self, location: str, wishes: list[model.Wish], ttl_ms: int, partial: bool) -> Call:
+        """Hold what serves wishes: substitutes, kits, and rows that several of them want."""
+        name = f"{location}/{self._new_key()}"
+        self.names.append(name)
+        what = {"name": name, "wishes": tuple(wishes), "ttl_ms": ttl_ms, "partial": partial}
+        self.step(("wish", what))
+        return ("wish", what)
+
+    @rule(recent=recents, decision=decisions, some=st.lists(wanted_skus, max_size=2))
+    def decide(self, recent: int, decision: str, some: list[str]) -> None:
+        """Accept or decline some or all of what is proposed, or was."""
+        skus = tuple(dict.fromkeys(some))
+        self.step(("decide", {"name": self._name(recent), "decision": decision, "skus": skus}))
+
+    @precondition(lambda self: self.proposed())
+    @rule(recent=recents, decision=decisions)
+    def decide_what_is_proposed(self, recent: int, decision: str) -> None:
+        """Accept or decline all that is proposed."""
+        name = self._one_of(self.proposed(), recent)
+        self.step(("decide", {"name": name, "decision": decision}))
+
+    def proposed(self) -> list[str]:
+        """Return the names of live proposals."""
+        return [name for name, p in self.model.promises.items() if p.is_live and p.proposed]
 
     @rule(
         location=locations,
@@ -389,7 +462,7 @@ class ShopMachine(RuleBasedStateMachine):
         else:
             field = OTHER_BODY[verb]
             other = (verb, what | {field: what[field] + 1 or 1})
-        if verb == "reserve" and what["name"] not in self.model.promises:
+        if verb in ("reserve", "wish") and what["name"] not in self.model.promises:
             self.names.append(what["name"])
         self.step(other)
 
@@ -421,7 +494,7 @@ def expect(shop: model.Shop, call: Call) -> Answer:
     verb, what = call
     if verb == "expire_due":
         return {"code": "ok", "expired": shop.expire_due(what["partition"])}
-    if verb == "reserve":
+    if verb in ("reserve", "wish"):
         what = what | {"location": what["name"].split("/")[0]}
     answer: Answer = getattr(shop, verb)(**what)
     return answer
@@ -437,7 +510,7 @@ async def ask(shop: Shop, call: Call) -> Answer:
     verb, what = call
     what = dict(what)
     inventory, merchant = shop.inventory, shop.merchant
-    if "name" in what and verb != "reserve":
+    if "name" in what and verb not in ("reserve", "wish"):
         what["reservation"] = id_of(shop, what.pop("name"))
     try:
         if verb == "expire_due":
@@ -450,6 +523,13 @@ async def ask(shop: Shop, call: Call) -> Answer:
         if verb == "reserve":
             what["location"], what["key"] = what.pop("name").split("/")
             return result_facts(await shop.reserve(**what))
+        if verb == "wish":
+            what["location"], what["key"] = what.pop("name").split("/")
+            lines = [wish_of(wish) for wish in what.pop("wishes")]
+            result = await inventory.reserve(merchant, lines=lines, actor=ACTOR, **what)
+            return result_facts(result)
+        if verb == "decide":
+            what["decision"] = ProposalDecision(what["decision"])
         if verb == "commit":
             what["picks"] = [Line(*pick) for pick in what.get("picks", ())]
         if verb == "amend":
@@ -458,6 +538,19 @@ async def ask(shop: Shop, call: Call) -> Answer:
         return result_facts(result)
     except HoldfastError as refusal:
         return refusal_facts(refusal)
+
+
+def wish_of(wish: model.Wish) -> Wish:
+    """Return a wish as the engine takes it; one that nothing may stand for says so."""
+    alternatives = tuple(Alternative(sku=s, of=of, for_=for_) for s, of, for_ in wish.alternatives)
+    how = Substitution.APPROVE if wish.approve else Substitution.ALLOWED
+    return Wish(
+        sku=wish.sku,
+        quantity=wish.quantity,
+        substitutes=how if alternatives else Substitution.NONE,
+        fill=Fill.WHOLE if wish.whole else Fill.MIXED,
+        alternatives=alternatives,
+    )
 
 
 def row_facts(row: Row) -> Answer:
@@ -489,6 +582,8 @@ def promise_facts(found: Reservation) -> Answer:
         "confirmed_at": found.confirmed_at_ms,
         "ended_at": found.ended_at_ms,
         "picked": None if found.picked is None else pairs(found.picked),
+        "stands_for": tuple(msgspec.structs.astuple(one) for one in found.stands_for),
+        "proposed": found.proposed,
     }
 
 
@@ -512,6 +607,8 @@ def refusal_facts(refusal: HoldfastError) -> Answer:
             )
         case ReservationEnded():
             facts |= {"state": refusal.state, "ended_at": refusal.ended_at_ms}
+        case ProposalOpen():
+            facts["skus"] = refusal.skus
         case ReservationNotHeld():
             facts["state"] = refusal.state
         case VersionConflict():
