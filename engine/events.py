@@ -11,7 +11,7 @@ that a restart could lose, and each crossing fires once.
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -41,6 +41,13 @@ class EventType(StrEnum):
     RESERVATION_COMMITTED = "reservation.committed"
     RESERVATION_RELEASED = "reservation.released"
     RESERVATION_EXPIRED = "reservation.expired"
+    ORDER_HELD = "order.held"
+    ORDER_CONFIRMED = "order.confirmed"
+    ORDER_CHANGED = "order.changed"
+    ORDER_FULFILLED = "order.fulfilled"
+    ORDER_FAILED = "order.failed"
+    ORDER_CANCELLED = "order.cancelled"
+    ORDER_EXPIRED = "order.expired"
     SHORTFALL_RECORDED = "shortfall.recorded"
     SHORTFALL_CLOSED = "shortfall.closed"
     LOCATION_DEGRADED = "location.degraded"
@@ -147,6 +154,35 @@ class ShortfallData(msgspec.Struct, frozen=True, kw_only=True):
     as_of: str
 
 
+class OrderPartData(msgspec.Struct, frozen=True):
+    """One location's part of an order; `picked` is what left the shelf, empty before that."""
+
+    location: str
+    reservation: str
+    state: str
+    lines: tuple[LineData, ...]
+    picked: tuple[LineData, ...]
+
+
+class OrderData(msgspec.Struct, frozen=True, kw_only=True):
+    """An order just after a step, with all of its parts so far.
+
+    `revision` rises by one at every step, so the higher one is the newer. `location` is empty: its
+    parts have one each. `reason` says why it failed or was cancelled.
+    """
+
+    merchant: str
+    location: str = ""
+    order: str
+    state: str
+    revision: int
+    order_ref: str | None
+    parts: tuple[OrderPartData, ...]
+    as_of: str
+    expires_at: str | None = None
+    reason: str | None = None
+
+
 class LocationData(msgspec.Struct, frozen=True, kw_only=True):
     """How a location's tills are; `since` is when they were last heard of, None where live."""
 
@@ -161,8 +197,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """The envelope that every event has.
 
     `id` is unique with `source`, and the same whoever makes the event. `time` is the partition's
-    clock. `subject` is a SKU, the id of a reservation, or a location. `traceparent` is that of the
-    request which made it happen, where it had one (the extension Distributed Tracing).
+    clock. `subject` is a SKU, the id of a reservation or of an order, or a location.
+    `traceparent` is that of the request which made it happen, where it had one (the extension
+    Distributed Tracing).
     """
 
     type_name: ClassVar[EventType]
@@ -282,6 +319,54 @@ class ReservationExpired(ReservationEvent, frozen=True, kw_only=True, tag="reser
     type_name = EventType.RESERVATION_EXPIRED
 
 
+class OrderEvent(Event, frozen=True, kw_only=True):
+    """The base of the events about an order."""
+
+    data: OrderData
+
+
+class OrderHeld(OrderEvent, frozen=True, kw_only=True, tag="order.held"):
+    """All parts of an order are held, for a while."""
+
+    type_name = EventType.ORDER_HELD
+
+
+class OrderConfirmed(OrderEvent, frozen=True, kw_only=True, tag="order.confirmed"):
+    """It was decided: the parts are kept until they are committed."""
+
+    type_name = EventType.ORDER_CONFIRMED
+
+
+class OrderChanged(OrderEvent, frozen=True, kw_only=True, tag="order.changed"):
+    """Something became of parts of a confirmed order: confirmed, committed, sourced elsewhere."""
+
+    type_name = EventType.ORDER_CHANGED
+
+
+class OrderFulfilled(OrderEvent, frozen=True, kw_only=True, tag="order.fulfilled"):
+    """No part is open any more, and units of one at least left the shelf."""
+
+    type_name = EventType.ORDER_FULFILLED
+
+
+class OrderFailed(OrderEvent, frozen=True, kw_only=True, tag="order.failed"):
+    """The order could not be held whole, so nothing is."""
+
+    type_name = EventType.ORDER_FAILED
+
+
+class OrderCancelled(OrderEvent, frozen=True, kw_only=True, tag="order.cancelled"):
+    """The order was cancelled: what it holds is given back."""
+
+    type_name = EventType.ORDER_CANCELLED
+
+
+class OrderExpired(OrderEvent, frozen=True, kw_only=True, tag="order.expired"):
+    """No decision came in time: what the order holds is given back."""
+
+    type_name = EventType.ORDER_EXPIRED
+
+
 class ShortfallEvent(Event, frozen=True, kw_only=True):
     """The base of the events about a shortfall on record."""
 
@@ -340,6 +425,13 @@ AnyEvent = (
     | ReservationCommitted
     | ReservationReleased
     | ReservationExpired
+    | OrderHeld
+    | OrderConfirmed
+    | OrderChanged
+    | OrderFulfilled
+    | OrderFailed
+    | OrderCancelled
+    | OrderExpired
     | ShortfallRecorded
     | ShortfallClosed
     | LocationDegraded
@@ -394,6 +486,8 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
                 data=_reservation_data(operation, time),
             )
         )
+    if operation.kind is OperationKind.ORDER:
+        events += _order_events(operation, time, stem)
     about = _about_location(operation, time)
     if about is not None:
         event, subject, data = about
@@ -489,6 +583,45 @@ def _about_location(
             data = LocationData(**place, state=state, since=since, as_of=time)
             return _LOCATION_EVENTS[state], operation.location, data
     return None
+
+
+def _order_events(operation: Operation, time: str, stem: str) -> list[AnyEvent]:
+    """Return what a step of an order tells: its new state, or that parts changed.
+
+    The record of a hold that moves has no reference, and no events of its own.
+    """
+    _, before, state, revision, settled, expires_at_ms, _, _, _, reason = operation.detail[:10]
+    (parts, *_), _, ref = operation.detail[10:13]
+    told = _ORDER_EVENTS.get(state)
+    if state == before:
+        told = OrderChanged if settled and state == "confirmed" else None
+    if told is None or not ref:
+        return []
+    data = OrderData(
+        merchant=operation.merchant,
+        order=operation.id,
+        state=state,
+        revision=revision,
+        order_ref=unquote(ref.rpartition(":")[0]) or None,
+        parts=tuple([_order_part(part) for part in parts]),
+        as_of=time,
+        expires_at=time_text(expires_at_ms) if state == "held" else None,
+        reason=reason or None,
+    )
+    source = f"/v1/merchants/{quote(operation.merchant, safe='')}"
+    return [told(id=f"{stem}-0", source=source, subject=operation.id, time=time, data=data)]
+
+
+def _order_part(part: Sequence[Any]) -> OrderPartData:
+    """Read a part as the record has it; `engine.order_records.Part` names its elements."""
+    _, location, reservation, _, lines, state, _, _, picked = part[:9]
+    return OrderPartData(
+        location,
+        reservation,
+        state,
+        tuple([LineData(sku, units) for sku, units in lines]),
+        tuple([LineData(sku, units) for sku, units in picked]),
+    )
 
 
 def _reservation_data(operation: Operation, time: str) -> ReservationData:
@@ -588,6 +721,15 @@ _RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {
     OperationKind.COMMIT: ReservationCommitted,
     OperationKind.RELEASE: ReservationReleased,
     OperationKind.EXPIRE: ReservationExpired,
+}
+
+_ORDER_EVENTS: Final[Mapping[str, type[Any]]] = {
+    "held": OrderHeld,
+    "confirmed": OrderConfirmed,
+    "fulfilled": OrderFulfilled,
+    "failed": OrderFailed,
+    "cancelled": OrderCancelled,
+    "expired": OrderExpired,
 }
 
 _LOCATION_EVENTS: Final[Mapping[str, type[Any]]] = {

@@ -23,6 +23,7 @@ from engine.keys import (
     PartitionKeys,
     digest,
     encode,
+    is_order_id,
     location_member,
     moved_reservation_id,
     partition_of,
@@ -54,6 +55,7 @@ from engine.model import (
     Terms,
 )
 from engine.on_terms import OnTerms
+from engine.order_records import OrderRecords
 from engine.outcomes import (
     HoldfastError,
     InsufficientStock,
@@ -185,6 +187,7 @@ class Inventory:
         self._sold_out = SoldOut()
         self._on_terms = OnTerms()
         self._clock = ClockGuard()
+        self.order_records = OrderRecords(store, self._dispatch, self.keys)
         self.substitutes: Definitions[Rules, Choices] = Definitions(
             What.SUBSTITUTES,
             Rules,
@@ -1039,6 +1042,11 @@ class Inventory:
         for _ in range(MAX_REREADS):
             lines = await self._read_lines(keys, reservation)
             if lines is None:
+                return False
+            if is_order_id(lines.order_ref) and not await self.order_records.lets_expire(
+                lines.order_ref, reservation
+            ):
+                await self.confirm(lines.merchant, reservation, actor="sweeper")
                 return False
             reply = await self._dispatch.run(
                 "expire",

@@ -27,6 +27,9 @@ keeps ends it (see `engine.access`)."""
 POLICIES_KEY: Final = "{hf}:policies"
 """Hash from a merchant, or a location as in `locations`, to its policy (see `engine.policies`)."""
 
+PLACES_KEY: Final = "{hf}:places"
+"""Hash from a location, as in `locations`, to its settings for sourcing (see `engine.places`)."""
+
 MOVED_KEY: Final = "{hf}:moved"
 """Hash from a reservation's hash (the end of its id) to the partition that it is in now. Written
 when a rebuild changes the number of partitions, since ids made before then name the old one."""
@@ -51,6 +54,7 @@ MAX_PARTITIONS: Final = 4096
 
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 _PARTITION_KEY = re.compile(r"\{hf\.(0|[1-9][0-9]{0,3})\}:([a-z]+)(?::(.*))?", re.DOTALL)
+_ORDER_ID = re.compile(r"(ord|mov)_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 _RESERVATION_ID = re.compile(r"rsv_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 
 
@@ -95,6 +99,39 @@ def moved_reservation_id(reservation: str, partition: int) -> str:
     return f"rsv_{partition}_{reservation_hash(reservation)}"
 
 
+def order_id(kind: str, merchant: str, idempotency_key: str, partitions: int) -> str:
+    """Derive the id of the record that an idempotency key makes; as with a reservation's.
+
+    Orders have no location: which partition one is in follows from the hash in its id.
+    """
+    the_hash = digest(kind, merchant, idempotency_key)
+    return f"{kind[:3]}_{order_partition(merchant, the_hash, partitions)}_{the_hash}"
+
+
+def order_partition(merchant: str, the_hash: str, partitions: int) -> int:
+    """Return the partition of the record whose id ends in `the_hash`."""
+    return partition_of(merchant, f"order {the_hash}", partitions)
+
+
+def partition_of_order(order: str, partitions: int) -> int | None:
+    """Return the partition that the id of a record carries, None where it is no id of one."""
+    match = _ORDER_ID.fullmatch(order)
+    if match is None:
+        return None
+    partition = int(match[2])
+    return partition if partition < partitions else None
+
+
+def is_order_id(text: str) -> bool:
+    """Tell whether a text has the form of an order's id."""
+    return text.startswith("ord_") and _ORDER_ID.fullmatch(text) is not None
+
+
+def moved_order_id(order: str, partition: int) -> str:
+    """Return the id that a record has in another partition."""
+    return f"{order[:3]}_{partition}_{reservation_hash(order)}"
+
+
 def digest(*parts: str) -> str:
     """Hash parts into 24 hexadecimal digits; ("a", "bc") and ("ab", "c") differ."""
     text = "\0".join([str(len(part)) + ":" + part for part in parts])
@@ -119,6 +156,8 @@ class PartitionKeys:
     """Sorted set of the rows that are or were split, as `row_member` writes them."""
     intake: str = field(init=False)
     """Stream that integrators may write events to; see docs/start/feeds.md."""
+    driving: str = field(init=False)
+    """Sorted set of records of orders by when somebody should look at them (ms)."""
     archive: str = field(init=False)
     """Hash: how far the ledger is archived (sequence, stream_id, seal, at, fence)."""
     readers: str = field(init=False)
@@ -136,6 +175,7 @@ class PartitionKeys:
         object.__setattr__(self, "shortfalls", f"{tag}:shortfalls")
         object.__setattr__(self, "splits", f"{tag}:splits")
         object.__setattr__(self, "intake", f"{tag}:intake")
+        object.__setattr__(self, "driving", f"{tag}:driving")
         object.__setattr__(self, "archive", f"{tag}:archive")
         object.__setattr__(self, "readers", f"{tag}:readers")
 
@@ -154,6 +194,18 @@ class PartitionKeys:
     def reservation(self, reservation: str) -> str:
         """Hash of a reservation; `lua/lib/reservations.lua` names its fields."""
         return f"{self.tag}:rsv:{reservation}"
+
+    def order(self, order: str) -> str:
+        """Hash of an order, or of a hold that moves; `lua/order.lua` names its fields."""
+        return f"{self.tag}:order:{order}"
+
+    def orders(self, merchant: str) -> str:
+        """Sorted set of a merchant's orders by when they were made (ms)."""
+        return f"{self.tag}:orders:{encode(merchant)}"
+
+    def order_refs(self, merchant: str) -> str:
+        """Sorted set of `<order reference>:<order id>`, all of score 0."""
+        return f"{self.tag}:orderrefs:{encode(merchant)}"
 
     def open_reservations(self, merchant: str, location: str) -> str:
         """Sorted set of a location's live reservation ids by when they were made (ms)."""

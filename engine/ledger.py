@@ -32,6 +32,7 @@ class OperationKind(StrEnum):
     EXPIRE = "expire"
     MOVE = "move"
     FEED = "feed"
+    ORDER = "order"
     SHORTFALL = "shortfall"
     OFFLINE = "offline"
     CONFIGURE = "configure"

@@ -99,6 +99,18 @@ RETENTION_MS: Final = 24 * 3_600_000
 """How long an ended reservation and an idempotency record stay, so that a late retry still finds
 its answer. Stripe keeps its keys as long."""
 
+FAILED_ORDER_RETENTION_MS: Final = 10 * 60_000
+"""How long an order that could not be held stays: a crowd at an empty shelf leaves many."""
+
+MAX_ORDER_PARTS: Final = 50
+"""Locations that one order may be spread over, replacements included: each is a reservation."""
+
+MAX_ORDER_PLANS: Final = 5
+"""Plans that placing an order tries, each with what the refusal of the one before taught."""
+
+MAX_SOURCING_LOCATIONS: Final = 200
+"""Locations that one order is sourced from: a row a line and location is read for it."""
+
 RECENT_MS: Final = 7 * 24 * 3_600_000
 """How long a row remembers when its units came and went: the longest that an event may be late."""
 

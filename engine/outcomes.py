@@ -31,6 +31,7 @@ class Outcome(StrEnum):
     TERMS = "terms"
     ON_TERMS = "on_terms"
     SPLIT = "split"
+    ORDER_CHANGED = "order_changed"
     READ_ONLY = "read_only"
     INVALID = "invalid"
 
@@ -114,6 +115,31 @@ class ReservationNotFound(HoldfastError):
         """Keep the id that was asked for."""
         self.reservation = reservation
         super().__init__(f"there is no reservation {reservation}")
+
+
+class OrderNotFound(HoldfastError):
+    """No such order of this merchant (ended ones are kept for 24 hours)."""
+
+    code = "order_not_found"
+
+    def __init__(self, order: str) -> None:
+        """Keep the id that was asked for."""
+        self.order = order
+        super().__init__(f"there is no order {order}")
+
+
+class OrderEnded(HoldfastError):
+    """The order is `state`, which does not go together with what was asked."""
+
+    code = "order_ended"
+
+    def __init__(self, order: str, *, state: str, ended_at_ms: int, reason: str) -> None:
+        """Keep what it came to, when (0: it has not ended) and why."""
+        self.order = order
+        self.state = state
+        self.ended_at_ms = ended_at_ms
+        self.reason = reason
+        super().__init__(f"order {order} is {state}" + (f": {reason}" if reason else ""))
 
 
 class RowNotFound(HoldfastError):

@@ -87,6 +87,7 @@ class LinesOf(msgspec.Struct, frozen=True):
     location: str
     skus: tuple[str, ...]
     has_extras: bool = False
+    order_ref: str = ""
 
     def keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
         """Return the keys that an ending declares."""
@@ -162,8 +163,9 @@ def lines_of(body: bytes) -> LinesOf:
     return LinesOf(
         decoded.merchant,
         decoded.location,
-        tuple(line.sku for line in decoded.lines),
+        tuple([line.sku for line in decoded.lines]),
         decoded.extras is not None,
+        decoded.order_ref,
     )
 
 

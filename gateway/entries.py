@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -10,6 +11,7 @@ from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange, row_after
 from engine.model import ProposalDecision, ReservationState, Terms, time_text
+from engine.order_records import OrderState, PartState, Plan
 from gateway.wire import MissingLine, Time, Version
 
 
@@ -80,6 +82,15 @@ class StandsForLine(msgspec.Struct, frozen=True):
     kind: str
 
 
+class OrderPart(msgspec.Struct, frozen=True):
+    """One location's part of an order just after the step."""
+
+    location: str
+    reservation: str
+    state: PartState
+    lines: list[PickedLine]
+
+
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
@@ -91,8 +102,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `terms` are those that a row was given; `channel` is through which a reservation was made on
     some. `source`, of a rebuild, is the store that was rebuilt, and of a movement the system that
     reported it. `defined` is substitutes or kits, of which these `definitions` make the `revision`.
-    `split` says what of a row is in which partition, as its column does. `repaired` is what a
-    repair put right, `finding` what the audit had found there.
+    `split` says what of a row is in which partition, as its column does. `step` is what was done to
+    an order, which is `order_state` since. `repaired` is what a repair put right, `finding` what
+    the audit had found there.
     """
 
     type: str | UnsetType = UNSET
@@ -131,6 +143,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revision: int | UnsetType = UNSET
     definitions: list[Definition] | UnsetType = UNSET
     split: str | UnsetType = UNSET
+    step: str | UnsetType = UNSET
+    order_state: OrderState | UnsetType = UNSET
+    parts: list[OrderPart] | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -285,6 +300,26 @@ def _stands_for(told: Sequence[Any]) -> list[StandsForLine] | UnsetType:
     return [StandsForLine(*one) for one in told[0]] if told else UNSET
 
 
+def _ordered(detail: Sequence[Any]) -> Details:
+    step, _, state, revision, _, _, _, _, _, reason, plan, _, ref = detail
+    return Details(
+        step=step,
+        order_state=OrderState(state),
+        revision=revision,
+        reason=reason or UNSET,
+        order_ref=unquote(ref.rpartition(":")[0]) or UNSET,
+        parts=[
+            OrderPart(
+                part.location,
+                part.reservation,
+                part.state,
+                [PickedLine(line.sku, line.quantity) for line in part.lines],
+            )
+            for part in msgspec.convert(plan, Plan).parts
+        ],
+    )
+
+
 _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.MOVE: _moved,
     OperationKind.FEED: _fed,
@@ -325,6 +360,7 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.CONFIGURE: lambda detail: Details(
         safety_stock=detail[0], low_stock_threshold=detail[1] if len(detail) > 1 else UNSET
     ),
+    OperationKind.ORDER: _ordered,
     OperationKind.DEFINE: lambda detail: Details(
         defined=detail[0],
         revision=detail[1],

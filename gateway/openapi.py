@@ -42,6 +42,7 @@ _PATH_PARAMETERS: Final = {
     "event": "The id that the quarantine lists.",
     "reservation": "The reservation's id, `rsv_...`.",
     "key": "The key's public part: what follows `hfk_`.",
+    "order": "The order's id, `ord_...`.",
     "webhook": "The webhook's id, `whk_...`.",
 }
 
@@ -93,6 +94,7 @@ _QUERY_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     ),
     "from": ("Only operations from this moment on.", {"type": "string", "format": "date-time"}),
     "to": ("Only operations before this moment.", {"type": "string", "format": "date-time"}),
+    "order_ref": ("Only orders of this reference.", _ID),
     "order": (
         "Which operations come first.",
         {"type": "string", "enum": [*Order], "default": Order.NEWEST},
@@ -108,7 +110,7 @@ _LIST_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 _RESPONSE_HEADERS: Final = {
     "Request-Id": "The request's id: the caller's own where it sent one.",
     "ETag": "The row's version, in quotes.",
-    "Location": "The path of the reservation.",
+    "Location": "The path of the reservation or order.",
     "Idempotent-Replayed": "`true` where an earlier request got this answer.",
     "Retry-After": "Seconds to wait before the next attempt.",
     "RateLimit": "What is left of the key's rate limit, where it has one, and the seconds until "
@@ -141,6 +143,7 @@ def document(version: str) -> dict[str, Any]:
         "tags": [
             {"name": "Stock", "description": "What is there and what can still be promised."},
             {"name": "Reservations", "description": "Units promised to one order."},
+            {"name": "Orders", "description": "Reservations at many locations, as one."},
             {"name": "Movements", "description": "Physical events at the shelf."},
             {"name": "Real time", "description": "Hearing of changes as they happen."},
             {"name": "Ledger", "description": "What happened, when and by whom."},

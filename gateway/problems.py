@@ -28,6 +28,8 @@ from engine.outcomes import (
     ItemNotFound,
     KitNotFound,
     LimitExceeded,
+    OrderEnded,
+    OrderNotFound,
     OutcomeUnknown,
     Overloaded,
     PastNotKept,
@@ -197,6 +199,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     ForeignOrigin: Kind(403, "Foreign origin"),
     NotFound: Kind(404, "Not found"),
     RowNotFound: Kind(404, "Row not found"),
+    OrderNotFound: Kind(404, "Order not found"),
     ReservationNotFound: Kind(404, "Reservation not found"),
     ItemNotFound: Kind(404, "Item not found"),
     SubstitutesNotFound: Kind(404, "Substitutes not found"),
@@ -206,6 +209,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     InsufficientStock: Kind(409, "Insufficient stock"),
     InsufficientOnHand: Kind(409, "Insufficient units on hand"),
     BackorderUnfilled: Kind(409, "Backorder unfilled"),
+    OrderEnded: Kind(409, "Order ended"),
     ReservationEnded: Kind(409, "Reservation ended"),
     ReservationNotHeld: Kind(409, "Reservation not held"),
     ProposalOpen: Kind(409, "Proposal open"),
@@ -374,6 +378,11 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
                 ProblemError(
                     parameter="reservation", detail=detail, state=error.state, ended_at=ended_at
                 )
+            ]
+        case OrderEnded():
+            ended = time_text(error.ended_at_ms) if error.ended_at_ms else msgspec.UNSET
+            return [
+                ProblemError(parameter="order", detail=detail, state=error.state, ended_at=ended)
             ]
         case ReservationNotHeld():
             return [ProblemError(parameter="reservation", detail=detail, state=error.state)]

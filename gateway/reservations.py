@@ -14,7 +14,7 @@ from gateway.idempotency import is_first_attempt, key_of
 from gateway.paging import cursor, limit_of, place_of
 from gateway.problems import InvalidRequest, pointer
 
-_PLACE = re.compile(r"[0-9]{1,15}:[!-~]{1,100}")
+PLACE = re.compile(r"[0-9]{1,15}:[!-~]{1,100}")
 """Where a page of open reservations starts: when the last one was made, in ms, and its id."""
 
 
@@ -49,7 +49,7 @@ async def list_open(call: Call, _body: None) -> Answer:
     page = await call.inventory.open_reservations(
         call.merchant,
         location,
-        after=place_of(call, listing, is_place=_PLACE.fullmatch),
+        after=place_of(call, listing, is_place=PLACE.fullmatch),
         limit=limit_of(call),
     )
     following = cursor(listing, page.next_after)
@@ -85,7 +85,7 @@ async def extend(call: Call, body: wire.ExtendRequest) -> Answer:
 
 async def amend(call: Call, body: wire.AmendRequest) -> Answer:
     """Hold other quantities of some lines."""
-    _refuse_repeated(body.lines)
+    refuse_repeated(body.lines)
     result = await call.inventory.amend(
         call.merchant,
         call.path["reservation"],
@@ -104,7 +104,7 @@ async def amend(call: Call, body: wire.AmendRequest) -> Answer:
 async def commit(call: Call, body: wire.CommitRequest) -> Answer:
     """End a reservation: its units, or those that were picked, left the shelf."""
     picks = [] if body.lines is UNSET else body.lines
-    _refuse_repeated(picks)
+    refuse_repeated(picks)
     try:
         result = await call.inventory.commit(
             call.merchant, call.path["reservation"], picks=wire.lines(picks), actor=call.actor
@@ -154,7 +154,7 @@ def _answer(result: ReservationResult) -> Answer:
     return answer_once(200, wire.reservation(result.reservation), replayed=result.replayed)
 
 
-def _refuse_repeated(picks: Sequence[wire.PickRequest | wire.AmendedLine]) -> None:
+def refuse_repeated(picks: Sequence[wire.PickRequest | wire.AmendedLine]) -> None:
     """Raise InvalidRequest where two lines name one SKU: which of them is meant is not known."""
     seen = set()
     for i, pick in enumerate(picks):

@@ -19,6 +19,7 @@ from engine.figures import Figures, Gatherer
 from engine.history import History
 from engine.inventory import Inventory
 from engine.offline import FreshnessView
+from engine.orders import Orders
 from engine.outcomes import HistoryUnavailable, IndexUnavailable, StoreUnavailable
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
@@ -86,6 +87,7 @@ class Service:
         self._history: History | None = None
         self._feeds: Feeds | None = None
         self._freshness: FreshnessView | None = None
+        self._orders: Orders | None = None
         self._keys: KeyCache | None = None
         self._facts: StoreFacts | None = None
         self._reasons = ["the store was not asked yet"]
@@ -125,6 +127,7 @@ class Service:
             self._history = None
             self._feeds = None
             self._freshness = None
+            self._orders = None
             self._keys = None
 
     @property
@@ -147,6 +150,13 @@ class Service:
         if self._freshness is None:
             self._freshness = FreshnessView(self.inventory)
         return self._freshness
+
+    @property
+    def orders(self) -> Orders:
+        """Orders that span locations. Raises StoreUnavailable while the store was not opened."""
+        if self._orders is None:
+            self._orders = Orders(self.inventory)
+        return self._orders
 
     @property
     def fanout(self) -> Fanout:

@@ -23,6 +23,7 @@ from engine.events import (
     AnyEvent,
     EventType,
     LocationData,
+    OrderData,
     ReservationData,
     ShortfallData,
     StockData,
@@ -127,10 +128,17 @@ class Interest(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.types is not None and event.type_name not in self.types:
             return False
-        data = event.data
-        if self.locations is not None and data.location not in self.locations:
+        if self.locations is not None and self.locations.isdisjoint(places_of(event)):
             return False
         return self.skus is None or not self.skus.isdisjoint(skus_of(event))
+
+
+def places_of(event: AnyEvent) -> Iterable[str]:
+    """Return the locations that an event is about: an order has parts at many."""
+    data = event.data
+    if isinstance(data, OrderData):
+        return [part.location for part in data.parts]
+    return (data.location,)
 
 
 def skus_of(event: AnyEvent) -> Iterable[str]:
@@ -140,6 +148,8 @@ def skus_of(event: AnyEvent) -> Iterable[str]:
         return (data.sku,)
     if isinstance(data, LocationData):
         return ()
+    if isinstance(data, OrderData):
+        return [line.sku for part in data.parts for line in part.lines]
     return [line.sku for line in data.lines or ()]
 
 
@@ -179,6 +189,8 @@ def _key_of(event: AnyEvent) -> tuple[str, ...]:
         return ("reservation", data.reservation)
     if isinstance(data, LocationData):
         return ("location", data.location)
+    if isinstance(data, OrderData):
+        return ("order", data.order)
     return (event.type_name, data.location, data.sku)
 
 

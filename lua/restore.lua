@@ -21,6 +21,8 @@
 --           created_at, keep until, waiting, {place, ...}}
 --            keys: reservation, open index of its location, the queue of each place. Times are ms, 0
 --            where they do not apply.
+--          {'order', id, ref, created_at, due_at, {field, text, ...}}
+--            keys: record, orders and order references of the merchant, records to drive
 --          {'seen', record, keep until}
 --            keys: idempotency record
 --          Units, versions, picked, body and record come as the texts that are kept. What is to be
@@ -119,9 +121,20 @@ local function restore_splits(item)
   first = first + 1
 end
 
-local RESTORES = {rows = restore_rows, reservation = restore_reservation, seen = restore_seen,
-  recent = restore_recent, source = restore_source, quarantine = restore_quarantine,
-  splits = restore_splits}
+local function restore_order(item)
+  local _, id, ref, created_at, due_at, fields = unpack(item, 1, 6)
+  redis.call('HSET', KEYS[first], unpack(fields))
+  if ref ~= '' then
+    redis.call('ZADD', KEYS[first + 1], integer(created_at), id)
+    redis.call('ZADD', KEYS[first + 2], '0', ref)
+  end
+  redis.call('ZADD', KEYS[first + 3], integer(due_at), id)
+  first = first + 4
+end
+
+local RESTORES = {rows = restore_rows, order = restore_order, reservation = restore_reservation,
+  seen = restore_seen, recent = restore_recent, source = restore_source,
+  quarantine = restore_quarantine, splits = restore_splits}
 
 -- After this point nothing may fail.
 for i = 1, #items do RESTORES[items[i][1]](items[i]) end

@@ -70,7 +70,9 @@ _FIXED: Final = frozenset(
     }
 )
 _OF_PARTS: Final = frozenset({"stock", "recent", "open", "skus"})
-_WORKING: Final = frozenset({"lease", "probe", "rates", "offline"})
+_WORKING: Final = frozenset(
+    {"lease", "probe", "rates", "offline", "order", "orders", "orderrefs", "driving"}
+)
 
 
 class AuditSettings(msgspec.Struct, frozen=True, kw_only=True):

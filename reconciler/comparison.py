@@ -46,6 +46,7 @@ from reconciler.inspection import (
     row_token,
     text_token,
 )
+from reconciler.order_comparison import OrderComparison
 from reconciler.past import Past, is_same_past
 from reconciler.sources import SourceKey
 
@@ -119,6 +120,7 @@ class Comparison:
         await self._pass_index_members()
         self.findings += await FeedComparison(self._account, self._look).run()
         await self._compare_definitions()
+        self.findings += await OrderComparison(self._account, self._look).run()
         await self._suspect_noted()
         await self.look_again()
 

@@ -169,7 +169,7 @@ class Contradictions:
         if kind is OperationKind.REPAIR:
             self._settle(operation, sequence, seen)
             return
-        if kind in (OperationKind.REBUILD, OperationKind.SHORTFALL):
+        if kind in (OperationKind.REBUILD, OperationKind.SHORTFALL, OperationKind.ORDER):
             return
         reservation = state.reservations.get(operation.id)
         again = self._check_once(operation, sequence, at_ms, state, seen)

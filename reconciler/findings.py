@@ -77,6 +77,8 @@ class Code(StrEnum):
     # Sources of events.
     SOURCE_DIFFERS = "source_differs"
     QUARANTINE_DIFFERS = "quarantine_differs"
+    # Orders that span locations.
+    ORDER_DIFFERS = "order_differs"
     # What a merchant says of its SKUs.
     DEFINITIONS_DIFFER = "definitions_differ"
     # The ledger against itself.

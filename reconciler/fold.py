@@ -13,6 +13,7 @@ import msgspec
 from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange, units_of
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
+from engine.order_records import OrderBody, OrderState, Plan
 from engine.reservations import Body, Extras, Waiting, amended, decided
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
@@ -109,6 +110,27 @@ class FoldedSeen(msgspec.Struct, array_like=True, gc=False):
     keep_ms: int = RETENTION_MS
 
 
+class FoldedOrder(msgspec.Struct, array_like=True):
+    """The record of an order as the ledger says it is; times in ms, 0 where they do not apply."""
+
+    state: OrderState
+    revision: int
+    settled: bool
+    created_at_ms: int
+    expires_at_ms: int
+    confirmed_at_ms: int
+    ended_at_ms: int
+    due_at_ms: int
+    reason: str
+    plan: Plan
+    body: OrderBody
+    ref: str
+
+    def may_be_gone(self, now_ms: int) -> bool:
+        """Tell whether it ended so long ago that it may have been forgotten."""
+        return self.state.is_ended and self.settled and self.due_at_ms <= now_ms
+
+
 class FoldedDefinitions(msgspec.Struct, array_like=True):
     """What a merchant says of its SKUs, in one kind of definitions: JSON by the SKU."""
 
@@ -151,6 +173,7 @@ class PartitionState(msgspec.Struct):
     offline: dict[tuple[str, str], str] = msgspec.field(default_factory=dict)
     definitions: dict[tuple[str, str], FoldedDefinitions] = msgspec.field(default_factory=dict)
     shortfalls: dict[str, tuple[int, int, str, str, str, str]] = msgspec.field(default_factory=dict)
+    orders: dict[str, FoldedOrder] = msgspec.field(default_factory=dict)
 
     def prune(self, now_ms: int) -> None:
         """Forget what the store has forgotten: endings and idempotency records past their time."""
@@ -162,6 +185,9 @@ class PartitionState(msgspec.Struct):
         }
         self.seen = {
             key: value for key, value in self.seen.items() if value.at_ms + value.keep_ms > now_ms
+        }
+        self.orders = {
+            key: value for key, value in self.orders.items() if not value.may_be_gone(now_ms)
         }
         for row in self.rows.values():
             if row.past is not None:
@@ -255,6 +281,8 @@ class Fold:
             self.state.offline.pop(place, None)
             if operation.detail[0] != "live":
                 self.state.offline[place] = f"{operation.detail[0]} {operation.detail[1]}"
+        elif kind is OperationKind.ORDER:
+            self._order(operation, sequence, at_ms)
         elif kind is OperationKind.DEFINE:
             self._define(operation, sequence)
         elif kind is OperationKind.SHORTFALL:
@@ -384,6 +412,35 @@ class Fold:
                 at_ms,
                 FEED_RETENTION_MS,
             )
+
+    def _order(self, operation: Operation, sequence: int, at_ms: int) -> None:
+        """Take over a step of an order's record; `lua/order.lua` is the twin."""
+        _, before, state, revision, settled, expires, confirmed, ended, due, reason = (
+            operation.detail[:10]
+        )
+        plan, body, ref = operation.detail[10:13]
+        known = self.state.orders.get(operation.id)
+        was = ("", 0) if known is None else (known.state, known.revision)
+        if was != (before, revision - 1):
+            detail = f"{operation.id} {was} is followed by {before} {revision}"
+            self._disagree("Dense", sequence, detail)
+        if known is None and not body:
+            # What was lost cannot be told; the rest of the ledger may still be.
+            return
+        self.state.orders[operation.id] = FoldedOrder(
+            OrderState(state),
+            revision,
+            settled,
+            at_ms if known is None else known.created_at_ms,
+            expires,
+            confirmed,
+            ended,
+            due,
+            reason,
+            msgspec.convert(plan, Plan),
+            msgspec.convert(body, OrderBody) if known is None else known.body,
+            ref,
+        )
 
     def _reserve(self, operation: Operation, at_ms: int) -> None:
         ttl_ms, order_ref, missing, expires_at_ms, *more = operation.detail

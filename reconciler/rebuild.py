@@ -28,11 +28,15 @@ from engine.clock import clock_ms
 from engine.keys import (
     API_KEYS_KEY,
     MOVED_KEY,
+    PLACES_KEY,
     POLICIES_KEY,
     STORE_KEY,
     PartitionKeys,
+    moved_order_id,
     moved_reservation_id,
+    order_partition,
     partition_of,
+    reservation_hash,
 )
 from engine.outcomes import StoreUnavailable
 from engine.scripts import script
@@ -340,6 +344,7 @@ class _Rebuild:
         state.shortfalls.update(piece.shortfalls)
         state.offline.update(piece.offline)
         state.definitions.update(piece.definitions)
+        state.orders.update(piece.orders)
         return parts
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
@@ -368,7 +373,8 @@ class _Rebuild:
                     on_restored=meter.add,
                 )
                 if self._record.has_moved:
-                    await note_moved(self._target, keys.partition, state.reservations)
+                    moved = [*state.reservations, *state.orders]
+                    await note_moved(self._target, keys.partition, moved)
             meter.finish_partition()
 
     # 4. Go on
@@ -377,7 +383,7 @@ class _Rebuild:
         record = self._record
         await self._write_origin()
         if self._source.live is not None:
-            for key in (API_KEYS_KEY, POLICIES_KEY):
+            for key in (API_KEYS_KEY, POLICIES_KEY, PLACES_KEY):
                 await _copy_settings(self._source.live, self._target, key)
             await _copy_webhooks(self._source.live, self._target)
         detail = msgspec.msgpack.encode(
@@ -529,6 +535,9 @@ def _cut(state: PartitionState, partitions: int) -> dict[int, PartitionState]:
         pieces[number].quarantine[the_id] = event
     for place, told in state.offline.items():
         pieces[partition_of(*place, partitions)].offline[place] = told
+    for the_id, order in state.orders.items():
+        number = order_partition(order.body.merchant, reservation_hash(the_id), partitions)
+        pieces[number].orders[moved_order_id(the_id, number)] = order
     for (what, merchant), said in state.definitions.items():
         pieces[partition_of(merchant, "", partitions)].definitions[what, merchant] = said
     for the_id, short in state.shortfalls.items():

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -21,7 +21,14 @@ from engine.packing import passed_on
 from engine.reservations import packed_body
 from engine.scripts import script
 from engine.store import Store
-from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, PartitionState, RowKey
+from reconciler.fold import (
+    FoldedOrder,
+    FoldedReservation,
+    FoldedRow,
+    FoldedSeen,
+    PartitionState,
+    RowKey,
+)
 from reconciler.past import Past
 from reconciler.sources import FoldedSource, SourceKey, quarantine_text, source_texts
 
@@ -87,9 +94,9 @@ async def restore(
         raise errors.exceptions[0] from errors
 
 
-async def note_moved(store: Store, partition: int, reservations: Mapping[str, Any]) -> None:
-    """Write where reservations are now, so that their ids of before still find them."""
-    hashes = [reservation_hash(the_id) for the_id in reservations]
+async def note_moved(store: Store, partition: int, ids: Iterable[str]) -> None:
+    """Write where reservations and orders are now, so that their ids of before find them."""
+    hashes = [reservation_hash(the_id) for the_id in ids]
     for start in range(0, len(hashes), MAX_MOVED_FIELDS):
         fields: list[str | int] = []
         for the_hash in hashes[start : start + MAX_MOVED_FIELDS]:
@@ -128,6 +135,8 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
         if row.offline_buffer:
             pair = (f"s{sku}", str(row.offline_buffer))
             yield _Item((keys.offline(merchant, location),), ("quarantine", pair), 1)
+    for the_id, order in state.orders.items():
+        yield _order_item(keys, the_id, order)
     for (what, merchant), said in state.definitions.items():
         where = definitions_key(keys, what, merchant)
         pairs = [text for field in said.fields().items() for text in field]
@@ -188,6 +197,35 @@ def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReser
             [place for _, place in waits],
         ),
         1 + len(waits),
+    )
+
+
+def _order_item(keys: PartitionKeys, the_id: str, order: FoldedOrder) -> _Item:
+    merchant = order.body.merchant
+    fields = {
+        "state": order.state,
+        "revision": str(order.revision),
+        "settled": "1" if order.settled else "0",
+        "created_at": str(order.created_at_ms),
+        "expires_at": str(order.expires_at_ms),
+        "confirmed_at": str(order.confirmed_at_ms),
+        "ended_at": str(order.ended_at_ms),
+        "reason": order.reason,
+        "plan": _text(order.plan),
+        "body": _text(order.body),
+    }
+    return _Item(
+        (keys.order(the_id), keys.orders(merchant), keys.order_refs(merchant), keys.driving),
+        (
+            "order",
+            the_id,
+            # In another partition it has another id.
+            order.ref and f"{order.ref.rpartition(':')[0]}:{the_id}",
+            order.created_at_ms,
+            order.due_at_ms,
+            [text for field in fields.items() for text in field],
+        ),
+        1,
     )
 
 

@@ -193,6 +193,8 @@ class Audit:
         effect: tuple[str, ...] = (kind, merchant, the_id)
         if kind == "extend":
             effect = (*effect, detail[2])
+        if kind == "order":
+            effect = (*effect, str(detail[3]))
         if kind == "amend":
             effect = (*effect, detail[0])
         if kind == "decide":
@@ -242,6 +244,10 @@ class Audit:
                     "Conservation", f"{where} {sku}: {row.levels} where the books say {row.books}"
                 )
         self._fold_promise(partition, at, operation, where)
+        if kind == "order" and (kind, merchant, the_id, str(detail[3] - 1)) not in (
+            partition.effects if detail[3] > 1 else [(kind, merchant, the_id, "0")]
+        ):
+            self._violated("Dense", f"{where}: revision {detail[3]} follows none")
 
     @staticmethod
     def _book_changes(kind: str, detail: list[Any]) -> dict[str, int]:

@@ -18,6 +18,8 @@ from engine.inventory import Inventory
 from engine.keys import parse_key, reservation_hash
 from engine.kits import check_kit
 from engine.model import Line, Movement, MovementType, ProposalDecision, Terms
+from engine.order_records import WantedLine
+from engine.orders import Orders
 from engine.outcomes import HoldfastError
 from engine.store import Client
 from engine.substitutes import Alternative, check_alternatives
@@ -63,6 +65,7 @@ class Trade:
             (self._confirm, 2),
             (self._extend, 2),
             (self._amend, 2),
+            (self._order, 2),
             (self._commit, 3),
             (self._release, 1),
             (self._feed, 6),
@@ -194,6 +197,29 @@ class Trade:
                 self.merchant, the_id, key=key, ttl_ms=ttl_ms, actor=ACTOR
             ),
         )
+
+    async def _order(self) -> None:
+        """Place an order over some locations, and perhaps decide it, or give it back."""
+        orders = Orders(self.inventory)
+        skus = self.draw.sample(SKUS, k=2)
+        lines = [
+            WantedLine(skus[0], self.draw.randint(1, 4)),
+            WantedLine(skus[1], 1, self.draw.choice(LOCATIONS)),
+        ]
+        placed = await orders.place(
+            self.merchant,
+            lines,
+            key=self._key(),
+            order_ref=self.draw.choice(("", "web:1")),
+            actor=ACTOR,
+        )
+        fate = self.draw.choice(("wait", "confirm", "cancel", "commit"))
+        if fate == "confirm":
+            await orders.confirm(self.merchant, placed.order.id, actor=ACTOR)
+        elif fate == "cancel":
+            await orders.cancel(self.merchant, placed.order.id, actor=ACTOR)
+        elif fate == "commit":
+            await orders.commit(self.merchant, placed.order.id, actor=ACTOR)
 
     async def _amend(self) -> None:
         the_id, key = self._reservation(), self._key()
@@ -357,6 +383,14 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
             found[name] = {field: fields[field] for field in fields if field not in heard}
         elif parsed.noun == "shortfalls":
             found.setdefault(name, {}).update(await any_client.hgetall(raw))
+        elif parsed.noun == "order":
+            fields = await any_client.hgetall(raw)
+            found["order", reservation_hash(parsed.parts[0])] = fields
+        elif parsed.noun in ("orders", "orderrefs", "driving"):
+            members = dict(await any_client.zrange(raw, 0, -1, withscores=True))
+            found.setdefault(name, {}).update(
+                (reservation_hash(member.decode()), score) for member, score in members.items()
+            )
         elif parsed.noun in INDEXES:
             members = dict(await any_client.zrange(raw, 0, -1, withscores=True))
             is_ids = parsed.noun in ("open", "holds", "waiting")

@@ -126,6 +126,22 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.OFFLINE, ("catching_up", 1000, [], "degraded")),
         operation(OperationKind.OFFLINE, ("live", 0, [["tea", 0]], "catching_up")),
     ]
+    part = [1, "l", "rsv_0_1", "ord_0_1/1", [["tea", 2]], "held", "", [], [["tea", 1]], "", 0]
+    told += [
+        operation(
+            OperationKind.ORDER,
+            ("step", before, state, 3, True, 2000, 0, 0, 0, "why", [[part], []], [], "web:ord_0_1"),
+        )
+        for before, state in (
+            ("placing", "held"),
+            ("held", "confirmed"),
+            ("confirmed", "confirmed"),
+            ("confirmed", "fulfilled"),
+            ("placing", "failed"),
+            ("held", "cancelled"),
+            ("held", "expired"),
+        )
+    ]
     seen: set[str] = set()
     for one in told:
         for event in events_of(one, sequence=4, at_ms=1_790_000_000_123, partition=2):

@@ -224,6 +224,8 @@ def lead(case: Any, client: httpx.Client, merchant: str) -> None:
     path.update({name: names[name] for name in names if name in path})
     if "reservation" in path:
         path["reservation"] = held(client, merchant)
+    if "order" in path:
+        path["order"] = placed(client, merchant)
     if "lines" in (case.body if isinstance(case.body, dict) else {}):
         lines = case.body["lines"] if isinstance(case.body["lines"], list) else []
         for line in lines:
@@ -247,6 +249,17 @@ def many(number: int, cases: SearchStrategy[Any], send: Callable[[Any], None]) -
         send(case)
 
     check()
+
+
+def placed(client: httpx.Client, merchant: str) -> str:
+    """Make an order and return its id."""
+    held(client, merchant)
+    made = client.post(
+        f"/v1/merchants/{merchant}/orders",
+        json={"lines": [{"sku": "tea", "quantity": 1, "location": "fuzz"}]},
+        headers={"Idempotency-Key": uuid4().hex},
+    )
+    return str(made.raise_for_status().json()["id"])
 
 
 def held(client: httpx.Client, merchant: str) -> str:

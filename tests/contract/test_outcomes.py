@@ -27,6 +27,7 @@ INSIDE: Final = (
     Outcome.REPLAYED,
     Outcome.NOT_DUE,
     Outcome.LINES_CHANGED,
+    Outcome.ORDER_CHANGED,
     Outcome.TERMS,
     Outcome.SPLIT,
 )

@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from engine.access import Role, revoke_key
-from engine.keys import API_KEYS_KEY, digest
+from engine.boot import DEFAULT_PARTITIONS as PARTITIONS
+from engine.keys import API_KEYS_KEY, digest, order_id
 from gateway.routes import OPERATIONS, Operation
 from tests.gateways import Api, Shelf, assert_problem, lines_of
 
@@ -30,6 +31,8 @@ BODIES: dict[str, Any] = {
     "reserve": {"lines": lines_of([("tea", 1)])},
     "amend": {"lines": lines_of([("tea", 1)])},
     "extend": {"ttl_seconds": 60},
+    "placeOrder": {"lines": [{"sku": "cup", "quantity": 1, "location": "berlin"}]},
+    "writeSourcing": {"priority": 2},
     "move": {"type": "receive", "sku": "tea", "quantity": 1},
     "moveBatch": {
         "movements": [
@@ -74,6 +77,8 @@ async def request(
         event="0" * 24,
         key="00000000",
         # The merchant's own one, which the fixture made under this key.
+        # The merchant's own ones, which the fixture made under this key.
+        order=order_id("order", merchant.removesuffix("-other"), "of a fixture", PARTITIONS),
         webhook=f"whk_{digest('webhook', merchant.removesuffix('-other'), 'of a fixture')}",
     )
     headers = {"Idempotency-Key": f"of {operation.name}"}
@@ -93,6 +98,13 @@ async def reservation(shelf: Shelf) -> str:
         headers={"Idempotency-Key": "of a fixture"},
     )
     await shelf.client.put(f"{shelf.merchant_path}/items/tea", json=BODIES["putItem"])
+    await shelf.move("receive", "cup", 10)
+    placed = await shelf.client.post(
+        f"{shelf.merchant_path}/orders",
+        json=BODIES["placeOrder"],
+        headers={"Idempotency-Key": "of a fixture"},
+    )
+    assert placed.status_code == 201, placed.text
     substitutes = f"{shelf.merchant_path}/substitutes/tea"
     await shelf.client.put(substitutes, json=BODIES["putSubstitutes"])
     held = str((await shelf.reserve(("tea", 1))).json()["id"])
@@ -129,7 +141,7 @@ async def test_isolation_a_platform_key_sees_no_reservation_under_another_mercha
     api: Api, shelf: Shelf, reservation: str, operation: Operation
 ) -> None:
     platform = await api.client(Role.ADMIN, merchant=None)
-    named = re.search(r"\{(reservation|webhook)\}", operation.path)
+    named = re.search(r"\{(reservation|webhook|order)\}", operation.path)
     if named is not None:
         answer = await request(platform, operation, f"{api.merchant}-other", reservation)
         assert_problem(answer, 404, f"{named[1]}_not_found")

@@ -42,6 +42,11 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
             f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/amend",
             {"lines": [{"sku": "tea", "quantity": 4 if other else 3}]},
         ),
+        "placeOrder": (
+            "POST",
+            f"{shelf.merchant_path}/orders",
+            {"lines": [{"sku": "tea", "quantity": 2 if other else 1}]},
+        ),
         "createWebhook": (
             "POST",
             f"{shelf.merchant_path}/webhooks",
@@ -128,6 +133,7 @@ async def test_concurrent_retries_have_one_effect_and_one_answer(stocked: Shelf,
         "changeSettings": (10, 1, 1),
         "extend": (10, 1, 0),
         "amend": (10, 3, 0),
+        "placeOrder": (10, 2, 0),
         "createWebhook": (10, 1, 0),
         "rotateWebhookSecret": (10, 1, 0),
     }[name]

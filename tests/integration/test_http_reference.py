@@ -28,6 +28,7 @@ PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "http.md"
 COMMAND_SECONDS: Final = 20.0
 
 _BLOCK = re.compile(r"```sh\n(.*?)```\n\n```(json|http)\n(.*?)```", re.DOTALL)
+_ORDER = re.compile(r"ord_\d+_[0-9a-f]{24}")
 _RESERVATION = re.compile(r"rsv_\d+_[0-9a-f]{24}")
 _VARYING = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"), "(time)"),
@@ -37,6 +38,7 @@ _VARYING = (
     (re.compile(r'"age_ms": ?\d+'), '"age_ms":0'),
     (re.compile(r'"source": ?"(view|store)"'), '"source":"(source)"'),
     (_RESERVATION, "(reservation)"),
+    (_ORDER, "(order)"),
     (re.compile(r'"key:[0-9A-Za-z]{8}"'), '"(actor)"'),
     (re.compile(r'"(id|key)": ?"[0-9A-Za-z]{8}"'), r'"\1":"(key)"'),
     (re.compile(r"hfk_[0-9A-Za-z]{8}_[0-9A-Za-z]{38}"), "(secret)"),
@@ -103,10 +105,12 @@ async def test_the_commands_of_the_page_answer_as_it_says(make_store: MakeStore)
             "HOLDFAST_URL": gateway.url,
             "HOLDFAST_API_KEY": secret,
         }
-        reservation = ""
+        reservation = order = ""
         for command, kind, expected in blocks:
             # Ids differ from store to store: the page's own stands for the one made here.
-            said = await run(_RESERVATION.sub(reservation, command), environ)
+            ours = _ORDER.sub(order, _RESERVATION.sub(reservation, command))
+            said = await run(ours, environ)
+            order = next(iter(_ORDER.findall(said)), order)
             reservation = next(iter(_RESERVATION.findall(said)), reservation)
             if kind == "json":
                 assert json.loads(masked(said)) == json.loads(masked(expected)), command

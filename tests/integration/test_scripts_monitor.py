@@ -18,6 +18,8 @@ from engine.feeds import EventType, FeedEvent, Feeds
 from engine.kits import check_kit
 from engine.model import Line, MovementType, ProposalDecision, Terms
 from engine.offline import OfflineKeeper
+from engine.order_records import WantedLine
+from engine.orders import Orders
 from engine.outcomes import InsufficientStock
 from engine.scripts import VERBS, script
 from engine.shortfalls import ShortfallKeeper
@@ -220,6 +222,9 @@ async def run_every_verb(shop: Shop) -> None:
             shop.release(ids[2]),
             return_exceptions=True,
         )
+    orders = Orders(inventory)
+    placed = await orders.place(merchant, [WantedLine("tea", 1)], key="k", actor=ACTOR)
+    await orders.cancel(merchant, placed.order.id, actor=ACTOR)
     await shop.move(MovementType.SALE, "tea", 30)
     assert await ShortfallKeeper(inventory).round() > 0
     await shop.release(partial.reservation.id)

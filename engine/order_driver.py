@@ -1,0 +1,90 @@
+"""The driver of orders: whoever died half-way, what is recorded is carried out.
+
+Any number may run: a lease a partition keeps them out of each other's way, and every step that they
+take may be taken twice.
+"""
+
+import asyncio
+import os
+from typing import Final
+from uuid import uuid4
+
+from engine.clock import ClockGuard
+from engine.inventory import Inventory
+from engine.leases import Lease
+from engine.order_records import RECHECK_MS, Order, OrderState
+from engine.orders import Orders
+from engine.outcomes import HoldfastError
+from engine.rounds import in_rounds
+
+ROUND_SECONDS: Final = 1.0
+MAX_DUE: Final = 200
+"""Records of one partition in one round."""
+
+ACTOR: Final = "orders"
+
+
+class OrderDriver:
+    """Drives the orders of every partition."""
+
+    def __init__(self, inventory: Inventory, orders: Orders | None = None) -> None:
+        """Nothing is read yet."""
+        self._inventory = inventory
+        self._orders = orders or Orders(inventory)
+        self._clock = ClockGuard()
+        self._may_expire = True
+        owner = f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._leases = [Lease(inventory.store, k, "orders", owner=owner) for k in inventory.keys]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Drive once a second until `stop` is set."""
+        try:
+            await in_rounds("orders", self.round, stop, pause_seconds=ROUND_SECONDS)
+        finally:
+            for lease in self._leases:
+                try:
+                    await lease.give_up()
+                except HoldfastError:
+                    break
+
+    async def round(self) -> int:
+        """Look at every record that is due once; return how many those were."""
+        due = 0
+        for keys, lease in zip(self._inventory.keys, self._leases, strict=True):
+            clock_ms, now_ms = await self._times(keys.meta)
+            # As with holds: a store whose clock jumped must not empty the shop of its orders.
+            self._may_expire = self._clock.accept(clock_ms)
+            found = await self._inventory.order_records.due(
+                keys.partition, now_ms=now_ms, limit=MAX_DUE
+            )
+            if not found or not await lease.hold():
+                continue
+            due += len(found)
+            for the_id in found:
+                order = await self._inventory.order_records.read(the_id)
+                if order is not None:
+                    await self._look_at(order, now_ms)
+        return due
+
+    async def _look_at(self, order: Order, now_ms: int) -> None:
+        records = self._inventory.order_records
+        if order.state.is_ended and order.settled:
+            await records.forget(order)
+        elif order.state.is_undecided and now_ms >= order.expires_at_ms:
+            if self._may_expire:
+                await self._orders.expire(order, actor=ACTOR)
+        elif not order.settled:
+            await self._orders.drive(order, actor=ACTOR)
+        elif order.state is OrderState.CONFIRMED:
+            now = await self._orders.look_again(order, actor=ACTOR)
+            if now == order:
+                await records.put_off(order, now_ms + RECHECK_MS)
+
+    async def _times(self, meta: str) -> tuple[int, int]:
+        """Return the server's clock, and the time as the scripts of a partition have it, in ms."""
+        clock, high_water = await self._inventory.store.read(
+            [("TIME",), ("HGET", meta, "clock_ms")]
+        )
+        seconds, microseconds = (int(part) for part in clock)
+        clock_ms = seconds * 1000 + microseconds // 1000
+        return clock_ms, max(clock_ms, int(high_water or 0))

@@ -1,0 +1,904 @@
+"""Orders that span locations: all of their parts or none, whatever dies in between.
+
+A part is a plain reservation. The record of the order (`engine.order_records`) is written before
+anything is done that it must answer for, and says alone what is to become of the parts: those of an
+undecided order are taken back, those of a decided one are kept. So whoever finds a record can drive
+it to its end, any number of times; every step is idempotent. This is two-phase commit with presumed
+abort (Mohan, Lindsay 1983), the held reservations being the prepared state.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+
+from engine import reservations
+from engine.inventory import Inventory
+from engine.keys import digest, encode, order_id, reservation_id
+from engine.limits import (
+    DEFAULT_PAGE,
+    DEFAULT_TTL_MS,
+    MAX_BATCH_ROWS,
+    MAX_LINES,
+    MAX_ORDER_PARTS,
+    MAX_ORDER_PLANS,
+    MAX_SOURCING_LOCATIONS,
+)
+from engine.model import Line, Page, ReservationResult, ReservationState
+from engine.offline import LIVE, FreshnessView
+from engine.order_records import (
+    Aim,
+    Order,
+    OrderBody,
+    OrderChanged,
+    OrderKind,
+    OrderState,
+    Part,
+    PartState,
+    PassedOver,
+    Plan,
+    WantedLine,
+)
+from engine.outcomes import (
+    IdempotencyKeyReused,
+    InsufficientOnHand,
+    InsufficientStock,
+    InvalidCommand,
+    LimitExceeded,
+    OrderEnded,
+    OrderNotFound,
+    OutcomeUnknown,
+    ReservationEnded,
+    ReservationNotFound,
+    ShortLine,
+)
+from engine.places import Places, check_coordinates
+from engine.sourcing import Candidate, Coordinates, Sourced, Strategy, source
+from engine.validation import (
+    check_batch,
+    check_id,
+    check_key,
+    check_page,
+    check_picks,
+    check_quantity,
+    check_text,
+    check_ttl,
+)
+
+MAX_ROUNDS: Final = 20
+"""How often one caller looks at a record anew because somebody took a step on it."""
+
+Answer = TypeVar("Answer")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How lines that name no location are sourced; kept with the order, for what comes later.
+
+    `degraded` allows locations whose tills are silent, last; `stock_only` is as for a reserve.
+    """
+
+    strategy: Strategy = Strategy.FEWEST_SPLITS
+    latitude: float | None = None
+    longitude: float | None = None
+    degraded: bool = True
+    stock_only: bool = False
+
+    @property
+    def destination(self) -> Coordinates | None:
+        """Where the order goes, if that was told."""
+        if self.latitude is None or self.longitude is None:
+            return None
+        return Coordinates(self.latitude, self.longitude)
+
+    def check(self) -> None:
+        """Take a destination where the strategy needs one. Raises InvalidCommand."""
+        check_coordinates("sourcing.", self.latitude, self.longitude)
+        if self.strategy is Strategy.DISTANCE and self.destination is None:
+            raise InvalidCommand(
+                "sourcing.latitude", "the strategy `distance` needs the destination's coordinates"
+            )
+
+
+class OrderResult(msgspec.Struct, frozen=True):
+    """The order as it is now, and whether an earlier call had done what was asked."""
+
+    order: Order
+    replayed: bool
+
+
+def _nothing(_step: str) -> None:
+    """Watch no steps."""
+
+
+class Orders:
+    """Orders of all merchants over one engine.
+
+    `watch` is called with the name of every step just before and just after it is taken: tests kill
+    the coordinator there.
+    """
+
+    def __init__(self, inventory: Inventory, *, watch: Callable[[str], None] = _nothing) -> None:
+        """Nothing is read yet."""
+        self._inventory = inventory
+        self._records = inventory.order_records
+        self._places = Places(inventory.store)
+        self._freshness = FreshnessView(inventory)
+        self._watch = watch
+
+    async def _take(self, step: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Take one step: everything that changes something in the store goes through here."""
+        self._watch(f"before {step}")
+        answer = await call()
+        self._watch(f"after {step}")
+        return answer
+
+    async def _write(self, order: Order, step: str, *, actor: str, ttl_ms: int = 0) -> Order:
+        return await self._take(
+            f"record {step}",
+            lambda: self._records.step(order, step, actor=actor, ttl_ms=ttl_ms),
+        )
+
+    # Reading
+
+    async def read(self, merchant: str, order: str) -> Order:
+        """Read an order, its parts as they are now. Raises OrderNotFound."""
+        found = await self._find(merchant, order)
+        return await self._seen_now(found)
+
+    async def _find(self, merchant: str, order: str) -> Order:
+        found = await self._records.read(order)
+        if (
+            found is None
+            or found.body.merchant != merchant
+            or found.body.kind is not OrderKind.ORDER
+        ):
+            raise OrderNotFound(order)
+        return found
+
+    async def _seen_now(self, order: Order) -> Order:
+        """Return an order with what became of its parts by their own ids.
+
+        Nothing is written: whoever drives the order does that.
+        """
+        if order.state is not OrderState.CONFIRMED:
+            return order
+        parts = [await self._part_now(order, part) for part in order.parts]
+        return _with_parts(order, parts)
+
+    async def _part_now(self, order: Order, part: Part) -> Part:
+        if part.state not in (PartState.HELD, PartState.CONFIRMED):
+            return part
+        try:
+            found = await self._inventory.reservation(order.body.merchant, part.reservation)
+        except ReservationNotFound:
+            return msgspec.structs.replace(part, state=PartState.RELEASED)
+        return msgspec.structs.replace(
+            part, state=PartState(found.state), lines=found.lines, picked=found.picked or ()
+        )
+
+    async def listed(
+        self,
+        merchant: str,
+        *,
+        order_ref: str = "",
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
+    ) -> Page[Order]:
+        """List a merchant's orders, the oldest first, or those of an order reference.
+
+        `after` is the `next_after` of the page before. Raises InvalidCommand where it is not.
+        """
+        check_id("merchant", merchant)
+        check_text("order_ref", order_ref)
+        check_page(limit)
+        position = reservations.parse_position(after)
+        if order_ref:
+            found = await self._referred(merchant, order_ref)
+        else:
+            found = await self._of_merchant(merchant, position, limit)
+        rest = sorted(one for one in found if position is None or one > position)
+        page = rest[:limit]
+        orders = [await self._records.read(one.id) for one in page]
+        return Page(
+            tuple([await self._seen_now(one) for one in orders if one is not None]),
+            page[-1].text() if len(rest) > limit else None,
+        )
+
+    async def _of_merchant(
+        self, merchant: str, position: reservations.Position | None, limit: int
+    ) -> list[reservations.Position]:
+        start = "-inf" if position is None else position.created_at_ms
+        found: list[reservations.Position] = []
+        for keys in self._inventory.keys:
+            index, already = keys.orders(merchant), 0
+            if position is not None:
+                # Members of one millisecond stand in byte order: some may have been given.
+                already = await self._inventory.dispatcher.read("ZCOUNT", index, start, start)
+            flat = await self._inventory.dispatcher.read(
+                "ZRANGEBYSCORE", index, start, "+inf", "WITHSCORES", "LIMIT", 0, limit + 1 + already
+            )
+            found += reservations.positions(flat)
+        return found
+
+    async def _referred(self, merchant: str, order_ref: str) -> list[reservations.Position]:
+        prefix = f"{encode(order_ref)}:"
+        found = []
+        for keys in self._inventory.keys:
+            members = await self._inventory.dispatcher.read(
+                "ZRANGEBYLEX", keys.order_refs(merchant), f"[{prefix}", f"[{prefix}~"
+            )
+            for member in members:
+                order = await self._records.read(member.decode().rpartition(":")[2])
+                if order is not None:
+                    found.append(reservations.Position(order.created_at_ms, order.id))
+        return found
+
+    # Placing
+
+    async def place(
+        self,
+        merchant: str,
+        lines: Sequence[WantedLine],
+        *,
+        key: str,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        order_ref: str = "",
+        options: Options | None = None,
+        actor: str,
+    ) -> OrderResult:
+        """Hold the units of all lines for `ttl_ms`, at the locations they name or at sourced ones.
+
+        A retry under the same key finds its own order. Raises InsufficientStock, and then holds
+        nothing, IdempotencyKeyReused, InvalidCommand, LimitExceeded.
+        """
+        options = options or Options()
+        check_id("merchant", merchant)
+        check_key(key)
+        check_ttl(ttl_ms)
+        check_text("order_ref", order_ref)
+        _check_wanted(lines)
+        options.check()
+        text = msgspec.json.encode(options).decode()
+        said = [f"{line.quantity} {line.sku}\0{line.location}" for line in lines]
+        body = OrderBody(
+            kind=OrderKind.ORDER,
+            merchant=merchant,
+            actor=actor,
+            fingerprint=digest(str(ttl_ms), order_ref, text, *said),
+            order_ref=order_ref,
+            ttl_ms=ttl_ms,
+            lines=_summed(lines),
+            options=text,
+        )
+        order, replayed = await self._begun(body, key)
+        order, short = await self._drive(order, actor=actor)
+        if replayed and order.state is OrderState.FAILED:
+            # A refusal is not remembered: the key is looked at anew.
+            replayed = False
+            order, short = await self._place_again(order, actor=actor)
+        if order.state is OrderState.FAILED:
+            raise InsufficientStock(tuple(short) or _shorts(order))
+        if not replayed and order.state.gives_back:
+            raise _ended(order)
+        return OrderResult(order, replayed)
+
+    async def _begun(self, body: OrderBody, key: str) -> tuple[Order, bool]:
+        """Return the record of a key, and whether it was there before this call."""
+        the_id = order_id(body.kind, body.merchant, key, self._inventory.partitions)
+        order = await self._records.read(the_id)
+        if order is not None and order.body.fingerprint != body.fingerprint:
+            raise IdempotencyKeyReused(key)
+        if order is not None:
+            return order, True
+        plan = await self._first_plan(the_id, body)
+        return await self._take(
+            "record place",
+            lambda: self._records.make(body.kind, key, body, plan, ttl_ms=body.ttl_ms),
+        )
+
+    async def _place_again(self, order: Order, *, actor: str) -> tuple[Order, list[ShortLine]]:
+        plan = await self._first_plan(order.id, order.body, first=_next_number(order.parts))
+        again = msgspec.structs.replace(
+            order, state=OrderState.PLACING, settled=False, reason="", plan=plan
+        )
+        try:
+            order = await self._write(again, "place", actor=actor, ttl_ms=order.body.ttl_ms)
+        except OrderChanged as changed:
+            order = changed.order
+        return await self._drive(order, actor=actor)
+
+    async def _first_plan(self, the_id: str, body: OrderBody, *, first: int = 1) -> Plan:
+        """Plan the parts of an order that holds nothing yet. Raises InsufficientStock."""
+        sourced = await self._source(body, _free(body))
+        if sourced.missing:
+            # As a reserve does: what is due and not taken back yet may be enough.
+            for keys in self._inventory.keys:
+                await self._inventory.expire_due(keys.partition)
+            sourced = await self._source(body, _free(body))
+        if sourced.missing:
+            raise InsufficientStock(await self._missing(body, sourced))
+        wanted, why = _laid_out(body, sourced)
+        self._check_parts(wanted)
+        parts = tuple(
+            self._planned(the_id, body.merchant, location, lines, number=number, why=why[location])
+            for number, (location, lines) in enumerate(sorted(wanted.items()), first)
+        )
+        return Plan(parts, _passed_over(sourced, wanted))
+
+    @staticmethod
+    def _check_parts(wanted: dict[str, tuple[Line, ...]]) -> None:
+        if len(wanted) > MAX_ORDER_PARTS:
+            raise LimitExceeded("lines.location", most=MAX_ORDER_PARTS)
+
+    def _planned(
+        self,
+        the_id: str,
+        merchant: str,
+        location: str,
+        lines: tuple[Line, ...],
+        *,
+        number: int,
+        why: str,
+        replaces: int = 0,
+    ) -> Part:
+        key = f"{the_id}/{number}"
+        partition = self._inventory.keys_of(merchant, location).partition
+        made = reservation_id(partition, merchant, location, key)
+        return Part(number, location, made, key, lines, why=why, replaces=replaces)
+
+    async def _missing(self, body: OrderBody, sourced: Sourced) -> tuple[ShortLine, ...]:
+        wanted = {line.sku: line.quantity for line in _free(body)}
+        return tuple(
+            ShortLine(line.sku, wanted[line.sku], wanted[line.sku] - line.quantity)
+            for line in sourced.missing
+        )
+
+    async def _source(
+        self,
+        body: OrderBody,
+        wanted: Sequence[Line],
+        *,
+        own: Iterable[Part] = (),
+        known: dict[tuple[str, str], int] | None = None,
+        without: Iterable[str] = (),
+    ) -> Sourced:
+        """Plan where units come from, by the live rows.
+
+        `own` parts hold units that count as free; `known` is what refusals said of rows.
+        """
+        if not wanted:
+            return Sourced((), (), ())
+        options = _options(body)
+        left_out = set(without)
+        candidates, passed = [], []
+        for candidate, why_not in await self._candidates(body.merchant, wanted, known or {}):
+            if candidate.location in left_out:
+                passed.append((candidate.location, "it could not fulfil its part"))
+            elif why_not or (candidate.is_degraded and not options.degraded):
+                passed.append((candidate.location, why_not or "its tills are silent"))
+            else:
+                candidates.append(_left_for(body, _with_own(candidate, own)))
+        plan = source(wanted, candidates, options.strategy, destination=options.destination)
+        return msgspec.structs.replace(plan, passed_over=(*passed, *plan.passed_over))
+
+    async def _candidates(
+        self, merchant: str, wanted: Sequence[Line], known: dict[tuple[str, str], int]
+    ) -> list[tuple[Candidate, str]]:
+        """Read the merchant's locations as candidates, with why one is none."""
+        page = await self._inventory.list_locations(merchant, limit=MAX_SOURCING_LOCATIONS)
+        locations = list(page.items)
+        places = await self._places.of(merchant, locations)
+        fresh = await self._freshness.of(merchant, locations)
+        asked = [(location, line.sku) for location in locations for line in wanted]
+        units: dict[tuple[str, str], int] = {}
+        for start in range(0, len(asked), MAX_BATCH_ROWS):
+            some = asked[start : start + MAX_BATCH_ROWS]
+            for name, row in zip(some, await self._inventory.rows(merchant, some), strict=True):
+                units[name] = 0 if row is None else row.available
+        return [
+            (
+                Candidate(
+                    location=location,
+                    available={
+                        line.sku: min(
+                            units[location, line.sku],
+                            known.get((location, line.sku), units[location, line.sku]),
+                        )
+                        for line in wanted
+                    },
+                    priority=place.priority,
+                    coordinates=place.coordinates,
+                    is_degraded=fresh[location] != LIVE,
+                ),
+                "" if place.ships else "it does not ship",
+            )
+            for location, place in zip(locations, places, strict=True)
+        ]
+
+    # Deciding
+
+    async def confirm(self, merchant: str, order: str, *, actor: str) -> OrderResult:
+        """Decide: from here on the parts are kept until they are committed or the order cancelled.
+
+        Raises OrderNotFound, OrderEnded.
+        """
+        found = await self._find(merchant, order)
+        for _ in range(MAX_ROUNDS):
+            found, _ = await self._drive(found, actor=actor)
+            if found.state in (OrderState.CONFIRMED, OrderState.FULFILLED):
+                return OrderResult(found, replayed=True)
+            if found.state is not OrderState.HELD:
+                raise _ended(found)
+            try:
+                found = await self._decide(found, actor=actor)
+            except OrderChanged as changed:
+                found = changed.order
+                continue
+            found, _ = await self._drive(found, actor=actor)
+            if found.state.gives_back:
+                raise _ended(found)
+            return OrderResult(found, replayed=False)
+        raise OutcomeUnknown()
+
+    async def _decide(self, order: Order, *, actor: str) -> Order:
+        """Record the decision, or that a part was ended by its own id and so nothing is held."""
+        parts = [await self._part_now(order, part) for part in order.parts]
+        lost = [
+            part
+            for part, before in zip(parts, order.parts, strict=True)
+            if before.state.is_open and not part.state.is_open
+        ]
+        if not lost:
+            decided = msgspec.structs.replace(order, state=OrderState.CONFIRMED, settled=False)
+            return await self._write(decided, "confirm", actor=actor)
+        reason = f"the part at {lost[0].location} was {lost[0].state}"
+        failed = msgspec.structs.replace(
+            _with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
+        )
+        return await self._write(failed, "fail", actor=actor)
+
+    async def cancel(
+        self, merchant: str, order: str, *, reason: str = "", actor: str
+    ) -> OrderResult:
+        """Give back what the order holds, decided or not; what was committed stays so.
+
+        Raises OrderNotFound, OrderEnded.
+        """
+        check_text("reason", reason)
+        found = await self._find(merchant, order)
+        for _ in range(MAX_ROUNDS):
+            if found.state is OrderState.CANCELLED:
+                found, _ = await self._drive(found, actor=actor)
+                return OrderResult(found, replayed=True)
+            if found.state.is_ended:
+                raise _ended(found)
+            cancelled = msgspec.structs.replace(
+                found, state=OrderState.CANCELLED, settled=False, reason=reason
+            )
+            try:
+                found = await self._write(cancelled, "cancel", actor=actor)
+            except OrderChanged as changed:
+                found = changed.order
+                continue
+            found, _ = await self._drive(found, actor=actor)
+            return OrderResult(found, replayed=False)
+        raise OutcomeUnknown()
+
+    async def commit(
+        self,
+        merchant: str,
+        order: str,
+        *,
+        location: str = "",
+        picks: Sequence[Line] = (),
+        actor: str,
+    ) -> OrderResult:
+        """The units of a location's part, or of all parts, left the shelf; with `picks` only those.
+
+        An order that is held is confirmed by it. Raises OrderNotFound, OrderEnded,
+        InsufficientOnHand (that part stays as it is), InvalidCommand.
+        """
+        check_picks(picks)
+        check_text("location", location)
+        if picks and not location:
+            raise InvalidCommand("location", "name the location that was picked at")
+        found = (await self.confirm(merchant, order, actor=actor)).order
+        for _ in range(MAX_ROUNDS):
+            found = await self.look_again(found, actor=actor)
+            there = [part for part in found.parts if location in ("", part.location)]
+            if not there:
+                raise InvalidCommand("location", "no part of this order is there")
+            due = [part for part in there if part.state is PartState.CONFIRMED]
+            if not due:
+                return self._committed_before(found, there, picks)
+            _check_held(due, picks)
+            numbers = {part.number for part in due}
+            aimed = _with_parts(
+                found,
+                [
+                    msgspec.structs.replace(part, aim=Aim.COMMIT, picks=tuple(picks))
+                    if part.number in numbers
+                    else part
+                    for part in found.parts
+                ],
+            )
+            aimed = msgspec.structs.replace(aimed, settled=False)
+            try:
+                found = await self._write(aimed, "commit", actor=actor)
+            except OrderChanged as changed:
+                found = changed.order
+                continue
+            refusals: list[InsufficientOnHand] = []
+            found, _ = await self._drive(found, actor=actor, refusals=refusals)
+            if refusals:
+                raise refusals[0]
+            return OrderResult(found, replayed=False)
+        raise OutcomeUnknown()
+
+    @staticmethod
+    def _committed_before(
+        found: Order, there: Sequence[Part], picks: Sequence[Line]
+    ) -> OrderResult:
+        done = [part for part in there if part.state is PartState.COMMITTED]
+        asked = {line.sku: line.quantity for line in picks}
+        for part in done:
+            picked = {line.sku: line.quantity for line in part.picked}
+            if not asked or picked == {sku: asked.get(sku, 0) for sku in picked}:
+                return OrderResult(found, replayed=True)
+        raise _ended(found)
+
+    # Driving
+
+    async def drive(self, order: Order, *, actor: str) -> Order:
+        """Do what a record says is still to be done. Any number may do so at once."""
+        return (await self._drive(order, actor=actor))[0]
+
+    async def expire(self, order: Order, *, actor: str) -> Order:
+        """End an undecided order whose time is up."""
+        expired = msgspec.structs.replace(
+            order, state=OrderState.EXPIRED, settled=False, reason="its time was up"
+        )
+        try:
+            order = await self._write(expired, "expire", actor=actor)
+        except OrderChanged as changed:
+            order = changed.order
+        return await self.drive(order, actor=actor)
+
+    async def look_again(self, order: Order, *, actor: str) -> Order:
+        """Write down what became of a confirmed order's parts by their own ids."""
+        now = await self._seen_now(order)
+        if now == order:
+            return order
+        try:
+            order = await self._write(
+                msgspec.structs.replace(now, settled=False), "look", actor=actor
+            )
+        except OrderChanged as changed:
+            order = changed.order
+        return await self.drive(order, actor=actor)
+
+    async def _drive(
+        self,
+        order: Order,
+        *,
+        actor: str,
+        refusals: list[InsufficientOnHand] | None = None,
+    ) -> tuple[Order, list[ShortLine]]:
+        """Return the order once it is settled, and what was short where it could not be held."""
+        short: list[ShortLine] = []
+        for _ in range(MAX_ROUNDS):
+            if order.settled:
+                return order, short
+            try:
+                if order.state.gives_back:
+                    order = await self._give_back(order, actor=actor)
+                elif order.state is OrderState.PLACING:
+                    order = await self._hold_parts(order, short, actor=actor)
+                else:
+                    order = await self._carry_out(order, refusals, actor=actor)
+            except OrderChanged as changed:
+                order = changed.order
+        raise OutcomeUnknown()
+
+    async def _hold_parts(self, order: Order, short: list[ShortLine], *, actor: str) -> Order:
+        """Make the planned parts; the next best plan where one is refused, or none is left."""
+        parts = [await self._dropped(order, part, actor=actor) for part in order.parts]
+        known: dict[tuple[str, str], int] = {}
+        short.clear()
+        for i, part in enumerate(parts):
+            if part.state is not PartState.PLANNED or part.aim is Aim.DROP or known:
+                continue
+            try:
+                made = await self._hold_part(order, part, actor=actor)
+            except InsufficientStock as refused:
+                parts[i] = msgspec.structs.replace(part, state=PartState.REFUSED)
+                known |= {(part.location, line.sku): line.available for line in refused.lines}
+                short += refused.lines
+            else:
+                # Of a split row it may be in another partition than was planned.
+                the_id = made.reservation.id
+                parts[i] = msgspec.structs.replace(part, state=PartState.HELD, reservation=the_id)
+        order = _with_parts(order, parts)
+        try:
+            return await self._held_or_next(order, known, short, actor=actor)
+        except OrderChanged as changed:
+            await self._leave_nothing(order, changed.order, actor=actor)
+            raise
+
+    async def _leave_nothing(self, mine: Order, now: Order, *, actor: str) -> None:
+        """Release what was held just now for an order that somebody ended meanwhile."""
+        for part in mine.parts:
+            known = now.part(part.reservation)
+            is_wanted = known is not None and known.state.is_open and not now.state.gives_back
+            if part.state is PartState.HELD and not is_wanted:
+                await self._release_part(mine, part, f"order {now.state}", actor=actor)
+
+    async def _held_or_next(
+        self,
+        order: Order,
+        known: dict[tuple[str, str], int],
+        short: "Sequence[ShortLine]",
+        *,
+        actor: str,
+    ) -> Order:
+        if not known:
+            held = msgspec.structs.replace(order, state=OrderState.HELD, settled=True)
+            return await self._write(held, "hold", actor=actor)
+        plan = await self._next_plan(order, known)
+        if plan is not None:
+            return await self._write(msgspec.structs.replace(order, plan=plan), "plan", actor=actor)
+        reason = f"{short[0].sku}: requested {short[0].requested}, available {short[0].available}"
+        failed = msgspec.structs.replace(order, state=OrderState.FAILED, reason=reason)
+        return await self._write(failed, "fail", actor=actor)
+
+    async def _hold_part(self, order: Order, part: Part, *, actor: str) -> ReservationResult:
+        return await self._take(
+            f"hold part {part.number}",
+            lambda: self._inventory.reserve(
+                order.body.merchant,
+                part.location,
+                part.lines,
+                key=part.key,
+                ttl_ms=order.body.ttl_ms,
+                # By this the sweeper knows whose part it is, and asks before it takes it back.
+                order_ref=order.id,
+                stock_only=_options(order.body).stock_only,
+                actor=actor,
+            ),
+        )
+
+    async def _dropped(self, order: Order, part: Part, *, actor: str) -> Part:
+        """Release a part that a later plan does without."""
+        if part.aim is not Aim.DROP or not part.state.is_open:
+            return part
+        return await self._release_part(order, part, "another plan", actor=actor)
+
+    async def _next_plan(self, order: Order, known: dict[tuple[str, str], int]) -> Plan | None:
+        """Plan anew with what the refusals taught; None where nothing is left to try."""
+        body = order.body
+        tried = sum(part.state is PartState.REFUSED for part in order.parts)
+        held = [p for p in order.parts if p.state is PartState.HELD and p.aim is Aim.NONE]
+        sourced = await self._source(body, _free(body), own=held, known=known)
+        is_named_short = any(
+            known.get((line.location, line.sku), line.quantity) < line.quantity
+            for line in body.lines
+            if line.location
+        )
+        wanted, why = _laid_out(body, sourced)
+        if tried >= MAX_ORDER_PLANS or sourced.missing or is_named_short:
+            return None
+        places = set(wanted)
+        parts = []
+        for part in order.parts:
+            if part.state is PartState.HELD and wanted.get(part.location) == part.lines:
+                del wanted[part.location]
+            elif part.state.is_open:
+                part = msgspec.structs.replace(part, aim=Aim.DROP)  # noqa: PLW2901
+            parts.append(part)
+        if len(parts) + len(wanted) > MAX_ORDER_PARTS:
+            return None
+        parts += [
+            self._planned(
+                order.id, body.merchant, location, lines, number=number, why=why[location]
+            )
+            for number, (location, lines) in enumerate(sorted(wanted.items()), _next_number(parts))
+        ]
+        return Plan(tuple(parts), _passed_over(sourced, places))
+
+    async def _carry_out(
+        self, order: Order, refusals: list[InsufficientOnHand] | None, *, actor: str
+    ) -> Order:
+        """Confirm the parts of a decided order, and commit or release those that are to be."""
+        parts = []
+        for part in order.parts:
+            now = part
+            if now.state is PartState.HELD:
+                now = await self._confirm_part(order, now, actor=actor)
+            if now.state.is_open and now.aim is Aim.COMMIT:
+                try:
+                    now = await self._commit_part(order, now, actor=actor)
+                except InsufficientOnHand as refused:
+                    now = msgspec.structs.replace(now, aim=Aim.NONE, picks=())
+                    if refusals is not None:
+                        refusals.append(refused)
+            elif now.state.is_open and now.aim is Aim.RELEASE:
+                now = await self._release_part(order, now, "sourced elsewhere", actor=actor)
+            parts.append(now)
+        state = OrderState.CONFIRMED
+        if not any(part.state.is_open for part in parts):
+            is_done = any(part.state is PartState.COMMITTED for part in parts)
+            state = OrderState.FULFILLED if is_done else OrderState.CANCELLED
+        settled = msgspec.structs.replace(_with_parts(order, parts), state=state, settled=True)
+        return await self._write(settled, "settle", actor=actor)
+
+    async def _confirm_part(self, order: Order, part: Part, *, actor: str) -> Part:
+        return await self._settled_part(
+            order,
+            part,
+            f"confirm part {part.number}",
+            lambda: self._inventory.confirm(
+                order.body.merchant, part.reservation, order_ref=order.body.order_ref, actor=actor
+            ),
+        )
+
+    async def _commit_part(self, order: Order, part: Part, *, actor: str) -> Part:
+        return await self._settled_part(
+            order,
+            part,
+            f"commit part {part.number}",
+            lambda: self._inventory.commit(
+                order.body.merchant, part.reservation, picks=part.picks, actor=actor
+            ),
+        )
+
+    async def _release_part(self, order: Order, part: Part, reason: str, *, actor: str) -> Part:
+        return await self._settled_part(
+            order,
+            part,
+            f"release part {part.number}",
+            lambda: self._inventory.release(
+                order.body.merchant, part.reservation, reason=reason, actor=actor
+            ),
+        )
+
+    async def _settled_part(
+        self, order: Order, part: Part, step: str, call: Callable[[], Awaitable[object]]
+    ) -> Part:
+        """Take a step on a part and return it as it is then, whoever was there before."""
+        try:
+            await self._take(step, call)
+        except ReservationNotFound:
+            # Never made, or ended so long ago that it was forgotten.
+            return _without_aim(part, PartState.RELEASED)
+        except ReservationEnded as ended:
+            if ended.state != ReservationState.COMMITTED:
+                return _without_aim(part, PartState(ended.state))
+        known = msgspec.structs.replace(part, state=PartState.CONFIRMED)
+        now = await self._part_now(order, known)
+        return now if now.state.is_open else _without_aim(now, now.state)
+
+    async def _give_back(self, order: Order, *, actor: str) -> Order:
+        """Release every part that is still open, or may be."""
+        parts = [
+            await self._release_part(order, part, f"order {order.state}", actor=actor)
+            if part.state.is_open
+            else part
+            for part in order.parts
+        ]
+        settled = msgspec.structs.replace(_with_parts(order, parts), settled=True)
+        return await self._write(settled, "give back", actor=actor)
+
+
+def _options(body: OrderBody) -> Options:
+    return msgspec.json.decode(body.options, type=Options)
+
+
+def _next_number(parts: Sequence[Part]) -> int:
+    """Return a number that no part ever had: a part's key is made of it."""
+    return max((part.number for part in parts), default=0) + 1
+
+
+def _without_aim(part: Part, state: PartState) -> Part:
+    """Return a part that came to its end; that it was dropped stays known."""
+    aim = part.aim if part.aim is Aim.DROP else Aim.NONE
+    return msgspec.structs.replace(part, state=state, aim=aim)
+
+
+def _with_parts(order: Order, parts: Iterable[Part]) -> Order:
+    plan = msgspec.structs.replace(order.plan, parts=tuple(parts))
+    return msgspec.structs.replace(order, plan=plan)
+
+
+def _with_own(candidate: Candidate, own: Iterable[Part]) -> Candidate:
+    """Count what the order's own parts hold at a location as free."""
+    available = dict(candidate.available)
+    for part in own:
+        if part.location == candidate.location:
+            for line in part.lines:
+                if line.sku in available:
+                    available[line.sku] += line.quantity
+    return msgspec.structs.replace(candidate, available=available)
+
+
+def _left_for(body: OrderBody, candidate: Candidate) -> Candidate:
+    """Take off what lines that name the location need of it."""
+    available = dict(candidate.available)
+    for line in body.lines:
+        if line.location == candidate.location and line.sku in available:
+            available[line.sku] = max(0, available[line.sku] - line.quantity)
+    return msgspec.structs.replace(candidate, available=available)
+
+
+def _free(body: OrderBody) -> list[Line]:
+    """Return the lines that sourcing finds a location for, one a SKU."""
+    return [Line(line.sku, line.quantity) for line in body.lines if not line.location]
+
+
+def _summed(lines: Sequence[WantedLine]) -> tuple[WantedLine, ...]:
+    """Add up the lines of one SKU and location, in the order of their first appearance."""
+    units: dict[tuple[str, str], int] = {}
+    for line in lines:
+        name = (line.sku, line.location)
+        units[name] = units.get(name, 0) + line.quantity
+    return tuple(WantedLine(sku, quantity, location) for (sku, location), quantity in units.items())
+
+
+def _laid_out(
+    body: OrderBody, sourced: Sourced
+) -> tuple[dict[str, tuple[Line, ...]], dict[str, str]]:
+    """Return what each location is to hold, and why it."""
+    lines: dict[str, list[Line]] = {}
+    why: dict[str, str] = {}
+    for wanted in body.lines:
+        if wanted.location:
+            lines.setdefault(wanted.location, []).append(Line(wanted.sku, wanted.quantity))
+            why[wanted.location] = "it was named"
+    for one in sourced.sources:
+        lines.setdefault(one.location, []).extend(one.lines)
+        why[one.location] = "; ".join(filter(None, (why.get(one.location, ""), one.why)))
+    return {place: reservations.summed(some) for place, some in lines.items()}, why
+
+
+def _passed_over(sourced: Sourced, wanted: Collection[str]) -> tuple[PassedOver, ...]:
+    """Return the locations that sourcing passed over, without those that a line names anyway."""
+    return tuple(
+        PassedOver(location, why) for location, why in sourced.passed_over if location not in wanted
+    )
+
+
+def _shorts(order: Order) -> tuple[ShortLine, ...]:
+    """Name the lines of the parts that were refused, where nobody remembers what was there."""
+    refused = [part for part in order.parts if part.state is PartState.REFUSED] or order.parts
+    return tuple(ShortLine(x.sku, x.quantity, 0) for part in refused for x in part.lines)
+
+
+def _ended(order: Order) -> OrderEnded:
+    return OrderEnded(
+        order.id, state=order.state, ended_at_ms=order.ended_at_ms, reason=order.reason
+    )
+
+
+def _check_wanted(lines: Sequence[WantedLine]) -> None:
+    check_batch("lines", len(lines), MAX_LINES)
+    for i, line in enumerate(lines):
+        check_id(f"lines[{i}].sku", line.sku)
+        check_quantity(f"lines[{i}].quantity", line.quantity)
+        if line.location:
+            check_text(f"lines[{i}].location", line.location)
+
+
+def _check_held(due: Sequence[Part], picks: Sequence[Line]) -> None:
+    """Take picks of what the part holds only. Raises InvalidCommand."""
+    held: dict[str, int] = {}
+    for part in due:
+        for line in part.lines:
+            held[line.sku] = held.get(line.sku, 0) + line.quantity
+    seen = set()
+    for i, pick in enumerate(picks):
+        if pick.sku in seen or pick.sku not in held:
+            raise InvalidCommand(f"lines[{i}].sku", "is no line of this part, or was named before")
+        if pick.quantity > held[pick.sku]:
+            raise InvalidCommand(
+                f"lines[{i}].quantity", f"the part holds {held[pick.sku]}, not {pick.quantity}"
+            )
+        seen.add(pick.sku)

@@ -1,0 +1,330 @@
+"""Orders that span locations: placed, read, listed, confirmed, cancelled and committed."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from engine import order_records
+from engine.limits import DEFAULT_TTL_MS, MAX_LINES
+from engine.model import Line, time_text
+from engine.order_records import OrderState, PartState, WantedLine
+from engine.orders import Options, OrderResult, Orders
+from engine.places import MAX_PRIORITY, Place, Places
+from engine.sourcing import Strategy
+from gateway.calls import Answer, Call, answer_once
+from gateway.idempotency import key_of
+from gateway.paging import QUERY as PAGE_QUERY
+from gateway.paging import cursor, limit_of, place_of
+from gateway.reservations import PLACE, refuse_repeated
+from gateway.wire import (
+    Id,
+    LineRequest,
+    MissingLine,
+    Page,
+    PickRequest,
+    Request,
+    Text,
+    Time,
+    TtlSeconds,
+    lines,
+)
+
+QUERY = (*PAGE_QUERY, "order_ref")
+"""The query parameters of the listing."""
+
+Latitude = Annotated[float, Meta(ge=-90, le=90, description="Degrees north, WGS 84.")]
+Longitude = Annotated[float, Meta(ge=-180, le=180, description="Degrees east, WGS 84.")]
+
+
+class OrderLineRequest(LineRequest, frozen=True, kw_only=True):
+    """Units of one SKU, at a location or, without one, wherever they can be had."""
+
+    location: Id | None = None
+
+
+class SourcingRequest(Request, frozen=True, kw_only=True):
+    """How lines without a location are sourced.
+
+    `distance` needs the destination's coordinates. A location whose tills are silent comes last;
+    with `degraded` false it is left out.
+    """
+
+    strategy: Strategy = Strategy.FEWEST_SPLITS
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+    degraded: bool = True
+
+
+class OrderRequest(Request, frozen=True, kw_only=True):
+    """An order over any number of locations: all of it is held, or nothing.
+
+    With `stock_only` no part is a backorder, whatever the terms of its rows.
+    """
+
+    lines: Annotated[list[OrderLineRequest], Meta(min_length=1, max_length=MAX_LINES)]
+    ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
+    order_ref: Text = ""
+    stock_only: bool = False
+    sourcing: SourcingRequest = msgspec.field(default_factory=SourcingRequest)
+
+
+class CancelRequest(Request, frozen=True, kw_only=True):
+    """Give back what the order holds."""
+
+    reason: Text = ""
+
+
+class CommitOrderRequest(Request, frozen=True, kw_only=True):
+    """Units left the shelves: those of one location's part, or of all parts.
+
+    With `lines` only those were picked at the location, and the rest of its part goes back.
+    """
+
+    location: Id | None = None
+    lines: Annotated[list[PickRequest], Meta(min_length=1, max_length=MAX_LINES)] | UnsetType = (
+        UNSET
+    )
+
+
+class OrderLine(msgspec.Struct, frozen=True):
+    """Units of one SKU that were asked for; `location` is null where it was left to sourcing."""
+
+    sku: str
+    quantity: int
+    location: str | None
+
+
+class PartLine(msgspec.Struct, frozen=True):
+    """Units of one SKU at one location; `picked` is null unless the part is committed."""
+
+    sku: str
+    quantity: int
+    picked: int | None
+
+
+class OrderPart(msgspec.Struct, frozen=True):
+    """One location's part, which is the reservation of this id.
+
+    `why` says why the location was chosen. `replaces` is the location's that could not fulfil.
+    """
+
+    location: str
+    reservation: str
+    state: PartState
+    lines: list[PartLine]
+    why: str
+    replaces: str | None
+
+
+class PassedOver(msgspec.Struct, frozen=True):
+    """A location that nothing comes from, and why."""
+
+    location: str
+    why: str
+
+
+class Order(msgspec.Struct, frozen=True):
+    """An order; `expires_at` is null once it is decided, and `revision` rises at every step.
+
+    `parts` are those that count; one that was refused, or that a later plan did without, is left
+    out. `missing` are units that no part brings any more: of a short pick, or of a part that was
+    released by its own id. `settled` is false while something is still to be done to the parts.
+    """
+
+    id: str
+    merchant: str
+    state: OrderState
+    settled: bool
+    revision: int
+    order_ref: str
+    lines: list[OrderLine]
+    parts: list[OrderPart]
+    missing: list[MissingLine]
+    passed_over: list[PassedOver]
+    reason: str
+    created_at: Time
+    expires_at: Time | None
+    confirmed_at: Time | None
+    ended_at: Time | None
+
+
+class OrderPage(Page[Order], frozen=True):
+    """Orders of a merchant, oldest first."""
+
+
+class LocationSourcing(Request, frozen=True, kw_only=True):
+    """A location's settings for sourcing: the lowest `priority` number comes first.
+
+    Coordinates stand together or not at all. A location that does not ship is never a source.
+    """
+
+    latitude: Latitude | None = None
+    longitude: Longitude | None = None
+    priority: Annotated[int, Meta(ge=0, le=MAX_PRIORITY)] = 0
+    ships: bool = True
+
+
+async def place(call: Call, body: OrderRequest) -> Answer:
+    """Hold an order over its locations."""
+    sourcing = body.sourcing
+    result = await _orders(call).place(
+        call.merchant,
+        [WantedLine(line.sku, line.quantity, line.location or "") for line in body.lines],
+        key=key_of(call),
+        ttl_ms=body.ttl_seconds * 1000,
+        order_ref=body.order_ref,
+        options=Options(
+            strategy=sourcing.strategy,
+            latitude=sourcing.latitude,
+            longitude=sourcing.longitude,
+            degraded=sourcing.degraded,
+            stock_only=body.stock_only,
+        ),
+        actor=call.actor,
+    )
+    found = result.order
+    _forget(call, found)
+    path = f"/v1/merchants/{quote(found.body.merchant, safe='')}/orders/{found.id}"
+    return answer_once(
+        201, order(found), replayed=result.replayed, headers=[(b"location", path.encode())]
+    )
+
+
+async def list_all(call: Call, _body: None) -> Answer:
+    """List a merchant's orders, or those of an order reference."""
+    order_ref = call.query.get("order_ref", "")
+    listing = ("orders", call.merchant, order_ref)
+    page = await _orders(call).listed(
+        call.merchant,
+        order_ref=order_ref,
+        after=place_of(call, listing, is_place=PLACE.fullmatch),
+        limit=limit_of(call),
+    )
+    following = cursor(listing, page.next_after)
+    return Answer(
+        200, OrderPage([order(one) for one in page.items], following is not None, following)
+    )
+
+
+async def read(call: Call, _body: None) -> Answer:
+    """Read one order, its parts as they are now; ended ones for 24 hours."""
+    return Answer(200, order(await _orders(call).read(call.merchant, call.path["order"])))
+
+
+async def confirm(call: Call, _body: None) -> Answer:
+    """Decide: keep the parts until they are committed or the order cancelled."""
+    result = await _orders(call).confirm(call.merchant, call.path["order"], actor=call.actor)
+    return _answer(call, result)
+
+
+async def cancel(call: Call, body: CancelRequest) -> Answer:
+    """Give back what the order holds."""
+    result = await _orders(call).cancel(
+        call.merchant, call.path["order"], reason=body.reason, actor=call.actor
+    )
+    return _answer(call, result)
+
+
+async def commit(call: Call, body: CommitOrderRequest) -> Answer:
+    """The units of one part, or of all, left the shelf."""
+    picks = [] if body.lines is UNSET else body.lines
+    refuse_repeated(picks)
+    result = await _orders(call).commit(
+        call.merchant,
+        call.path["order"],
+        location=body.location or "",
+        picks=lines(picks),
+        actor=call.actor,
+    )
+    return _answer(call, result)
+
+
+async def read_sourcing(call: Call, _body: None) -> Answer:
+    """Read a location's settings for sourcing."""
+    found = await Places(call.inventory.store).read(call.merchant, call.path["location"])
+    return Answer(200, _sourcing(found))
+
+
+async def write_sourcing(call: Call, body: LocationSourcing) -> Answer:
+    """Replace a location's settings for sourcing."""
+    wanted = Place(
+        latitude=body.latitude,
+        longitude=body.longitude,
+        priority=body.priority,
+        ships=body.ships,
+    )
+    await Places(call.inventory.store).write(call.merchant, call.path["location"], wanted)
+    return Answer(200, _sourcing(wanted))
+
+
+def _sourcing(found: Place) -> LocationSourcing:
+    return LocationSourcing(
+        latitude=found.latitude,
+        longitude=found.longitude,
+        priority=found.priority,
+        ships=found.ships,
+    )
+
+
+def _orders(call: Call) -> Orders:
+    return call.service.orders
+
+
+def _answer(call: Call, result: OrderResult) -> Answer:
+    _forget(call, result.order)
+    return answer_once(200, order(result.order), replayed=result.replayed)
+
+
+def _forget(call: Call, found: order_records.Order) -> None:
+    """Have whoever made this change read its rows anew: it did not answer what they are now."""
+    view = call.service.fanout.view
+    if not view.is_idle:
+        for part in found.parts:
+            view.forget(found.body.merchant, part.location, [line.sku for line in part.lines])
+
+
+def order(found: order_records.Order) -> Order:
+    """Make the answer of an order."""
+    body = found.body
+    shown = [part for part in found.parts if part.counts]
+    places = {part.number: part.location for part in found.parts}
+    return Order(
+        found.id,
+        body.merchant,
+        found.state,
+        found.settled,
+        found.revision,
+        body.order_ref,
+        [OrderLine(line.sku, line.quantity, line.location or None) for line in body.lines],
+        [_part(part, places) for part in shown],
+        [MissingLine(line.sku, line.quantity) for line in found.missing()],
+        [PassedOver(one.location, one.why) for one in found.plan.passed_over],
+        found.reason,
+        time_text(found.created_at_ms),
+        time_text(found.expires_at_ms) if found.state.is_undecided else None,
+        _optional(found.confirmed_at_ms),
+        _optional(found.ended_at_ms),
+    )
+
+
+def _part(part: order_records.Part, places: dict[int, str]) -> OrderPart:
+    picked = {line.sku: line.quantity for line in part.picked}
+    is_committed = part.state is PartState.COMMITTED
+    return OrderPart(
+        part.location,
+        part.reservation,
+        part.state,
+        [_line(line, picked.get(line.sku, 0) if is_committed else None) for line in part.lines],
+        part.why,
+        places.get(part.replaces),
+    )
+
+
+def _line(line: Line, picked: int | None) -> PartLine:
+    return PartLine(line.sku, line.quantity, picked)
+
+
+def _optional(time_ms: int) -> str | None:
+    return time_text(time_ms) if time_ms else None

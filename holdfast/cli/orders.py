@@ -1,0 +1,249 @@
+"""`holdfast orders`: orders that span locations, and what sourcing knows of locations."""
+
+from typing import Any, Final
+
+import click
+
+from engine.limits import MAX_PAGE
+from engine.sourcing import Strategy
+from holdfast import order_calls as calls
+from holdfast.calls import Line
+from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.output import Output, moment
+from holdfast.cli.reservations import LINE, TTL_SECONDS
+from holdfast.client import new_key
+from holdfast.order_calls import LocationSourcing, Order, OrderLine, Sourcing
+
+DEFAULT_SHOWN: Final = 50
+
+_ID: Final = click.argument("order_id", metavar="ID")
+_LATITUDE: Final = click.FloatRange(-90, 90)
+_LONGITUDE: Final = click.FloatRange(-180, 180)
+
+
+@click.group(short_help="Hold orders that span locations.")
+def orders() -> None:
+    """Place, decide and follow orders whose units are at more than one location."""
+
+
+class _PlacedLineType(click.ParamType[OrderLine]):
+    """`SKU=QUANTITY` or `SKU=QUANTITY@LOCATION`."""
+
+    name = "line"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> OrderLine:
+        if isinstance(value, OrderLine):
+            return value
+        text, at, location = str(value).rpartition("@")
+        # An SKU may hold an @ itself: then what stands before it is no line.
+        if not at or "=" not in text:
+            text, location = str(value), ""
+        line = LINE.convert(text, param, ctx)
+        return OrderLine(line.sku, line.quantity, location or None)
+
+
+@orders.command(short_help="Hold an order, whole or not at all.")
+@click.argument(
+    "lines", metavar="SKU=QUANTITY[@LOCATION]...", type=_PlacedLineType(), nargs=-1, required=True
+)
+@merchant_option
+@click.option(
+    "--ttl-seconds",
+    type=TTL_SECONDS,
+    default=900,
+    show_default=True,
+    help="How long the units are held.",
+)
+@click.option("--order-ref", default="", help="The order that they are for.")
+@click.option(
+    "--strategy",
+    type=click.Choice([one.value for one in Strategy]),
+    default=Strategy.FEWEST_SPLITS.value,
+    show_default=True,
+    help="How locations are chosen for lines that name none.",
+)
+@click.option("--latitude", type=_LATITUDE, help="Of the destination, for --strategy distance.")
+@click.option("--longitude", type=_LONGITUDE, help="Of the destination.")
+@click.option("--live-only", is_flag=True, help="Leave out locations whose tills are silent.")
+@click.option("--idempotency-key", help="Makes a repeated command hold once.  [default: random]")
+@service_options
+@json_option
+def place(
+    service: Service,
+    lines: tuple[OrderLine, ...],
+    merchant: str,
+    ttl_seconds: int,
+    order_ref: str,
+    strategy: str,
+    latitude: float | None,
+    longitude: float | None,
+    live_only: bool,
+    idempotency_key: str | None,
+    output: Output,
+) -> None:
+    """Hold units at as many locations as it takes: every line, or nothing (exit code 1)."""
+    sourcing = Sourcing(
+        strategy=Strategy(strategy), latitude=latitude, longitude=longitude, degraded=not live_only
+    )
+    call = calls.place(
+        merchant,
+        lines,
+        key=idempotency_key or new_key(),
+        ttl_seconds=ttl_seconds,
+        order_ref=order_ref,
+        sourcing=sourcing,
+    )
+    with service.client() as client:
+        _show(client.send(call), output)
+
+
+@orders.command(short_help="Show one order.")
+@_ID
+@merchant_option
+@service_options
+@json_option
+def show(service: Service, order_id: str, merchant: str, output: Output) -> None:
+    """Show order ID and its parts; an ended one is kept for 24 hours."""
+    with service.client() as client:
+        _show(client.send(calls.order(merchant, order_id)), output)
+
+
+@orders.command("list", short_help="List a merchant's orders, the oldest first.")
+@merchant_option
+@click.option("--order-ref", default="", help="Only those of this reference.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, MAX_PAGE),
+    default=DEFAULT_SHOWN,
+    show_default=True,
+    help="Orders to show at most.",
+)
+@service_options
+@json_option
+def list_all(service: Service, merchant: str, order_ref: str, limit: int, output: Output) -> None:
+    """List orders. With --json it is NDJSON, one document a line."""
+    with service.client() as client:
+        page = client.send(calls.orders(merchant, order_ref=order_ref, limit=limit))
+    for one in page.data:
+        output.document(one)
+    if not output.as_json:
+        output.table(
+            ["id", "state", "parts", "units", "order_ref", "created_at"],
+            [
+                [
+                    one.id,
+                    one.state.value,
+                    len(one.parts),
+                    sum(line.quantity for line in one.lines),
+                    one.order_ref,
+                    moment(one.created_at),
+                ]
+                for one in page.data
+            ],
+        )
+    if page.has_more:
+        output.note(f"There are more than {limit}.")
+
+
+@orders.command(short_help="Keep an order's parts: it is placed.")
+@_ID
+@merchant_option
+@service_options
+@json_option
+def confirm(service: Service, order_id: str, merchant: str, output: Output) -> None:
+    """Confirm order ID: from here on none of its parts expires."""
+    with service.client() as client:
+        _show(client.send(calls.confirm(merchant, order_id)), output)
+
+
+@orders.command(short_help="Give back what an order holds.")
+@_ID
+@merchant_option
+@click.option("--reason", default="", help="Why.")
+@service_options
+@json_option
+def cancel(service: Service, order_id: str, merchant: str, reason: str, output: Output) -> None:
+    """Cancel order ID; what was committed stays so."""
+    with service.client() as client:
+        _show(client.send(calls.cancel(merchant, order_id, reason=reason)), output)
+
+
+@orders.command(short_help="Let the units of an order leave the shelves.")
+@_ID
+@click.argument("picks", metavar="[SKU=QUANTITY]...", type=LINE, nargs=-1)
+@merchant_option
+@click.option("--location", default="", help="Only this location's part; needed for picks.")
+@service_options
+@json_option
+def commit(
+    service: Service,
+    order_id: str,
+    picks: tuple[Line, ...],
+    merchant: str,
+    location: str,
+    output: Output,
+) -> None:
+    """Commit order ID, or its part at --location; with SKU=QUANTITY only those were picked."""
+    with service.client() as client:
+        _show(client.send(calls.commit(merchant, order_id, location=location, picks=picks)), output)
+
+
+@orders.command(short_help="Say where a location is and which comes first.")
+@click.argument("location")
+@merchant_option
+@click.option("--latitude", type=_LATITUDE, help="Degrees north; with --longitude.")
+@click.option("--longitude", type=_LONGITUDE, help="Degrees east; with --latitude.")
+@click.option("--priority", type=click.IntRange(0), help="The lowest number comes first.")
+@click.option(
+    "--ships", type=click.Choice(["yes", "no"]), help="Whether orders are sourced from it."
+)
+@service_options
+@json_option
+def sourcing(
+    service: Service,
+    location: str,
+    merchant: str,
+    latitude: float | None,
+    longitude: float | None,
+    priority: int | None,
+    ships: str | None,
+    output: Output,
+) -> None:
+    """Show what sourcing knows of LOCATION, or change what is named."""
+    said = {"latitude": latitude, "longitude": longitude, "priority": priority}
+    changes: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
+    if ships is not None:
+        changes["ships"] = ships == "yes"
+    with service.client() as client:
+        found = client.send(calls.location_sourcing(merchant, location))
+        if changes:
+            known = {name: getattr(found, name) for name in LocationSourcing.__struct_fields__}
+            wanted = LocationSourcing(**(known | changes))
+            found = client.send(calls.set_location_sourcing(merchant, location, wanted))
+    output.document(found)
+    if not output.as_json:
+        place = "no coordinates"
+        if found.latitude is not None:
+            place = f"at {found.latitude}, {found.longitude}"
+        ships_text = "ships" if found.ships else "does not ship"
+        output.text(f"{location}: priority {found.priority}, {place}, {ships_text}")
+
+
+def _show(one: Order, output: Output) -> None:
+    output.document(one)
+    if output.as_json:
+        return
+    until = f" until {moment(one.expires_at)}" if one.expires_at is not None else ""
+    why = f": {one.reason}" if one.reason else ""
+    output.text(f"{one.id}  {one.state.value}{until}{why}")
+    for part in one.parts:
+        output.text(f"  {part.location}  {part.state.value}  {part.reservation}  ({part.why})")
+        for line in part.lines:
+            picked = "" if line.picked is None else f", {line.picked:,} picked"
+            output.text(f"    {line.sku}  {line.quantity:,} units{picked}")
+    for short in one.missing:
+        output.text(f"  {short.sku}  {short.quantity:,} units missing")
+    for passed in one.passed_over:
+        output.text(f"  not from {passed.location}: {passed.why}")

@@ -1,0 +1,192 @@
+"""Orders that span locations, and what sourcing knows of locations: the calls of both clients."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from engine.order_records import OrderState, PartState
+from engine.sourcing import Strategy
+from holdfast.calls import Call, Line, Page, path_of
+
+
+class OrderLine(msgspec.Struct, frozen=True):
+    """Units of one SKU, at a location or, without one, wherever they can be had."""
+
+    sku: str
+    quantity: int
+    location: str | None = None
+
+
+class PartLine(msgspec.Struct, frozen=True):
+    """Units of one SKU at one location; `picked` is None unless the part is committed."""
+
+    sku: str
+    quantity: int
+    picked: int | None = None
+
+
+class OrderPart(msgspec.Struct, frozen=True, kw_only=True):
+    """One location's part, which is the reservation of this id; `why` it is there."""
+
+    location: str
+    reservation: str
+    state: PartState
+    lines: tuple[PartLine, ...]
+    why: str
+    replaces: str | None = None
+
+
+class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
+    """A location that nothing comes from, and why."""
+
+    location: str
+    why: str
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """An order and its parts; see docs/concepts/orders.md for the states.
+
+    `settled` is False while something is still to be done to the parts; it is done without you.
+    """
+
+    id: str
+    merchant: str
+    state: OrderState
+    settled: bool
+    revision: int
+    order_ref: str
+    lines: tuple[OrderLine, ...]
+    parts: tuple[OrderPart, ...]
+    missing: tuple[Line, ...]
+    passed_over: tuple[PassedOver, ...]
+    reason: str
+    created_at: datetime
+    expires_at: datetime | None
+    confirmed_at: datetime | None
+    ended_at: datetime | None
+
+
+class Sourcing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How lines without a location are sourced; `distance` needs the destination."""
+
+    strategy: Strategy = Strategy.FEWEST_SPLITS
+    latitude: float | None = None
+    longitude: float | None = None
+    degraded: bool = True
+
+
+class LocationSourcing(msgspec.Struct, frozen=True, kw_only=True):
+    """What sourcing knows of a location: the lowest priority number comes first."""
+
+    latitude: float | None = None
+    longitude: float | None = None
+    priority: int = 0
+    ships: bool = True
+
+
+_encode = msgspec.json.Encoder().encode
+
+_ORDER: Final = msgspec.json.Decoder(Order)
+_ORDER_PAGE: Final = msgspec.json.Decoder(Page[Order])
+_SOURCING: Final = msgspec.json.Decoder(LocationSourcing)
+
+
+def _path(merchant: str, *segments: str) -> str:
+    return path_of("v1", "merchants", merchant, *segments)
+
+
+def place(
+    merchant: str,
+    lines: Sequence[OrderLine],
+    *,
+    key: str,
+    ttl_seconds: int | None = None,
+    order_ref: str = "",
+    sourcing: Sourcing | None = None,
+) -> Call[Order]:
+    """Hold an order over any number of locations, whole or not at all."""
+    document: dict[str, Any] = {"lines": lines}
+    if ttl_seconds is not None:
+        document["ttl_seconds"] = ttl_seconds
+    if order_ref:
+        document["order_ref"] = order_ref
+    if sourcing is not None:
+        document["sourcing"] = sourcing
+    return Call(
+        method="POST",
+        path=_path(merchant, "orders"),
+        decoder=_ORDER,
+        headers=(("Idempotency-Key", key),),
+        body=_encode(document),
+    )
+
+
+def order(merchant: str, order_id: str) -> Call[Order]:
+    """Read one order; an ended one is kept for 24 hours."""
+    return Call(method="GET", path=_path(merchant, "orders", order_id), decoder=_ORDER)
+
+
+def orders(
+    merchant: str, *, order_ref: str = "", limit: int | None = None, cursor: str | None = None
+) -> Call[Page[Order]]:
+    """List a merchant's orders, the oldest first, or those of a reference."""
+    asked = (
+        ("limit", None if limit is None else str(limit)),
+        ("cursor", cursor),
+        ("order_ref", order_ref or None),
+    )
+    return Call(
+        method="GET",
+        path=_path(merchant, "orders"),
+        decoder=_ORDER_PAGE,
+        query=tuple((name, text) for name, text in asked if text is not None),
+    )
+
+
+def confirm(merchant: str, order_id: str) -> Call[Order]:
+    """Keep all parts until they are committed or the order is cancelled."""
+    return _step(merchant, order_id, "confirm", {})
+
+
+def cancel(merchant: str, order_id: str, *, reason: str = "") -> Call[Order]:
+    """Give back what the order holds."""
+    return _step(merchant, order_id, "cancel", {"reason": reason} if reason else {})
+
+
+def commit(
+    merchant: str, order_id: str, *, location: str = "", picks: Sequence[Line] = ()
+) -> Call[Order]:
+    """Let the units of one location, or of all, leave the shelf; with `picks` only those."""
+    document: dict[str, Any] = {"location": location} if location else {}
+    if picks:
+        document["lines"] = [{"sku": pick.sku, "quantity": pick.quantity} for pick in picks]
+    return _step(merchant, order_id, "commit", document)
+
+
+def location_sourcing(merchant: str, location: str) -> Call[LocationSourcing]:
+    """Read what sourcing knows of a location."""
+    path = _path(merchant, "locations", location, "sourcing")
+    return Call(method="GET", path=path, decoder=_SOURCING)
+
+
+def set_location_sourcing(
+    merchant: str, location: str, settings: LocationSourcing
+) -> Call[LocationSourcing]:
+    """Replace what sourcing knows of a location."""
+    return Call(
+        method="PUT",
+        path=_path(merchant, "locations", location, "sourcing"),
+        decoder=_SOURCING,
+        body=_encode(msgspec.to_builtins(settings)),
+    )
+
+
+def _step(merchant: str, order_id: str, verb: str, document: dict[str, Any]) -> Call[Order]:
+    return Call(
+        method="POST",
+        path=_path(merchant, "orders", order_id, verb),
+        decoder=_ORDER,
+        body=_encode(document) if document else None,
+    )

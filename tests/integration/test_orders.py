@@ -1,0 +1,266 @@
+"""Orders that span locations, as a checkout, a sweeper and a picker see them."""
+
+import asyncio
+
+import pytest
+
+from engine.model import Line, MovementType, ReservationState
+from engine.order_driver import OrderDriver
+from engine.order_records import Order, OrderState, PartState, WantedLine
+from engine.orders import Options, Orders
+from engine.outcomes import (
+    IdempotencyKeyReused,
+    InsufficientOnHand,
+    InsufficientStock,
+    InvalidCommand,
+    OrderEnded,
+    OrderNotFound,
+)
+from engine.places import Place, Places
+from engine.sourcing import Strategy
+from tests.shop import ACTOR, Shop, new_key
+
+TWO_PLACES = [WantedLine("tea", 2, "depot"), WantedLine("milk", 1, "harbour")]
+
+
+@pytest.fixture
+def orders(shop: Shop) -> Orders:
+    return Orders(shop.inventory)
+
+
+async def stock(shop: Shop) -> None:
+    await shop.receive("tea", 5, location="depot")
+    await shop.receive("milk", 3, location="harbour")
+
+
+async def place(orders: Orders, shop: Shop, *lines: WantedLine, key: str = "k") -> Order:
+    found = await orders.place(shop.merchant, lines or TWO_PLACES, key=key, actor=ACTOR)
+    return found.order
+
+
+async def available(shop: Shop) -> tuple[int, int]:
+    tea = await shop.row("tea", location="depot")
+    milk = await shop.row("milk", location="harbour")
+    return tea.available, milk.available
+
+
+async def test_an_order_is_held_confirmed_and_committed(shop: Shop, orders: Orders) -> None:
+    await stock(shop)
+    order = await place(orders, shop)
+    assert order.state is OrderState.HELD
+    assert [(part.location, part.lines) for part in order.parts] == [
+        ("depot", (Line("tea", 2),)),
+        ("harbour", (Line("milk", 1),)),
+    ]
+    assert await available(shop) == (3, 2)
+    again = await orders.place(shop.merchant, TWO_PLACES, key="k", actor=ACTOR)
+    assert (again.order, again.replayed) == (order, True)
+    with pytest.raises(IdempotencyKeyReused):
+        await place(orders, shop, WantedLine("tea", 1, "depot"))
+    for replayed in (False, True):
+        result = await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+        assert (result.order.state, result.replayed) == (OrderState.CONFIRMED, replayed)
+        assert {part.state for part in result.order.parts} == {PartState.CONFIRMED}
+    picked = await orders.commit(
+        shop.merchant, order.id, location="depot", picks=[Line("tea", 1)], actor=ACTOR
+    )
+    assert picked.order.state is OrderState.CONFIRMED
+    assert picked.order.missing() == [Line("tea", 1)]
+    for replayed in (False, True):
+        done = await orders.commit(shop.merchant, order.id, actor=ACTOR)
+        assert (done.order.state, done.replayed) == (OrderState.FULFILLED, replayed)
+    assert await available(shop) == (4, 2)
+    assert await orders.read(shop.merchant, order.id) == done.order
+    with pytest.raises(OrderEnded):
+        await orders.cancel(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(OrderNotFound):
+        await orders.read(f"{shop.merchant}-other", order.id)
+    await shop.audit()
+
+
+async def test_what_does_not_fit_holds_nothing_and_the_key_may_be_tried_again(
+    shop: Shop, orders: Orders
+) -> None:
+    await stock(shop)
+    for _ in range(2):
+        with pytest.raises(InsufficientStock) as refused:
+            await place(orders, shop, *TWO_PLACES, WantedLine("soap", 1, "harbour"))
+        assert [line.sku for line in refused.value.lines] == ["soap"]
+        assert await available(shop) == (5, 3)
+    await shop.receive("soap", 1, location="harbour")
+    order = await place(orders, shop, *TWO_PLACES, WantedLine("soap", 1, "harbour"))
+    assert order.state is OrderState.HELD
+    assert await available(shop) == (3, 2)
+    await shop.audit()
+
+
+async def test_parts_of_a_decided_order_never_expire_and_others_always_do(own_shop: Shop) -> None:
+    """The coordinator dies right after the decision, or before it, and nobody drives."""
+    shop = own_shop
+    await stock(shop)
+
+    def die(step: str) -> None:
+        if step == "before confirm part 1":
+            raise KeyboardInterrupt
+
+    orders = Orders(shop.inventory, watch=die)
+    decided, undecided = await place(orders, shop), await place(orders, shop, key="other")
+    with pytest.raises(KeyboardInterrupt):
+        await orders.confirm(shop.merchant, decided.id, actor=ACTOR)
+    await shop.set_clock(undecided.expires_at_ms + 60_000)
+    expired = await shop.inventory.expire_due(0)
+    assert (expired.expired, await available(shop)) == (2, (3, 2))
+    for part in decided.parts:
+        found = await shop.inventory.reservation(shop.merchant, part.reservation)
+        assert found.state is ReservationState.CONFIRMED
+    with pytest.raises(OrderEnded) as refused:
+        await Orders(shop.inventory).confirm(shop.merchant, undecided.id, actor=ACTOR)
+    assert refused.value.state == "expired"
+    await shop.set_clock(undecided.expires_at_ms + 120_000)
+    await OrderDriver(shop.inventory).round()
+    now = await orders.read(shop.merchant, decided.id)
+    assert (now.state, now.settled) == (OrderState.CONFIRMED, True)
+    await shop.audit()
+
+
+async def test_parts_may_be_ended_by_their_own_ids(shop: Shop, orders: Orders) -> None:
+    await stock(shop)
+    lost = await place(orders, shop)
+    await shop.release(lost.parts[0].reservation)
+    with pytest.raises(OrderEnded) as refused:
+        await orders.confirm(shop.merchant, lost.id, actor=ACTOR)
+    assert refused.value.reason == "the part at depot was released"
+    assert await available(shop) == (5, 3), "the other part is given back"
+    order = await place(orders, shop, key="other")
+    order = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    await shop.commit(order.parts[0].reservation)
+    await shop.release(order.parts[1].reservation)
+    seen = await orders.read(shop.merchant, order.id)
+    assert [part.state for part in seen.parts] == [PartState.COMMITTED, PartState.RELEASED]
+    assert seen.missing() == [Line("milk", 1)]
+    found = await orders.look_again(order, actor=ACTOR)
+    assert found.state is OrderState.FULFILLED
+    await shop.audit()
+
+
+async def test_a_shelf_that_has_fewer_keeps_its_part(shop: Shop, orders: Orders) -> None:
+    await stock(shop)
+    order = await place(orders, shop)
+    await shop.move(MovementType.COUNT, "tea", 1, location="depot")
+    with pytest.raises(InsufficientOnHand):
+        await orders.commit(shop.merchant, order.id, actor=ACTOR)
+    now = await orders.read(shop.merchant, order.id)
+    assert [part.state for part in now.parts] == [PartState.CONFIRMED, PartState.COMMITTED]
+    with pytest.raises(InvalidCommand) as refused:
+        await orders.commit(
+            shop.merchant, order.id, location="depot", picks=[Line("tea", 3)], actor=ACTOR
+        )
+    assert refused.value.field == "lines[0].quantity"
+    await orders.cancel(shop.merchant, order.id, reason="too few", actor=ACTOR)
+    now = await orders.read(shop.merchant, order.id)
+    assert [part.state for part in now.parts] == [PartState.RELEASED, PartState.COMMITTED]
+    await shop.audit()
+
+
+async def test_a_crowd_of_orders_never_promises_a_unit_twice(shop: Shop) -> None:
+    """Thirty shoppers want a pair from two shelves, in either order, which suffice for ten."""
+    await shop.receive("tea", 10, location="depot")
+    await shop.receive("milk", 10, location="harbour")
+    lines = [WantedLine("tea", 1), WantedLine("milk", 1)]
+    two = (Orders(shop.inventory), Orders(shop.inventory))
+    answers = await asyncio.gather(
+        *(
+            two[i % 2].place(shop.merchant, lines[:: 1 - 2 * (i % 2)], key=new_key(), actor=ACTOR)
+            for i in range(30)
+        ),
+        return_exceptions=True,
+    )
+    held = [one for one in answers if not isinstance(one, BaseException)]
+    assert all(isinstance(one, InsufficientStock) for one in answers if one not in held)
+    assert 1 <= len(held) <= 10
+    assert await available(shop) == (10 - len(held), 10 - len(held))
+    await shop.audit()
+
+
+async def test_lines_without_a_location_are_sourced_by_what_is_known_of_places(
+    shop: Shop, orders: Orders
+) -> None:
+    places = Places(shop.inventory.store)
+    for location, latitude, priority, ships in (
+        ("leeds", 53.8, 2, True),
+        ("york", 53.96, 1, True),
+        ("attic", 51.5, 0, False),
+    ):
+        await shop.receive("tea", 5, location=location)
+        place = Place(latitude=latitude, longitude=-1.5, priority=priority, ships=ships)
+        await places.write(shop.merchant, location, place)
+    assert (await places.read(shop.merchant, "attic")).ships is False
+    chosen = {}
+    for strategy in Strategy:
+        options = Options(strategy=strategy, latitude=51.5, longitude=-1.5)
+        found = await orders.place(
+            shop.merchant, [WantedLine("tea", 1)], key=strategy, options=options, actor=ACTOR
+        )
+        (part,) = found.order.parts
+        chosen[strategy.value] = part.location
+        assert part.why
+        why = {one.location: one.why for one in found.order.plan.passed_over}
+        assert why["attic"] == "it does not ship"
+        assert len(why) == 2
+    assert chosen == {
+        "priority": "york",
+        "distance": "leeds",
+        "fewest_splits": "york",
+        "most_stock": "leeds",
+    }
+    with pytest.raises(InvalidCommand) as refused:
+        await orders.place(
+            shop.merchant,
+            [WantedLine("tea", 1)],
+            key="k",
+            options=Options(strategy=Strategy.DISTANCE),
+            actor=ACTOR,
+        )
+    assert refused.value.field == "sourcing.latitude"
+
+
+async def test_orders_are_listed_in_pages_and_by_reference(shop: Shop, orders: Orders) -> None:
+    await shop.receive("tea", 50, location="depot")
+    made = []
+    for number in range(5):
+        found = await orders.place(
+            shop.merchant,
+            [WantedLine("tea", 1, "depot")],
+            key=f"k{number}",
+            order_ref=f"web:{number % 2}",
+            actor=ACTOR,
+        )
+        made.append(found.order.id)
+    seen, after = [], None
+    while True:
+        page = await orders.listed(shop.merchant, after=after, limit=2)
+        seen += [one.id for one in page.items]
+        after = page.next_after
+        if after is None:
+            break
+    assert sorted(seen) == sorted(made)
+    referred = await orders.listed(shop.merchant, order_ref="web:1")
+    assert sorted(one.id for one in referred.items) == sorted(made[1::2])
+    assert (await orders.listed(shop.merchant, order_ref="web")).items == ()
+
+
+async def test_an_ended_order_is_forgotten_after_its_time(own_shop: Shop) -> None:
+    shop = own_shop
+    await stock(shop)
+    orders, driver = Orders(shop.inventory), OrderDriver(shop.inventory)
+    order = await place(orders, shop)
+    await orders.cancel(shop.merchant, order.id, actor=ACTOR)
+    await driver.round()
+    ended = await orders.read(shop.merchant, order.id)
+    await shop.set_clock(ended.ended_at_ms + 24 * 3_600_000 + 60_000)
+    await driver.round()
+    with pytest.raises(OrderNotFound):
+        await orders.read(shop.merchant, order.id)
+    keys = shop.keys()
+    for index in (keys.orders(shop.merchant), keys.order_refs(shop.merchant), keys.driving):
+        assert await shop.client.execute_command("EXISTS", index) == 0

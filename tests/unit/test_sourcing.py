@@ -1,0 +1,151 @@
+"""Sourcing strategies by a table of examples: what is wanted, who has what, and what is chosen."""
+
+from typing import Any
+
+import pytest
+
+from engine.model import Line
+from engine.sourcing import Candidate, Coordinates, Strategy, distance_km, source
+
+LONDON = Coordinates(51.5074, -0.1278)
+PARIS = Coordinates(48.8566, 2.3522)
+LEEDS = Coordinates(53.8008, -1.5491)
+
+
+def at(location: str, priority: int = 0, **fields: Any) -> Candidate:
+    """Make a candidate; fields in capitals are those of the location, others its units."""
+    coordinates = fields.pop("PLACE", None)
+    is_degraded = fields.pop("SILENT", False)
+    return Candidate(
+        location=location,
+        available=fields,
+        priority=priority,
+        coordinates=coordinates,
+        is_degraded=is_degraded,
+    )
+
+
+EXAMPLES: list[tuple[str, Strategy, dict[str, int], list[Candidate], dict[str, dict[str, int]]]] = [
+    (
+        "the lowest number comes first, and gives all that it has",
+        Strategy.PRIORITY,
+        {"tea": 5},
+        [at("a", 2, tea=9), at("b", 1, tea=3)],
+        {"b": {"tea": 3}, "a": {"tea": 2}},
+    ),
+    (
+        "of equal numbers, the name",
+        Strategy.PRIORITY,
+        {"tea": 1},
+        [at("b", tea=1), at("a", tea=1)],
+        {"a": {"tea": 1}},
+    ),
+    (
+        "the nearest comes first, whatever its number",
+        Strategy.DISTANCE,
+        {"tea": 1},
+        [at("paris", 0, tea=9, PLACE=PARIS), at("leeds", 9, tea=9, PLACE=LEEDS)],
+        {"leeds": {"tea": 1}},
+    ),
+    (
+        "without coordinates it comes last",
+        Strategy.DISTANCE,
+        {"tea": 1},
+        [at("nowhere", tea=9), at("paris", 5, tea=9, PLACE=PARIS)],
+        {"paris": {"tea": 1}},
+    ),
+    (
+        "one location that has it all, before two that come first",
+        Strategy.FEWEST_SPLITS,
+        {"tea": 2, "milk": 1},
+        [at("a", 0, tea=2), at("b", 1, milk=1), at("c", 9, tea=2, milk=1)],
+        {"c": {"tea": 2, "milk": 1}},
+    ),
+    (
+        "two that have it all together, where the one with most units would need three",
+        Strategy.FEWEST_SPLITS,
+        {"a": 2, "b": 2, "c": 2, "d": 2},
+        [at("most", a=2, b=2, c=1), at("left", a=2, c=2), at("right", b=2, d=2)],
+        {"left": {"a": 2, "c": 2}, "right": {"b": 2, "d": 2}},
+    ),
+    (
+        "two live ones, before one whose tills are silent",
+        Strategy.FEWEST_SPLITS,
+        {"tea": 2},
+        [at("a", tea=2, SILENT=True), at("b", tea=1), at("c", tea=1)],
+        {"b": {"tea": 1}, "c": {"tea": 1}},
+    ),
+    (
+        "a silent one, where the live ones do not suffice",
+        Strategy.FEWEST_SPLITS,
+        {"tea": 3},
+        [at("a", tea=3, SILENT=True), at("b", tea=1)],
+        {"a": {"tea": 3}},
+    ),
+    (
+        "the fullest shelf gives first",
+        Strategy.MOST_STOCK,
+        {"tea": 4},
+        [at("a", tea=5), at("b", tea=8)],
+        {"b": {"tea": 4}},
+    ),
+    (
+        "a silent one comes last by any strategy",
+        Strategy.MOST_STOCK,
+        {"tea": 4},
+        [at("a", tea=9, SILENT=True), at("b", tea=3)],
+        {"b": {"tea": 3}, "a": {"tea": 1}},
+    ),
+    ("nobody has it", Strategy.PRIORITY, {"tea": 1}, [at("a", milk=5)], {}),
+    ("there is nobody", Strategy.FEWEST_SPLITS, {"tea": 1}, [], {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wanted", "candidates", "chosen"),
+    [example[1:] for example in EXAMPLES],
+    ids=[example[0] for example in EXAMPLES],
+)
+def test_a_strategy_chooses(
+    strategy: Strategy,
+    wanted: dict[str, int],
+    candidates: list[Candidate],
+    chosen: dict[str, dict[str, int]],
+) -> None:
+    lines = [Line(sku, units) for sku, units in wanted.items()]
+    plan = source(lines, candidates, strategy, destination=LONDON)
+    found = {one.location: {x.sku: x.quantity for x in one.lines} for one in plan.sources}
+    assert found == chosen
+    given = {sku: sum(some.get(sku, 0) for some in found.values()) for sku in wanted}
+    missing = {line.sku: line.quantity for line in plan.missing}
+    assert given == {sku: units - missing.get(sku, 0) for sku, units in wanted.items()}
+    assert all(one.why for one in plan.sources)
+    everybody = {one.location for one in candidates}
+    assert everybody - found.keys() == {location for location, why in plan.passed_over if why}
+    # The order in which candidates are named decides nothing.
+    again = source(lines, candidates[::-1], strategy, destination=LONDON)
+    assert again.sources == plan.sources
+
+
+def test_the_answer_says_why_this_one_and_why_not_the_others() -> None:
+    candidates = [
+        at("leeds", tea=2, PLACE=LEEDS),
+        at("paris", tea=2, PLACE=PARIS),
+        at("silent", tea=2, SILENT=True),
+        at("empty"),
+    ]
+    plan = source([Line("tea", 2)], candidates, Strategy.DISTANCE, destination=LONDON)
+    assert plan.sources[0].why == "the nearest that has it, has all of it, 272.4 km away"
+    assert dict(plan.passed_over) == {
+        "paris": "has 2 of the units, and others come first",
+        "silent": "its tills are silent, and others have it",
+        "empty": "has none of it",
+    }
+
+
+def test_distances_are_those_of_the_globe() -> None:
+    assert distance_km(LONDON, LONDON) == 0
+    assert round(distance_km(LONDON, PARIS)) == 344
+    assert distance_km(LONDON, PARIS) == distance_km(PARIS, LONDON)
+    assert round(distance_km(Coordinates(0, 179.5), Coordinates(0, -179.5))) == 111
+    assert round(distance_km(Coordinates(90, 0), Coordinates(-90, 0))) == 20015
