@@ -122,6 +122,15 @@ class Plan(msgspec.Struct, frozen=True):
             return behind
         return [p for p in self.places if self.cells[p].heard % 2 == 0]
 
+    @property
+    def is_over(self) -> bool:
+        """True once the row is split no longer, and its parts have nothing left of it."""
+        return (
+            not self.places
+            and self.is_settled
+            and all(cell.free == 0 == cell.reserved for cell in self.cells.values())
+        )
+
     def place(self, the_hash: str, home: int) -> int:
         """Return the partition that promises a reservation of this hash."""
         return _place(self.places, the_hash, home)
@@ -463,7 +472,9 @@ class Splits:
         A part gives what it has more than twice its share of, and gets what it lacks of half of it.
         What is free where nothing is to be promised comes home.
         """
-        await self.reopen(name)
+        home = await self.reopen(name)
+        if home.plan is None or home.plan.is_over:
+            return
         home = await self.report(name)
         plan = home.plan
         if plan is None:
@@ -659,10 +670,20 @@ class SplitKeeper:
         await in_rounds("split keeper", self.round, stop, pause_seconds=TEND_SECONDS)
 
     async def round(self) -> int:
-        """Tend every split row; return how many there are. Raises what the store's calls raise."""
+        """Tend every split row; return how many there are.
+
+        One that cannot be tended, as a server with a part of it is away, does not keep the others
+        waiting. Raises what the store's calls raise, at the end.
+        """
         names = await self._splits.all()
+        failure: HoldfastError | None = None
         for name in names:
-            await self._splits.tend(name)
+            try:
+                await self._splits.tend(name)
+            except HoldfastError as error:
+                failure = error
+        if failure is not None:
+            raise failure
         return len(names)
 
 

@@ -18,6 +18,7 @@ from engine.outcomes import (
     LimitExceeded,
     Overloaded,
     RowNotFound,
+    StoreUnavailable,
 )
 from engine.shortfalls import ShortfallKeeper, Shortfalls
 from engine.store import Store
@@ -295,6 +296,27 @@ async def test_units_are_evened_out(hot: Shop) -> None:
     await split(hot, 1)
     spread = await hot.inventory.splits.spread(name_of(hot))
     assert (spread.parts, spread.free_at_home, spread.shares) == (0, 1000, ())
+    plan = hot.inventory.splits.known(name_of(hot))
+    assert plan is not None
+    assert plan.is_over
+
+
+async def test_a_row_that_cannot_be_tended_keeps_no_other_waiting(
+    hot: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hot.receive("zebra", 10)
+    await hot.inventory.splits.change((hot.merchant, LOCATION, "zebra"), 2, actor=ACTOR)
+    tended = []
+
+    async def tend(name: splits.RowName) -> None:
+        tended.append(name[2])
+        if name[2] == "tea":
+            raise StoreUnavailable()
+
+    monkeypatch.setattr(hot.inventory.splits, "tend", tend)
+    with pytest.raises(StoreUnavailable):
+        await splits.SplitKeeper(hot.inventory.splits).round()
+    assert tended == ["tea", "zebra"]
 
 
 async def test_what_cannot_be_split_is_refused(hot: Shop) -> None:
