@@ -724,9 +724,9 @@ class Inventory:
         asked = ask(wishes, choices, await self.kits.known(merchant), location)
         keys = self._keys_of(merchant, location)
         cart = _Cart(promise, tuple(Line(sku, 0) for sku in asked.skus), asked.wishes)
-        plan = ANYWHERE
-        for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
-            final = reclaimed == MAX_RECLAIM_ROUNDS
+        plan, reclaims = ANYWHERE, 0
+        while True:
+            final = reclaims == MAX_RECLAIM_ROUNDS
             command = cart.command(
                 keys,
                 promise.id,
@@ -746,6 +746,7 @@ class Inventory:
             if code is not Outcome.INSUFFICIENT_STOCK or not reply[1] or final:
                 break
             await self.expire_due(keys.partition)
+            reclaims += 1
         raise refusal(reply, key=key)
 
     def _held(self, cart: "_Cart", the_id: str, reply: Sequence[Any]) -> ReservationResult:

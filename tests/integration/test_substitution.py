@@ -354,3 +354,10 @@ async def test_the_decisions_of_a_crowd_come_to_one(shop: Shop) -> None:
     assert sum(not one.replayed for one in done) == 1
     assert {type(one) for one in answers} == {ReservationResult, ProposalDecided}
     await shop.audit()
+
+
+async def test_a_kit_whose_component_is_spread_over_partitions_is_held(shop: Shop) -> None:
+    await stock(shop, mug=40, tea=40)
+    await say_kit(shop, "gift", mug=1, tea=2)
+    await shop.inventory.splits.change((shop.merchant, LOCATION, "mug"), 4, actor=ACTOR)
+    assert held(await reserve(shop, Line("gift", 15))) == {"mug": 15, "tea": 30}
