@@ -586,16 +586,13 @@ def _about_location(
 
 
 def _order_events(operation: Operation, time: str, stem: str) -> list[AnyEvent]:
-    """Return what a step of an order tells: its new state, or that parts changed.
-
-    The record of a hold that moves has no reference, and no events of its own.
-    """
+    """Return what a step of an order tells: its new state, or that parts changed."""
     _, before, state, revision, settled, expires_at_ms, _, _, _, reason = operation.detail[:10]
     (parts, *_), _, ref = operation.detail[10:13]
     told = _ORDER_EVENTS.get(state)
     if state == before:
         told = OrderChanged if settled and state == "confirmed" else None
-    if told is None or not ref:
+    if told is None:
         return []
     data = OrderData(
         merchant=operation.merchant,

@@ -54,7 +54,7 @@ MAX_PARTITIONS: Final = 4096
 
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 _PARTITION_KEY = re.compile(r"\{hf\.(0|[1-9][0-9]{0,3})\}:([a-z]+)(?::(.*))?", re.DOTALL)
-_ORDER_ID = re.compile(r"(ord|mov)_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
+_ORDER_ID = re.compile(r"ord_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 _RESERVATION_ID = re.compile(r"rsv_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 
 
@@ -118,7 +118,7 @@ def partition_of_order(order: str, partitions: int) -> int | None:
     match = _ORDER_ID.fullmatch(order)
     if match is None:
         return None
-    partition = int(match[2])
+    partition = int(match[1])
     return partition if partition < partitions else None
 
 
@@ -196,7 +196,7 @@ class PartitionKeys:
         return f"{self.tag}:rsv:{reservation}"
 
     def order(self, order: str) -> str:
-        """Hash of an order, or of a hold that moves; `lua/order.lua` names its fields."""
+        """Hash of an order; `lua/order.lua` names its fields."""
         return f"{self.tag}:order:{order}"
 
     def orders(self, merchant: str) -> str:

@@ -1,4 +1,4 @@
-"""The records of orders that span locations, and of holds that move; `lua/order.lua` writes them.
+"""The records of orders that span locations; `lua/order.lua` writes them.
 
 A record lives in the partition that its id names and says what is wanted, which parts were planned,
 and what was decided. Its parts are reservations, in the partitions of their locations. The record
@@ -64,7 +64,6 @@ class OrderKind(StrEnum):
     """What a record is about."""
 
     ORDER = "order"
-    MOVE = "move"
 
 
 class OrderState(StrEnum):

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- order: take the record of an order, or of a hold that moves, one step on.
+-- order: take the record of an order one step on.
 --
 -- Command {id, merchant, actor, fingerprint, step, revision, state, settled, ttl_ms, due_in_ms,
 --          reason, plan, body, ref}
