@@ -18,7 +18,7 @@ from engine.boot import DEFAULT_PARTITIONS
 from engine.inventory import Inventory
 from engine.keys import partition_of
 from engine.limits import MAX_GROUP_COMMANDS
-from engine.model import Line, Movement, MovementType
+from engine.model import Line, Movement, MovementType, Pool, Terms
 
 ROUNDS: Final = 40
 ROUNDS_WHEN_QUICK: Final = 8
@@ -46,6 +46,7 @@ MEANINGS: Final = {
         for verb, what in _VERBS.items()
     },
     "move": "server time of a movement in a group, many rows",
+    "reserve.on_terms": "server time of a reserve in a group, of many rows that have terms",
 }
 """Of each figure, by its name."""
 
@@ -67,6 +68,7 @@ async def measure(conditions: Conditions) -> dict[str, Sample]:
                 samples[f"{verb}.{name}"] = sample
             if name == "uniform":
                 samples["move"] = await costs.of_moves()
+                samples["reserve.on_terms"] = await costs.on_terms()
     return samples
 
 
@@ -148,6 +150,40 @@ class _Costs:
             await self._inventory.move(MERCHANT, movement, actor=ACTOR)
 
         return await self._cost(move, range(len(self._groups) * MAX_GROUP_COMMANDS))
+
+    async def on_terms(self) -> Sample:
+        """Hold carts of rows that have a pool and a limit of backorders each."""
+        inventory, shop = self._inventory, self._shop
+        terms = Terms(1_000, {"online": Pool(minimum=1), "store": Pool(cap=1_000)})
+
+        async def set_terms(location: str, sku: str) -> None:
+            row = await inventory.row(MERCHANT, location, sku)
+            await inventory.set_terms(
+                MERCHANT,
+                location,
+                sku,
+                terms,
+                key="terms",
+                expected_version=row.version,
+                actor=ACTOR,
+            )
+
+        for start in range(0, len(shop.rows), MAX_GROUP_COMMANDS):
+            group = shop.rows[start : start + MAX_GROUP_COMMANDS]
+            await asyncio.gather(*(set_terms(*row) for row in group))
+
+        async def hold(number: int) -> None:
+            cart = shop.cart(number)
+            await inventory.reserve(
+                MERCHANT,
+                cart.location,
+                cart.lines,
+                key=f"terms-{number}",
+                channel="online",
+                actor=ACTOR,
+            )
+
+        return await self._cost(hold, range(len(self._groups) * MAX_GROUP_COMMANDS))
 
     async def _hold(self, number: int) -> None:
         cart = self._shop.cart(number)

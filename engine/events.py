@@ -41,6 +41,7 @@ class EventType(StrEnum):
     RESERVATION_COMMITTED = "reservation.committed"
     RESERVATION_RELEASED = "reservation.released"
     RESERVATION_EXPIRED = "reservation.expired"
+    BACKORDER_FILLED = "backorder.filled"
     ORDER_HELD = "order.held"
     ORDER_CONFIRMED = "order.confirmed"
     ORDER_CHANGED = "order.changed"
@@ -135,6 +136,18 @@ class EndangeredData(msgspec.Struct, frozen=True):
     reservation: str
     units: int
     state: ReservationState
+
+
+class BackorderData(msgspec.Struct, frozen=True, kw_only=True):
+    """How many `units` of a SKU came for a `reservation`, and how many it waits for still."""
+
+    merchant: str
+    location: str
+    reservation: str
+    sku: str
+    units: int
+    left: int
+    as_of: str
 
 
 class ShortfallData(msgspec.Struct, frozen=True, kw_only=True):
@@ -319,6 +332,14 @@ class ReservationExpired(ReservationEvent, frozen=True, kw_only=True, tag="reser
     type_name = EventType.RESERVATION_EXPIRED
 
 
+class BackorderFilled(Event, frozen=True, kw_only=True, tag="backorder.filled"):
+    """Units came for a reservation that waits; with `left` 0 nothing of the SKU is missing now."""
+
+    type_name = EventType.BACKORDER_FILLED
+
+    data: BackorderData
+
+
 class OrderEvent(Event, frozen=True, kw_only=True):
     """The base of the events about an order."""
 
@@ -425,6 +446,7 @@ AnyEvent = (
     | ReservationCommitted
     | ReservationReleased
     | ReservationExpired
+    | BackorderFilled
     | OrderHeld
     | OrderConfirmed
     | OrderChanged
@@ -553,8 +575,8 @@ def _about_reservation(operation: Operation) -> list[type[Any]]:
 
 def _about_location(
     operation: Operation, time: str
-) -> tuple[type[Any], str, ShortfallData | LocationData] | None:
-    """Return the class, subject and data of what is told of a shortfall or of a location's state.
+) -> tuple[type[Any], str, BackorderData | ShortfallData | LocationData] | None:
+    """Return the class, subject and data of what else is told of a location.
 
     A location that holds back more units, and is what it was, has only the events of its rows.
     """
@@ -576,6 +598,12 @@ def _about_location(
             as_of=time,
         )
         return (ShortfallRecorded if units else ShortfallClosed), sku, shortfall
+    if operation.kind is OperationKind.FILL:
+        sku, units, left = operation.detail
+        filled = BackorderData(
+            **place, reservation=operation.id, sku=sku, units=units, left=left, as_of=time
+        )
+        return BackorderFilled, operation.id, filled
     if operation.kind is OperationKind.OFFLINE:
         state, since_ms, _, before = operation.detail
         if state != before:

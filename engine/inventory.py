@@ -6,11 +6,12 @@ outcome stays unknown raises OutcomeUnknown: the same call with the same key or 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from urllib.parse import unquote
 
 import msgspec
+import structlog
 
 from engine import metrics, reservations
 from engine.clock import ClockGuard
@@ -38,6 +39,8 @@ from engine.limits import (
     DEFAULT_TTL_MS,
     MAX_BATCH_MOVEMENTS,
     MAX_BATCH_ROWS,
+    MAX_FILL_ROUNDS,
+    MAX_FILLED,
     MAX_GROUP_COMMANDS,
     MAX_LINES,
 )
@@ -48,6 +51,7 @@ from engine.model import (
     Movement,
     MovementType,
     Page,
+    Pool,
     ProposalDecision,
     Reservation,
     ReservationResult,
@@ -83,6 +87,7 @@ from engine.validation import (
     check_id,
     check_key,
     check_lines,
+    check_name,
     check_page,
     check_picks,
     check_quantity,
@@ -99,6 +104,8 @@ from engine.wishes import (
     summed_wishes,
     wish_texts,
 )
+
+log = structlog.get_logger()
 
 Answer = TypeVar("Answer")
 
@@ -137,6 +144,8 @@ ANYWHERE: Final = -1
 GATHERED: Final = -2
 """What stands for a plan where there is none, see `lua/reserve.lua`."""
 
+_REFUSED_FOR_UNITS: Final = (Outcome.INSUFFICIENT_STOCK, Outcome.BUYER_CAP_EXCEEDED)
+
 MAX_REREADS: Final = 3
 """How often an ending reads a reservation's lines anew before it gives up."""
 
@@ -169,7 +178,8 @@ class _Promise(NamedTuple):
     ttl_ms: int
     order_ref: str
     partial: bool
-    stock_only: bool
+    asker: Mapping[str, str]
+    """Who asks for what of rows that have terms, as `lua/lib/room.lua` takes it."""
     actor: str
     fingerprint: str
 
@@ -467,9 +477,12 @@ class Inventory:
             raise refusal(
                 reply, key=movement.key, sku=movement.sku, expected=movement.expected_version
             )
+        row = _replied_row(merchant, location, movement.sku, reply, settings_at=9)
+        if code is Outcome.OK and row.backordered and row.unreserved:
+            await self._fill_soon(merchant, location, movement.sku)
         return Moved(
             id=operation,
-            row=_replied_row(merchant, location, movement.sku, reply, settings_at=9),
+            row=row,
             on_hand_change=reply[8],
             at_ms=reply[1],
             sequence=reply[2],
@@ -582,7 +595,8 @@ class Inventory:
         check_key(key)
         check_terms(terms)
         check_count("expected_version", expected_version)
-        asked = msgspec.to_builtins(terms)
+        pools = {name: Pool(pool.cap, pool.minimum) for name, pool in terms.channels.items()}
+        asked = msgspec.to_builtins(msgspec.structs.replace(terms, channels=pools))
         operation = digest("terms", merchant, location, sku, key)
         command = Command(
             self._row_keys(keys, merchant, location, sku, operation),
@@ -613,6 +627,42 @@ class Inventory:
             replayed=code is Outcome.REPLAYED,
         )
 
+    async def fill(self, merchant: str, location: str, sku: str) -> int:
+        """Give what is free on a row's shelf to those who wait for it, in order of promise.
+
+        Returns how many reservations got units, some of them perhaps not all. Safe to repeat.
+        """
+        keys = self._keys_of(merchant, location)
+        row, queue = keys.stock(merchant, location, sku), keys.waiting(merchant, location, sku)
+        filled = 0
+        for _ in range(MAX_FILL_ROUNDS):
+            found = await self._dispatch.read(
+                "ZRANGEBYSCORE", queue, "-inf", "+inf", "LIMIT", 0, MAX_FILLED
+            )
+            if not found:
+                break
+            ids = [the_id.decode() for the_id in found]
+            command = Command(
+                (row, queue, *[keys.reservation(the_id) for the_id in ids]),
+                (merchant, location, "backorders", sku, ids),
+                merchant,
+            )
+            reply = await self._dispatch.run("fill", keys.partition, command)
+            if Outcome(reply[0]) is not Outcome.OK:
+                raise refusal(reply)
+            filled += reply[1]
+            if not reply[4]:
+                break
+        return filled
+
+    async def _fill_soon(self, merchant: str, location: str, sku: str) -> None:
+        """Fill, as part of a call that has had its own effect already and must say so."""
+        try:
+            await self.fill(merchant, location, sku)
+        except HoldfastError as error:
+            # The background process does it.
+            log.warning("backorders wait to be filled", sku=sku, error=str(error))
+
     # Reservations
 
     async def reserve(
@@ -626,13 +676,17 @@ class Inventory:
         order_ref: str = "",
         partial: bool = False,
         stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
         first_attempt: bool = False,
         actor: str,
     ) -> ReservationResult:
         """Hold the units of all lines for `ttl_ms`, or with `partial` what there is of them.
 
         Of a row with terms that allow it, units are promised that are not on the shelf yet, unless
-        `stock_only`; the reservation names them as `backordered`.
+        `stock_only`; the reservation names them as `backordered`. `channel` is through which it is
+        asked for (`online` unless it is said), `buyer` who by: 128 bytes at most, of which a digest
+        is kept where a row has a cap.
 
         A line that is a Wish may be served by what stands for it, and a kit is served by its
         components: the reservation's `lines` are what is held, its `stands_for` what for.
@@ -648,11 +702,19 @@ class Inventory:
         check_text("order_ref", order_ref)
         the_id = reservation_id(keys.partition, merchant, location, key)
         asked = [str(ttl_ms), order_ref, str(partial), *wish_texts(lines)]
-        if stock_only:
-            asked.append("stock_only")
+        asks = stock_only or bool(channel) or bool(buyer)
+        if asks:
+            check_name("channel", channel)
+            check_name("buyer", buyer)
+            asked += ["stock_only" if stock_only else "", channel, buyer]
+        asker = {
+            "channel": channel or DEFAULT_CHANNEL,
+            "promise": "stock" if stock_only else "",
+            "buyer": digest("buyer", merchant, buyer) if buyer else "",
+        }
         fingerprint = digest(*asked)
         promise = _Promise(
-            the_id, merchant, location, ttl_ms, order_ref, partial, stock_only, actor, fingerprint
+            the_id, merchant, location, ttl_ms, order_ref, partial, asker, actor, fingerprint
         )
         # A partial reserve would hold the rest of the cart without the kit.
         kits = await self.kits.known(merchant) if partial else self.kits.known_now(merchant)
@@ -669,7 +731,7 @@ class Inventory:
         its_keys = cart.keys(keys, the_id)
         if self._sold_out.rows and not partial:
             await self._refuse_sold_out(the_id, its_keys, lines, first_attempt=first_attempt)
-        on_terms = stock_only or self._on_terms.any_of(its_keys[2:])
+        on_terms = asks or self._on_terms.any_of(its_keys[2:])
         reclaims = 0
         while True:
             final = reclaims == MAX_RECLAIM_ROUNDS
@@ -693,12 +755,12 @@ class Inventory:
                 reclaims += 1
                 if reclaims == MAX_RECLAIM_ROUNDS:
                     plan = GATHERED
-            elif code is Outcome.INSUFFICIENT_STOCK and reply[1] and not final:
+            elif code in _REFUSED_FOR_UNITS and reply[1] and not final:
                 await self.expire_due(keys.partition)
                 reclaims += 1
             else:
                 break
-        refused = refusal(reply, key=key)
+        refused = _refused_promise(reply, key)
         if (
             isinstance(refused, InsufficientStock)
             # A kit is short of units of its own: so it is asked for where something is.
@@ -743,11 +805,11 @@ class Inventory:
                 await self._fetch((merchant, location), keys.partition, reply[1])
                 plan = GATHERED
                 continue
-            if code is not Outcome.INSUFFICIENT_STOCK or not reply[1] or final:
+            if code not in _REFUSED_FOR_UNITS or not reply[1] or final:
                 break
             await self.expire_due(keys.partition)
             reclaims += 1
-        raise refusal(reply, key=key)
+        raise _refused_promise(reply, key)
 
     def _held(self, cart: "_Cart", the_id: str, reply: Sequence[Any]) -> ReservationResult:
         held = reservations.from_reserve(
@@ -1118,7 +1180,8 @@ class Inventory:
         """Run commit, release or decide, which declare the rows of the reservation's lines."""
         keys = self._keys_of_reservation(reservation)
         lines = self._lines_of.get(reservation) or await self._read_lines(keys, reservation)
-        for _ in range(MAX_REREADS):
+        filled = False
+        for _ in range(MAX_REREADS + 1):
             if lines is None:
                 raise ReservationNotFound(reservation)
             command = Command(
@@ -1129,6 +1192,12 @@ class Inventory:
                 merchant,
             )
             reply = await self._dispatch.run(verb, keys.partition, command)
+            if Outcome(reply[0]) is Outcome.BACKORDER_UNFILLED and not filled:
+                # What it waits for may be there, and not given out yet.
+                filled = True
+                for line in reply[1]:
+                    await self.fill(lines.merchant, lines.location, line[0])
+                continue
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
                 if verb == "release" or argument:
                     # A commit without picks takes what it held, so no unit comes back.
@@ -1214,9 +1283,8 @@ class _Cart(NamedTuple):
         its_keys = self.keys(keys, the_id)
         asked: list[Any] = [partial, reclaimed, plan]
         if on_terms:
-            queued = [(key, self._queue(keys, i)) for i, key in enumerate(its_keys[2:])]
-            its_keys = (*its_keys[:2], *[key for pair in queued for key in pair])
-            who = _ask(stock_only=self.promise.stock_only)
+            its_keys = (*its_keys[:2], *self._keys_on_terms(keys))
+            who = self.promise.asker
             asked.append(who if self.wishes is None else {**who, "wishes": self.wishes})
         return Command(
             its_keys,
@@ -1239,8 +1307,18 @@ class _Cart(NamedTuple):
             self.promise.merchant,
         )
 
-    def _queue(self, keys: PartitionKeys, line: int) -> str:
-        return keys.waiting(self.promise.merchant, self.promise.location, self.lines[line].sku)
+    def _keys_on_terms(self, keys: PartitionKeys) -> Iterator[str]:
+        """Yield what `lua/promise.lua` declares of each line."""
+        merchant, location, buyer = (
+            self.promise.merchant,
+            self.promise.location,
+            self.promise.asker["buyer"],
+        )
+        for line in self.lines:
+            yield keys.stock(merchant, location, line.sku)
+            yield keys.waiting(merchant, location, line.sku)
+            if buyer:
+                yield keys.buyer(merchant, location, line.sku, buyer)
 
 
 def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None]) -> Row | None:
@@ -1278,9 +1356,10 @@ def _replied_row(
     )
 
 
-def _ask(*, stock_only: bool) -> dict[str, str]:
-    """Return who asks for what of a promise, as `lua/lib/room.lua` takes it."""
-    return {"channel": DEFAULT_CHANNEL, "promise": "stock" if stock_only else ""}
+def _refused_promise(reply: Sequence[Any], key: str) -> HoldfastError:
+    if reply[0] == Outcome.INVALID and reply[1] == "buyer":
+        return InvalidCommand("buyer", "say who buys: a row of the cart has a cap a buyer")
+    return refusal(reply, key=key)
 
 
 def _result(reservation: str, reply: list[Any], *, key: str = "") -> ReservationResult:

@@ -191,6 +191,10 @@ class PartitionKeys:
         """Sorted set of the reservations that wait for units of a row, in order of promise."""
         return f"{self.tag}:waiting:{encode(merchant)}:{encode(location)}:{encode(sku)}"
 
+    def buyer(self, merchant: str, location: str, sku: str, buyer: str) -> str:
+        """String: what counts for a buyer, by their digest, of a row (`lua/lib/pledges.lua`)."""
+        return f"{self.tag}:buyer:{encode(merchant)}:{encode(location)}:{encode(sku)}:{buyer}"
+
     def reservation(self, reservation: str) -> str:
         """Hash of a reservation; `lua/lib/reservations.lua` names its fields."""
         return f"{self.tag}:rsv:{reservation}"

@@ -30,6 +30,7 @@ class OperationKind(StrEnum):
     RELEASE = "release"
     DECIDE = "decide"
     EXPIRE = "expire"
+    FILL = "fill"
     MOVE = "move"
     FEED = "feed"
     ORDER = "order"

@@ -86,6 +86,18 @@ DEFAULT_PAGE: Final = 100
 DEFAULT_CHANNEL: Final = "online"
 """Through which units are promised where nobody says otherwise."""
 
+MAX_NAME_BYTES: Final = 128
+"""Of a channel or a buyer, in UTF-8: they are names, not texts."""
+
+MAX_CHANNELS: Final = 50
+"""Channels of a row that have a pool: each reserve of it looks through all."""
+
+MAX_BUYER_UNITS: Final = 1_000
+"""That a cap allows a buyer: each of their reservations of the row is looked through."""
+
+MAX_BUYER_WINDOW_MS: Final = 366 * 24 * 3_600_000
+"""How long a cap may remember what a buyer got."""
+
 MIN_TTL_MS: Final = 1_000
 MAX_TTL_MS: Final = 24 * 3_600_000
 """A hold is for the time of a checkout; a placed order is confirmed and has no TTL."""
@@ -121,6 +133,12 @@ one which is forgotten is too late to be booked again."""
 MAX_AHEAD_MS: Final = 5 * 60_000
 """How far ahead of the store's clock an event may say that it happened: tills' clocks are off by
 seconds or a few minutes; more is a wrong date."""
+
+MAX_FILLED: Final = 64
+"""Reservations that one command fills: as many keys and operations come of it."""
+
+MAX_FILL_ROUNDS: Final = 100
+"""Commands that one who books units makes to fill backorders; the background process goes on."""
 
 MAX_GROUP_COMMANDS: Final = 128
 """Commands in one script call: at some 20 µs of server time each (`python -m bench --only cost`

@@ -10,13 +10,34 @@ import msgspec
 Item = TypeVar("Item")
 
 
-class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
-    """On what terms a row's units are promised beyond what is on the shelf; `lua/terms.lua`.
+class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a channel may have of a row: at most `cap` units at once, `minimum` kept for it.
 
-    Up to `backorder_limit` units may be promised that nothing is on the shelf for.
+    `held` is what is promised through it now.
+    """
+
+    cap: int | None = None
+    minimum: int = 0
+    held: int = 0
+
+
+class BuyerCap(msgspec.Struct, frozen=True):
+    """At most so many units a buyer: what is promised, and what was picked within `window_ms`."""
+
+    units: int
+    window_ms: int
+
+
+class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
+    """On what terms a row's units are promised; `lua/terms.lua`.
+
+    Up to `backorder_limit` units may be promised that nothing is on the shelf for. `channels` have
+    pools of it, and `buyer_cap` is the most that one buyer gets.
     """
 
     backorder_limit: int = 0
+    channels: dict[str, Pool] = {}
+    buyer_cap: BuyerCap | None = None
 
 
 NO_TERMS = Terms()
@@ -51,8 +72,13 @@ class Row(msgspec.Struct, frozen=True):
     @property
     def available(self) -> int:
         """Units on the shelf that can still be promised."""
-        spoken_for = self.safety_stock + self.offline_buffer + self.backordered
-        return max(0, self.on_hand - self.reserved - spoken_for)
+        return max(0, self.unreserved - self.backordered)
+
+    @property
+    def unreserved(self) -> int:
+        """Units on the shelf that nobody was promised and nothing holds back."""
+        held_back = self.safety_stock + self.offline_buffer
+        return max(0, self.on_hand - self.reserved - held_back)
 
     @property
     def backorder_available(self) -> int:
@@ -169,6 +195,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     `lines` are what is held, one a SKU; `missing` is what a partial reserve did not get.
     `expires_at_ms` is None unless held; `picked` are the units that left the shelf, one line a
     SKU, None unless committed. `channel` is through which it was promised, where a row has terms,
+    `buyer` the digest of whom it counts for, where a row has a cap,
     and `backordered` are those units of `lines` that there is nothing on the shelf for yet.
     `stands_for` says which units are held for another SKU, and `proposed` for which of these
     somebody has to accept that.
@@ -188,6 +215,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     ended_at_ms: int | None = None
     picked: tuple[Line, ...] | None = None
     channel: str = ""
+    buyer: str = ""
     backordered: tuple[Line, ...] = ()
     stands_for: tuple[StandsFor, ...] = ()
     proposed: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ class Outcome(StrEnum):
     REPLAYED = "replayed"
     INSUFFICIENT_STOCK = "insufficient_stock"
     INSUFFICIENT_ON_HAND = "insufficient_on_hand"
+    BUYER_CAP_EXCEEDED = "buyer_cap_exceeded"
     BACKORDER_UNFILLED = "backorder_unfilled"
     NOT_FOUND = "not_found"
     ENDED = "ended"
@@ -39,13 +40,15 @@ class Outcome(StrEnum):
 class ShortLine(msgspec.Struct, frozen=True):
     """A line that does not fit: `requested` units against `available` (or on hand) ones.
 
-    `known` is False where the location has no row for the SKU at all.
+    `known` is False where the location has no row for the SKU at all. `limited_by` is what there is
+    not more for: `stock`, the `channel`'s pool or the `buyer`'s cap.
     """
 
     sku: str
     requested: int
     available: int
     known: bool = True
+    limited_by: str = "stock"
 
 
 class HoldfastError(Exception):
@@ -73,6 +76,21 @@ class InsufficientStock(HoldfastError):
         super().__init__(
             f"{len(lines)} line(s) do not fit; {first.sku}: requested {first.requested}, "
             f"available {first.available}"
+        )
+
+
+class BuyerCapExceeded(HoldfastError):
+    """There are units, but this buyer may have no more of them, so nothing was held."""
+
+    code = "buyer_cap_exceeded"
+
+    def __init__(self, lines: tuple[ShortLine, ...]) -> None:
+        """Keep the lines that are too long; `available` is what the buyer may still have."""
+        self.lines = lines
+        first = lines[0]
+        super().__init__(
+            f"{len(lines)} line(s) pass the cap of a buyer; {first.sku}: requested "
+            f"{first.requested}, of which {first.available} may be had"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 from engine.model import ReservationState
 from engine.outcomes import (
     BackorderUnfilled,
+    BuyerCapExceeded,
     HoldfastError,
     IdempotencyKeyReused,
     InsufficientOnHand,
@@ -46,6 +47,8 @@ def refusal(
             return InsufficientStock(tuple(ShortLine(*line) for line in reply[2]))
         case Outcome.INSUFFICIENT_ON_HAND:
             return InsufficientOnHand(tuple(ShortLine(*line) for line in reply[1]))
+        case Outcome.BUYER_CAP_EXCEEDED:
+            return BuyerCapExceeded(tuple(ShortLine(*line) for line in reply[2]))
         case Outcome.BACKORDER_UNFILLED:
             return BackorderUnfilled(tuple(ShortLine(*line) for line in reply[1]))
         case Outcome.NOT_FOUND:

@@ -41,6 +41,9 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
 
     channel: str = ""
     backordered: dict[str, int] = {}
+    pooled: tuple[str, ...] = ()
+    buyer: str = ""
+    capped: dict[str, int] = {}
     stands_for: tuple[StandsFor, ...] = ()
     proposed: tuple[str, ...] = ()
     decided: dict[str, str] = {}
@@ -81,13 +84,17 @@ decode_waiting = msgspec.msgpack.Decoder(Waiting).decode
 
 
 class LinesOf(msgspec.Struct, frozen=True):
-    """Which rows a reservation holds units of; `has_extras` where it was promised on terms."""
+    """Which rows a reservation holds units of.
+
+    `has_extras` where it was promised on terms; `buyer` is the digest of whom it counts for.
+    """
 
     merchant: str
     location: str
     skus: tuple[str, ...]
     has_extras: bool = False
     order_ref: str = ""
+    buyer: str = ""
 
     def keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
         """Return the keys that an ending declares."""
@@ -103,7 +110,11 @@ class LinesOf(msgspec.Struct, frozen=True):
     def _pledge_keys(self, keys: PartitionKeys) -> list[str]:
         if not self.has_extras:
             return []
-        return [keys.waiting(self.merchant, self.location, sku) for sku in self.skus]
+        place = (self.merchant, self.location)
+        found = [keys.waiting(*place, sku) for sku in self.skus]
+        if self.buyer:
+            found += [keys.buyer(*place, sku, self.buyer) for sku in self.skus]
+        return found
 
     def row_keys(self, keys: PartitionKeys) -> list[str]:
         """Return the keys of the rows."""
@@ -134,7 +145,11 @@ class RecentLines:
         """Remember a reservation's lines."""
         skus = tuple([line.sku for line in reservation.lines])
         self._lines[reservation.id] = LinesOf(
-            reservation.merchant, reservation.location, skus, bool(reservation.channel)
+            reservation.merchant,
+            reservation.location,
+            skus,
+            bool(reservation.channel),
+            reservation.buyer,
         )
         if len(self._lines) > self._most:
             self._lines.popitem(last=False)
@@ -166,6 +181,7 @@ def lines_of(body: bytes) -> LinesOf:
         tuple([line.sku for line in decoded.lines]),
         decoded.extras is not None,
         decoded.order_ref,
+        "" if decoded.extras is None else decoded.extras.buyer,
     )
 
 
@@ -221,6 +237,7 @@ def from_reserve(
         created_at_ms=reply[1],
         expires_at_ms=reply[1] + ttl_ms,
         channel=extras.channel,
+        buyer=extras.buyer,
         backordered=_in_order(held, extras.backordered),
         stands_for=extras.stands_for,
         proposed=extras.proposed,
@@ -334,6 +351,7 @@ def _reservation(
         ended_at_ms=ended_at_ms or None,
         picked=picked if state is ReservationState.COMMITTED else None,
         channel=extras.channel,
+        buyer=extras.buyer,
         backordered=_in_order(body.lines, backordered) if backordered else (),
         stands_for=extras.stands_for,
         proposed=extras.proposed,

@@ -17,6 +17,7 @@ VERBS: Final = (
     "release",
     "decide",
     "expire",
+    "fill",
     "move",
     "feed",
     "order",

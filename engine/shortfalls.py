@@ -3,7 +3,8 @@
 Promises are refused where they do not fit, but facts are not: a till sells what is on the shelf, a
 count finds what is there. The keeper reads the ledger, puts each shortfall on record with the
 reservations that it endangers, and closes it once a receipt, a count, a release, an expiry or a
-short pick has resolved it. It never changes a promise unless the merchant's policy says so.
+short pick has resolved it. It never changes a promise unless the merchant's policy says so. As it
+reads every change of a row, it also has the backorders filled that became possible to fill.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from engine.backorders import Fillable
 from engine.dispatch import Command
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, partition_of
@@ -140,7 +142,8 @@ class Shortfalls:
         held: list[Endangered] = []
         left = units
         for reservation in _in_danger(await self._open(merchant, location), sku):
-            quantity = sum(line.quantity for line in reservation.lines if line.sku == sku)
+            waiting = sum(line.quantity for line in reservation.backordered if line.sku == sku)
+            quantity = sum(line.quantity for line in reservation.lines if line.sku == sku) - waiting
             missing = min(left, quantity)
             if missing == 0:
                 break
@@ -244,10 +247,12 @@ class ShortfallKeeper:
         if not entries:
             return 0, 0
         changes: dict[Place, _Change] = {}
+        fillable = Fillable()
         for entry in entries:
             for operation in entry.operations:
                 _note(operation, known, changes)
-        recorded = 0
+                fillable.note(operation)
+        recorded = await fillable.fill(self._inventory)
         for place, change in changes.items():
             recorded += await self._settle(keys, place, change, known.get(place, 0))
         await self._store.read([("HSET", keys.readers, READER, reader_place(entries[-1]))])

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from engine.limits import (
+    MAX_BUYER_UNITS,
+    MAX_BUYER_WINDOW_MS,
+    MAX_CHANNELS,
     MAX_EXACT,
     MAX_ID_BYTES,
     MAX_KEY_CHARACTERS,
     MAX_LINES,
+    MAX_NAME_BYTES,
     MAX_PAGE,
     MAX_QUANTITY,
     MAX_TOTAL,
@@ -42,8 +46,37 @@ def check_text(field: str, text: str) -> None:
 
 
 def check_terms(terms: Terms) -> None:
-    """Take terms whose numbers are of their form."""
+    """Take terms whose numbers are of their form; a pool says at least one of its two."""
     check_quantity("backorder_limit", terms.backorder_limit, least=0)
+    if len(terms.channels) > MAX_CHANNELS:
+        raise InvalidCommand("channels", f"must be at most {MAX_CHANNELS}")
+    for name, pool in terms.channels.items():
+        field = f"channels.{name}"
+        check_name("channels", name)
+        if not name:
+            raise InvalidCommand("channels", "a channel must have a name")
+        check_quantity(f"{field}.minimum", pool.minimum, least=0)
+        if pool.cap is not None:
+            check_quantity(f"{field}.cap", pool.cap, least=0)
+            if pool.minimum > pool.cap:
+                raise InvalidCommand(f"{field}.minimum", f"must be at most its cap, {pool.cap}")
+        elif not pool.minimum:
+            raise InvalidCommand(field, "say a cap, a minimum or both")
+    cap = terms.buyer_cap
+    if cap is not None:
+        check_quantity("buyer_cap.units", cap.units)
+        if cap.units > MAX_BUYER_UNITS:
+            raise InvalidCommand("buyer_cap.units", f"must be at most {MAX_BUYER_UNITS}")
+        if not 1_000 <= cap.window_ms <= MAX_BUYER_WINDOW_MS:
+            most = MAX_BUYER_WINDOW_MS // 1000
+            raise InvalidCommand("buyer_cap.window_seconds", f"must be 1 to {most}")
+
+
+def check_name(field: str, text: str) -> None:
+    """Take the name of a channel or a buyer: up to 128 bytes of UTF-8, possibly none."""
+    check_text(field, text)
+    if len(text.encode()) > MAX_NAME_BYTES:
+        raise InvalidCommand(field, f"must be at most {MAX_NAME_BYTES} bytes of UTF-8")
 
 
 def check_key(key: str) -> None:

@@ -7,12 +7,13 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from engine import model
 from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange, row_after
-from engine.model import ProposalDecision, ReservationState, Terms, time_text
+from engine.model import ProposalDecision, ReservationState, time_text
 from engine.order_records import OrderState, PartState, Plan
-from gateway.wire import MissingLine, Time, Version
+from gateway.wire import MissingLine, Terms, Time, Version, terms
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -100,11 +101,11 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `since`, `how` and `endangered` are of a shortfall; units of 0 say that it is over. `state` is a
     location's whose tills were silent, and `held_back` the units that are no longer promised there.
     `terms` are those that a row was given; `channel` is through which a reservation was made on
-    some. `source`, of a rebuild, is the store that was rebuilt, and of a movement the system that
-    reported it. `defined` is substitutes or kits, of which these `definitions` make the `revision`.
-    `split` says what of a row is in which partition, as its column does. `step` is what was done to
-    an order, which is `order_state` since. `repaired` is what a repair put right, `finding` what
-    the audit had found there.
+    some; `filled` units came for a backorder, `left` are to come. `source`, of a rebuild, is the
+    store that was rebuilt, and of a movement the system that reported it. `defined` is substitutes
+    or kits, of which these `definitions` make the `revision`. `split` says what of a row is in
+    which partition, as its column does. `step` is what was done to an order, which is `order_state`
+    since. `repaired` is what a repair put right, `finding` what the audit had found there.
     """
 
     type: str | UnsetType = UNSET
@@ -133,6 +134,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     low_stock_threshold: int | UnsetType = UNSET
     terms: Terms | UnsetType = UNSET
     channel: str | UnsetType = UNSET
+    filled: int | UnsetType = UNSET
+    left: int | UnsetType = UNSET
     units: int | UnsetType = UNSET
     since: Time | UnsetType = UNSET
     how: str | UnsetType = UNSET
@@ -366,7 +369,10 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
         revision=detail[1],
         definitions=[Definition(sku, text or None) for sku, text in detail[2]],
     ),
-    OperationKind.TERMS: lambda detail: Details(terms=msgspec.convert(detail[0] or {}, Terms)),
+    OperationKind.TERMS: lambda detail: Details(
+        terms=terms(msgspec.convert(detail[0] or {}, model.Terms))
+    ),
+    OperationKind.FILL: lambda detail: Details(sku=detail[0], filled=detail[1], left=detail[2]),
     OperationKind.SPLIT: lambda detail: Details(sku=detail[0], split=detail[1]),
     OperationKind.PART: lambda detail: Details(split=detail[0]),
     OperationKind.REPAIR: lambda detail: Details(

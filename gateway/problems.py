@@ -18,6 +18,7 @@ from engine.limits import MAX_KEY_CHARACTERS
 from engine.model import Movement, time_text
 from engine.outcomes import (
     BackorderUnfilled,
+    BuyerCapExceeded,
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
@@ -208,6 +209,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     MethodNotAllowed: Kind(405, "Method not allowed"),
     InsufficientStock: Kind(409, "Insufficient stock"),
     InsufficientOnHand: Kind(409, "Insufficient units on hand"),
+    BuyerCapExceeded: Kind(409, "Buyer cap exceeded"),
     BackorderUnfilled: Kind(409, "Backorder unfilled"),
     OrderEnded: Kind(409, "Order ended"),
     ReservationEnded: Kind(409, "Reservation ended"),
@@ -368,6 +370,8 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
             return [msgspec.structs.replace(entry, most=error.most)]
         case InsufficientStock():
             return [_short_line(line, body, "available") for line in error.lines]
+        case BuyerCapExceeded():
+            return [_short_line(line, body, "available") for line in error.lines]
         case InsufficientOnHand():
             return [_short_line(line, body, "on_hand") for line in error.lines]
         case BackorderUnfilled():
@@ -453,6 +457,7 @@ def _short_line(line: ShortLine, body: object, field: str) -> ProblemError:
         sku=line.sku,
         requested=line.requested,
         known=line.known,
+        limited_by=msgspec.UNSET if line.limited_by == "stock" else line.limited_by,
     )
     return msgspec.structs.replace(entry, **{field: line.available})
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from msgspec import UNSET
 
+from engine.limits import DEFAULT_CHANNEL
 from engine.model import ProposalDecision, Reservation, ReservationResult
 from engine.outcomes import InvalidCommand
 from gateway import wire
@@ -28,6 +29,9 @@ async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
         ttl_ms=body.ttl_seconds * 1000,
         order_ref=body.order_ref,
         partial=body.partial,
+        stock_only=body.stock_only,
+        channel="" if body.channel == DEFAULT_CHANNEL else body.channel,
+        buyer=body.buyer,
         first_attempt=is_first_attempt(call),
         actor=call.actor,
     )

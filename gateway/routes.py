@@ -7,6 +7,8 @@ from typing import Any, Final
 from engine.access import Role
 from engine.limits import MAX_KEY_CHARACTERS
 from engine.outcomes import (
+    BackorderUnfilled,
+    BuyerCapExceeded,
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
@@ -27,6 +29,7 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
+    ReservationOnTerms,
     RowNotFound,
     StoreReadOnly,
     StoreUnavailable,
@@ -258,7 +261,7 @@ OPERATIONS: Final = (
         changes=True,
         successes=(Success(201, wire.Reservation, "The hold", ("Location", _REPLAYED)),),
         header_fields=(IDEMPOTENCY_KEY, _ATTEMPT),
-        problems=(InsufficientStock,),
+        problems=(InsufficientStock, BuyerCapExceeded),
         items=lambda body: len(body.lines),
     ),
     Operation(
@@ -284,7 +287,7 @@ OPERATIONS: Final = (
         role=Role.RESERVE,
         changes=True,
         successes=(Success(200, wire.Reservation, "The reservation, committed", (_REPLAYED,)),),
-        problems=(*_ENDING, ProposalOpen, InsufficientOnHand),
+        problems=(*_ENDING, ProposalOpen, BackorderUnfilled, InsufficientOnHand),
     ),
     Operation(
         name="release",
@@ -361,7 +364,7 @@ OPERATIONS: Final = (
         changes=True,
         successes=(Success(200, wire.Reservation, "The reservation, amended", (_REPLAYED,)),),
         header_fields=(IDEMPOTENCY_KEY,),
-        problems=(*_ENDING, InsufficientStock, LimitExceeded),
+        problems=(ReservationOnTerms, *_ENDING, InsufficientStock, LimitExceeded),
         items=lambda body: len(body.lines),
     ),
     Operation(
@@ -634,6 +637,31 @@ OPERATIONS: Final = (
         role=Role.ADMIN,
         successes=(Success(200, orders.LocationSourcing, "The settings"),),
         problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="readTerms",
+        method="GET",
+        path=_ROW + "/terms",
+        tag="Stock",
+        summary="On what terms a row's units are promised",
+        handler=stock.read_terms,
+        role=Role.READ,
+        successes=(Success(200, wire.Terms, "The terms; of a plain row none", ("ETag",)),),
+        problems=(RowNotFound,),
+    ),
+    Operation(
+        name="setTerms",
+        method="PUT",
+        path=_ROW + "/terms",
+        tag="Stock",
+        summary="Set on what terms a row's units are promised",
+        handler=stock.set_terms,
+        request=wire.TermsRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, wire.Stock, "The row just after", ("ETag", _REPLAYED)),),
+        header_fields=(IDEMPOTENCY_KEY, _IF_MATCH, _IF_NONE_MATCH),
+        problems=(PreconditionFailed, PreconditionRequired, LimitExceeded),
     ),
     Operation(
         name="listStock",

@@ -3,7 +3,7 @@
 import msgspec
 from msgspec import UNSET
 
-from engine.model import time_text
+from engine.model import Terms, time_text
 from engine.outcomes import InvalidCommand, RowNotFound, VersionConflict
 from engine.splits import RowName, Spread
 from engine.validation import check_id
@@ -135,6 +135,35 @@ async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
             low_stock_threshold=(
                 None if body.low_stock_threshold is UNSET else body.low_stock_threshold
             ),
+            expected_version=expected,
+            actor=call.actor,
+        )
+    except VersionConflict as error:
+        raise PreconditionFailed(error.sku, expected=error.expected, actual=error.actual) from error
+    row = configured.row
+    call.service.fanout.view.learn(row)
+    return answer_once(
+        200, wire.stock(row), replayed=configured.replayed, headers=[etag(row.version)]
+    )
+
+
+async def read_terms(call: Call, _body: None) -> Answer:
+    """Read on what terms a row's units are promised."""
+    row = await call.inventory.row(call.merchant, call.path["location"], call.path["sku"])
+    return Answer(200, wire.terms(row.terms or Terms()), [etag(row.version)])
+
+
+async def set_terms(call: Call, body: wire.TermsRequest) -> Answer:
+    """Set on what terms units are promised, if the row is at the version that is named."""
+    key = key_of(call)
+    expected = expected_version(call)
+    try:
+        configured = await call.inventory.set_terms(
+            call.merchant,
+            call.path["location"],
+            call.path["sku"],
+            wire.terms_of(body),
+            key=key,
             expected_version=expected,
             actor=call.actor,
         )

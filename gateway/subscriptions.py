@@ -21,6 +21,7 @@ import msgspec
 
 from engine.events import (
     AnyEvent,
+    BackorderData,
     EventType,
     LocationData,
     OrderData,
@@ -144,7 +145,7 @@ def places_of(event: AnyEvent) -> Iterable[str]:
 def skus_of(event: AnyEvent) -> Iterable[str]:
     """Return the SKUs that an event is about, as far as it says."""
     data = event.data
-    if isinstance(data, StockData | ShortfallData):
+    if isinstance(data, StockData | BackorderData | ShortfallData):
         return (data.sku,)
     if isinstance(data, LocationData):
         return ()

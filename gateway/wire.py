@@ -15,13 +15,17 @@ from msgspec import UNSET, Meta, UnsetType
 from engine import model
 from engine.feeds import SourceState
 from engine.limits import (
+    DEFAULT_CHANNEL,
     DEFAULT_TTL_MS,
     MAX_ALTERNATIVES,
     MAX_BATCH_MOVEMENTS,
     MAX_BATCH_ROWS,
+    MAX_BUYER_UNITS,
+    MAX_BUYER_WINDOW_MS,
     MAX_ID_BYTES,
     MAX_KEY_CHARACTERS,
     MAX_LINES,
+    MAX_NAME_BYTES,
     MAX_PARTS,
     MAX_QUANTITY,
     MAX_RATIO,
@@ -180,6 +184,19 @@ class ReserveRequest(Request, frozen=True, kw_only=True):
     ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
     order_ref: Text = ""
     partial: bool = False
+    stock_only: Annotated[
+        bool, Meta(description="Promise nothing that is not on the shelf, whatever the rows allow.")
+    ] = False
+    channel: Annotated[
+        str, Meta(max_length=MAX_NAME_BYTES, description="Through which units are asked for.")
+    ] = DEFAULT_CHANNEL
+    buyer: Annotated[
+        str,
+        Meta(
+            max_length=MAX_NAME_BYTES,
+            description="Who buys, where a row has a cap a buyer; only a digest of it is kept.",
+        ),
+    ] = ""
 
 
 class ConfirmRequest(Request, frozen=True, kw_only=True):
@@ -305,6 +322,48 @@ class Split(msgspec.Struct, frozen=True):
     shares: list[SplitShare]
 
 
+class PoolRequest(Request, frozen=True, kw_only=True):
+    """What a channel may have: at most `cap` units at once, and `minimum` that are kept for it."""
+
+    cap: Setting | None = None
+    minimum: Setting = 0
+
+
+class BuyerCap(Request, frozen=True, kw_only=True):
+    """At most `units` a buyer: what is promised them, and what they got in `window_seconds`."""
+
+    units: Annotated[int, Meta(ge=1, le=MAX_BUYER_UNITS)]
+    window_seconds: Annotated[int, Meta(ge=1, le=MAX_BUYER_WINDOW_MS // 1000)]
+
+
+class TermsRequest(Request, frozen=True, kw_only=True):
+    """On what terms a row's units are promised; what is left out ends.
+
+    Up to `backorder_limit` units are promised with nothing on the shelf for them. `channels` have
+    pools of the row, by their names, and `buyer_cap` is the most that one buyer gets.
+    """
+
+    backorder_limit: Setting | UnsetType = UNSET
+    channels: dict[str, PoolRequest] | UnsetType = UNSET
+    buyer_cap: BuyerCap | UnsetType = UNSET
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """A channel's pool: what it may have at once, what is kept for it, what it holds now."""
+
+    held: int
+    minimum: int
+    cap: int | None
+
+
+class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
+    """On what terms a row's units are promised; what is not there is not set."""
+
+    backorder_limit: int | UnsetType = UNSET
+    channels: dict[str, Pool] | UnsetType = UNSET
+    buyer_cap: BuyerCap | UnsetType = UNSET
+
+
 class RowRequest(Request, frozen=True, kw_only=True):
     """Which row is asked about."""
 
@@ -337,7 +396,13 @@ class Stock(msgspec.Struct, frozen=True):
     on_hand: Annotated[int, Meta(ge=0, description="Units believed to be there.")]
     reserved: Annotated[int, Meta(ge=0, description="Units of open reservations.")]
     safety_stock: Annotated[int, Meta(ge=0, description="Units kept back from promising.")]
-    available: Annotated[int, Meta(ge=0, description="max(0, on_hand - reserved - safety_stock).")]
+    available: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="max(0, on_hand - reserved - safety_stock - offline_buffer - backordered).",
+        ),
+    ]
     shortfall: Annotated[int, Meta(ge=0, description="max(0, reserved - on_hand).")]
     deficit: Annotated[int, Meta(ge=0, description="Units that left although the books had none.")]
     version: Version
@@ -351,6 +416,18 @@ class Stock(msgspec.Struct, frozen=True):
         Annotated[
             int, Meta(ge=0, description="Units held back while the location's tills are silent.")
         ]
+        | UnsetType
+    ) = UNSET
+    backordered: (
+        Annotated[int, Meta(ge=0, description="Units promised with nothing on the shelf for them.")]
+        | UnsetType
+    ) = UNSET
+    backorder_available: (
+        Annotated[int, Meta(ge=0, description="Units that can be promised before they come.")]
+        | UnsetType
+    ) = UNSET
+    terms: (
+        Annotated[Terms, Meta(description="On what terms units are promised, where it has any.")]
         | UnsetType
     ) = UNSET
     parts: (
@@ -390,6 +467,10 @@ class AvailabilityRow(msgspec.Struct, frozen=True):
     offline_buffer: int = 0
     freshness: SourceState = SourceState.LIVE
     kit: KitMark = UNSET
+    backorder_available: (
+        Annotated[int, Meta(ge=0, description="Units that can be promised before they come.")]
+        | UnsetType
+    ) = UNSET
 
 
 class Availability(msgspec.Struct, frozen=True):
@@ -446,6 +527,9 @@ class ReservationLine(msgspec.Struct, frozen=True):
     quantity: int
     picked: int | None
     stands_for: list[StandsFor] | UnsetType = UNSET
+    backordered: (
+        Annotated[int, Meta(ge=1, description="Those of them that have not come yet.")] | UnsetType
+    ) = UNSET
 
 
 class MissingLine(msgspec.Struct, frozen=True):
@@ -528,6 +612,7 @@ class ProblemError(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     on_hand: int | UnsetType = UNSET
     filled: int | UnsetType = UNSET
     known: bool | UnsetType = UNSET
+    limited_by: str | UnsetType = UNSET
     state: str | UnsetType = UNSET
     ended_at: Time | UnsetType = UNSET
     expected: int | UnsetType = UNSET
@@ -640,6 +725,9 @@ def stock(
         row.version,
         row.low_stock_threshold or UNSET,
         min(row.offline_buffer, row.on_hand) or UNSET,
+        row.backordered or UNSET,
+        UNSET if row.terms is None else row.backorder_available,
+        UNSET if row.terms is None else terms(row.terms),
         row.parts or UNSET,
         *freshness,
     )
@@ -676,6 +764,29 @@ def availability_row(
         row.version,
         min(row.offline_buffer, row.on_hand),
         freshness,
+        backorder_available=UNSET if row.terms is None else row.backorder_available,
+    )
+
+
+def terms_of(body: TermsRequest) -> model.Terms:
+    """Make the engine's terms of a request's."""
+    pools = {} if body.channels is UNSET else body.channels
+    cap = body.buyer_cap
+    return model.Terms(
+        0 if body.backorder_limit is UNSET else body.backorder_limit,
+        {name: model.Pool(pool.cap, pool.minimum) for name, pool in pools.items()},
+        None if cap is UNSET else model.BuyerCap(cap.units, cap.window_seconds * 1000),
+    )
+
+
+def terms(found: model.Terms) -> Terms:
+    """Make the answer of a row's terms."""
+    cap = found.buyer_cap
+    return Terms(
+        found.backorder_limit or UNSET,
+        {name: Pool(pool.held, pool.minimum, pool.cap) for name, pool in found.channels.items()}
+        or UNSET,
+        UNSET if cap is None else BuyerCap(units=cap.units, window_seconds=cap.window_ms // 1000),
     )
 
 
@@ -700,6 +811,7 @@ def movement(booked: model.Movement, moved: model.Moved) -> Movement:
 def reservation(found: model.Reservation) -> Reservation:
     """Make the answer of a reservation."""
     picked = None if found.picked is None else {x.sku: x.quantity for x in found.picked}
+    waiting = {x.sku: x.quantity for x in found.backordered}
     return Reservation(
         found.id,
         found.merchant,
@@ -711,6 +823,7 @@ def reservation(found: model.Reservation) -> Reservation:
                 x.quantity,
                 None if picked is None else picked.get(x.sku, 0),
                 _stands_for(found, x.sku),
+                waiting.get(x.sku, UNSET),
             )
             for x in found.lines
         ],

@@ -26,6 +26,29 @@ NEW_ROW: Final = 0
 """The `expected_version` of a row that does not exist yet."""
 
 
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """What a channel may have of a row: `cap` at most, `minimum` kept for it; `held` now."""
+
+    cap: int | None = None
+    minimum: int = 0
+    held: int = 0
+
+
+class BuyerCap(msgspec.Struct, frozen=True):
+    """At most so many units a buyer: promised, or picked within the window."""
+
+    units: int
+    window_seconds: int
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """On what terms a row's units are promised."""
+
+    backorder_limit: int = 0
+    channels: dict[str, Pool] = {}
+    buyer_cap: BuyerCap | None = None
+
+
 class Stock(msgspec.Struct, frozen=True, kw_only=True):
     """One row: what is there and what can still be promised, in units (see the state model)."""
 
@@ -40,6 +63,9 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     deficit: int
     version: int
     low_stock_threshold: int = 0
+    backordered: int = 0
+    backorder_available: int = 0
+    terms: Terms | None = None
     parts: int = 0
     kit: bool = False
 
@@ -84,6 +110,7 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True):
     offline_buffer: int = 0
     freshness: str = "live"
     kit: bool = False
+    backorder_available: int = 0
 
 
 class Availabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,15 +166,17 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HeldLine(msgspec.Struct, frozen=True):
-    """Units of one SKU in a reservation; `picked` is None unless it was committed.
+    """Units of one SKU in a reservation, of which `backordered` have not come yet.
 
-    `stands_for` says which of them are held for another SKU.
+    `picked` is None unless it was committed. `stands_for` says which of them are held for another
+    SKU.
     """
 
     sku: str
     quantity: int
     picked: int | None = None
     stands_for: tuple[StandsFor, ...] = ()
+    backordered: int = 0
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
@@ -285,6 +314,7 @@ class Call(msgspec.Struct, Generic[Answer], frozen=True, kw_only=True):
 
 _STOCK: Final = msgspec.json.Decoder(Stock)
 _SPLIT: Final = msgspec.json.Decoder(Split)
+_TERMS: Final = msgspec.json.Decoder(Terms)
 _STOCK_PAGE: Final = msgspec.json.Decoder(Page[Stock])
 _LOCATION_PAGE: Final = msgspec.json.Decoder(Page[Location])
 _AVAILABILITIES: Final = msgspec.json.Decoder(Availabilities)
@@ -410,6 +440,57 @@ def split(merchant: str, location: str, sku: str, *, parts: int | None = None) -
     )
 
 
+def set_terms(
+    merchant: str,
+    location: str,
+    sku: str,
+    terms: Terms,
+    *,
+    expected_version: int,
+    key: str,
+) -> Call[Stock]:
+    """Set a row's terms, if it is still at the version given; what `terms` does not name ends."""
+    condition = (
+        ("If-None-Match", "*")
+        if expected_version == NEW_ROW
+        else ("If-Match", f'"{expected_version}"')
+    )
+    return Call(
+        method="PUT",
+        path=_merchant_path(merchant, "locations", location, "stock", sku, "terms"),
+        decoder=_STOCK,
+        headers=(*_keyed(key), condition),
+        body=_json(_terms(terms)),
+    )
+
+
+def _terms(terms: Terms) -> dict[str, Any]:
+    """Return terms as a request has them."""
+    document: dict[str, Any] = {}
+    if terms.backorder_limit:
+        document["backorder_limit"] = terms.backorder_limit
+    if terms.channels:
+        document["channels"] = {
+            name: {"cap": pool.cap, "minimum": pool.minimum}
+            for name, pool in terms.channels.items()
+        }
+    if terms.buyer_cap is not None:
+        document["buyer_cap"] = {
+            "units": terms.buyer_cap.units,
+            "window_seconds": terms.buyer_cap.window_seconds,
+        }
+    return document
+
+
+def terms(merchant: str, location: str, sku: str) -> Call[Terms]:
+    """Read on what terms a row's units are promised."""
+    return Call(
+        method="GET",
+        path=_merchant_path(merchant, "locations", location, "stock", sku, "terms"),
+        decoder=_TERMS,
+    )
+
+
 def availability(merchant: str, rows: Sequence[tuple[str, str]]) -> Call[Availabilities]:
     """Ask for up to 500 rows, each a (location, SKU)."""
     wanted = [{"location": location, "sku": sku} for location, sku in rows]
@@ -454,9 +535,15 @@ def reserve(
     ttl_seconds: int | None = None,
     order_ref: str = "",
     partial: bool = False,
+    stock_only: bool = False,
+    channel: str = "",
+    buyer: str = "",
     new: bool = False,
 ) -> Call[Reservation]:
     """Hold units of up to 200 lines, all or (unless `partial`) nothing.
+
+    With `stock_only` nothing is promised that is not on the shelf; `channel` and `buyer` are asked
+    for where rows have pools or caps.
 
     `new` says that the key was never sent before: where everything is sold out, a service under
     load can then say so without a look at its store.
@@ -468,6 +555,12 @@ def reserve(
         document["order_ref"] = order_ref
     if partial:
         document["partial"] = True
+    if stock_only:
+        document["stock_only"] = True
+    if channel:
+        document["channel"] = channel
+    if buyer:
+        document["buyer"] = buyer
     return Call(
         method="POST",
         path=_merchant_path(merchant, "locations", location, "reservations"),

@@ -35,6 +35,7 @@ from holdfast.calls import (
     Reservation,
     Split,
     Stock,
+    Terms,
     Wish,
 )
 from holdfast.carriers import Carrier, DirectCarrier, HttpxCarrier, Reply, http_request
@@ -337,6 +338,32 @@ class Client:
         """Spread a row over `parts` partitions (1: no longer), or with None ask how it is."""
         return self.send(calls.split(merchant, location, sku, parts=parts))
 
+    def set_terms(
+        self,
+        merchant: str,
+        location: str,
+        sku: str,
+        terms: Terms,
+        *,
+        expected_version: int,
+        key: str | None = None,
+    ) -> Stock:
+        """Set a row's terms; what `terms` does not name ends. `expected_version` as above."""
+        return self.send(
+            calls.set_terms(
+                merchant,
+                location,
+                sku,
+                terms,
+                expected_version=expected_version,
+                key=key or new_key(),
+            )
+        )
+
+    def terms(self, merchant: str, location: str, sku: str) -> Terms:
+        """Read on what terms a row's units are promised."""
+        return self.send(calls.terms(merchant, location, sku))
+
     def availability(self, merchant: str, rows: Sequence[tuple[str, str]]) -> Availabilities:
         """Ask for up to 500 rows, each a (location, SKU)."""
         return self.send(calls.availability(merchant, rows))
@@ -359,6 +386,9 @@ class Client:
         ttl_seconds: int | None = None,
         order_ref: str = "",
         partial: bool = False,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
         new: bool = False,
     ) -> Reservation:
         """Hold units of up to 200 lines, all or (unless `partial`) nothing.
@@ -374,6 +404,9 @@ class Client:
                 ttl_seconds=ttl_seconds,
                 order_ref=order_ref,
                 partial=partial,
+                stock_only=stock_only,
+                channel=channel,
+                buyer=buyer,
                 new=new or key is None,
             )
         )
@@ -592,6 +625,32 @@ class AsyncClient:
         """Spread a row over `parts` partitions (1: no longer), or with None ask how it is."""
         return await self.send(calls.split(merchant, location, sku, parts=parts))
 
+    async def set_terms(
+        self,
+        merchant: str,
+        location: str,
+        sku: str,
+        terms: Terms,
+        *,
+        expected_version: int,
+        key: str | None = None,
+    ) -> Stock:
+        """Set a row's terms; what `terms` does not name ends. `expected_version` as above."""
+        return await self.send(
+            calls.set_terms(
+                merchant,
+                location,
+                sku,
+                terms,
+                expected_version=expected_version,
+                key=key or new_key(),
+            )
+        )
+
+    async def terms(self, merchant: str, location: str, sku: str) -> Terms:
+        """Read on what terms a row's units are promised."""
+        return await self.send(calls.terms(merchant, location, sku))
+
     async def availability(self, merchant: str, rows: Sequence[tuple[str, str]]) -> Availabilities:
         """Ask for up to 500 rows, each a (location, SKU)."""
         return await self.send(calls.availability(merchant, rows))
@@ -614,6 +673,9 @@ class AsyncClient:
         ttl_seconds: int | None = None,
         order_ref: str = "",
         partial: bool = False,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
         new: bool = False,
     ) -> Reservation:
         """Hold units of up to 200 lines, all or (unless `partial`) nothing.
@@ -629,6 +691,9 @@ class AsyncClient:
                 ttl_seconds=ttl_seconds,
                 order_ref=order_ref,
                 partial=partial,
+                stock_only=stock_only,
+                channel=channel,
+                buyer=buyer,
                 new=new or key is None,
             )
         )

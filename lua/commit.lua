@@ -6,6 +6,7 @@
 --   skus     of the reservation's lines, as the caller knows them
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then the recent
 --          changes of each row, then of a reservation with extras the queue of each row
+--          and, of one with a buyer, what counts for them of each row
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            another ending, or another pick, came first
@@ -82,8 +83,8 @@ local replies = each_command(function(first, last, id, merchant, actor, picks, s
   end
   if is_proposed(reservation) then return describe('proposed', reservation) end
   local row_keys = declared_rows(reservation, skus, first + 2)
-  local queue_keys = declared_queues(reservation, skus, first + 2 + 2 * #skus, last)
-  if not row_keys or not queue_keys then return {'lines_changed'} end
+  local pledge_keys = declared_pledges(reservation, skus, first + 2 + 2 * #skus, last)
+  if not row_keys or not pledge_keys then return {'lines_changed'} end
   local unfilled = missing_fills(reservation, units, ordered)
   if #unfilled > 0 then return {'backorder_unfilled', unfilled} end
   local short = missing_on_hand(units, row_keys, ordered)
@@ -94,7 +95,7 @@ local replies = each_command(function(first, last, id, merchant, actor, picks, s
     add_delta(past, undated(past), -(units[sku] or 0))
   end
   local state, expires_at = reservation.state, reservation.expires_at
-  local lines = settle_rows(reservation, id, row_keys, queue_keys, units)
+  local lines = settle_rows(reservation, id, row_keys, pledge_keys, units)
   reservation.picked = picked
   end_reservation(reservation, id, 'committed', KEYS[first + 1])
   record('commit', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,

@@ -6,7 +6,7 @@
 --   asked     the SKUs that others stand for; none: all that nothing was decided of yet
 --   skus      of the reservation's lines, as the caller knows them
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then the queue
---          of each row
+--          of each row and, of one with a buyer, what counts for them of each row
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            committed, released or expired before
@@ -111,12 +111,14 @@ local function decided_extras(extras, missing, decision, members)
 end
 
 -- Substitutes are on the shelf, so what is given back was reserved and waited for nothing.
-local function give_back(lines, units, row_keys)
+local function give_back(reservation, id, units, row_keys, pledge_keys)
   local changes = {}
-  for _, line in ipairs(lines) do
-    local sku = line[1]
-    if units[sku] then
-      changes[#changes + 1] = change_row(row_at(row_keys[sku]), sku, 0, -units[sku], 0, 0)
+  for _, line in ipairs(reservation.body[BODY_LINES]) do
+    local sku, declined = line[1], units[line[1]]
+    if declined then
+      local row = row_at(row_keys[sku])
+      count_less(reservation, id, row, sku, declined, line[2] - declined, false, pledge_keys[sku])
+      changes[#changes + 1] = change_row(row, sku, 0, -declined, 0, 0)
     end
   end
   return changes
@@ -131,8 +133,8 @@ local replies = each_command(function(first, last, id, merchant, actor, decided,
   if #open == 0 then return describe('replayed', reservation) end
   if not is_live(reservation) then return describe('ended', reservation) end
   local row_keys = declared_rows(reservation, skus, first + 2)
-  local queue_keys = declared_queues(reservation, skus, first + 2 + #skus, last)
-  if not row_keys or not queue_keys then return {'lines_changed'} end
+  local pledge_keys = declared_pledges(reservation, skus, first + 2 + #skus, last)
+  if not row_keys or not pledge_keys then return {'lines_changed'} end
 
   local members, body = {}, reservation.body
   for _, sku in ipairs(open) do members[sku] = true end
@@ -143,13 +145,13 @@ local replies = each_command(function(first, last, id, merchant, actor, decided,
   local lines = lines_less(body[BODY_LINES], units)
   if #lines == 0 then
     local state, expires_at = reservation.state, reservation.expires_at
-    local changes = settle_rows(reservation, id, row_keys, queue_keys, NOTHING_PICKED)
+    local changes = settle_rows(reservation, id, row_keys, pledge_keys, NOTHING_PICKED)
     end_reservation(reservation, id, 'released', KEYS[first + 1])
     record('release', id, merchant, body[BODY_LOCATION], actor, '', changes,
       {state, expires_at, 'proposal declined', stands_for(reservation)})
     return describe('ok', reservation)
   end
-  local changes = give_back(body[BODY_LINES], units, row_keys)
+  local changes = give_back(reservation, id, units, row_keys, pledge_keys)
   local missing = missing_more(body[BODY_MISSING], open, served)
   local extras = decided_extras(reservation.extras, body[BODY_MISSING], decision, members)
   decide_reservation(reservation, id, lines, missing, extras)

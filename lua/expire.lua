@@ -3,7 +3,8 @@
 --
 -- Command {id, merchant, actor, skus}; skus of the lines, as the caller read them
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then of a
---          reservation with extras the queue of each row
+--          reservation with extras the queue of each row and, of one with a buyer, what counts for
+--          them of each row
 -- Returns  {'ok', ...reservation}   expired now; see describe()
 --          {'not_due', ...}         extended or confirmed since the caller looked
 --          {'ended', ...}           some ending came first
@@ -25,11 +26,11 @@ local replies = each_command(function(first, last, id, merchant, actor, skus)
     return describe('not_due', reservation)
   end
   local row_keys = declared_rows(reservation, skus, first + 2)
-  local queue_keys = declared_queues(reservation, skus, first + 2 + #skus, last)
-  if not row_keys or not queue_keys then return {'lines_changed'} end
+  local pledge_keys = declared_pledges(reservation, skus, first + 2 + #skus, last)
+  if not row_keys or not pledge_keys then return {'lines_changed'} end
 
   local expires_at = reservation.expires_at
-  local lines = settle_rows(reservation, id, row_keys, queue_keys, NOTHING_PICKED)
+  local lines = settle_rows(reservation, id, row_keys, pledge_keys, NOTHING_PICKED)
   end_reservation(reservation, id, 'expired', KEYS[first + 1])
   record('expire', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
     {'held', expires_at, stands_for(reservation)})

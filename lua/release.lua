@@ -3,7 +3,8 @@
 --
 -- Command {id, merchant, actor, reason, skus}; skus of the lines, as the caller knows them
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then of a
---          reservation with extras the queue of each row
+--          reservation with extras the queue of each row and, of one with a buyer, what counts for
+--          them of each row
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            committed or expired before
@@ -22,11 +23,11 @@ local replies = each_command(function(first, last, id, merchant, actor, reason, 
   if reservation.state == 'released' then return describe('replayed', reservation) end
   if not is_live(reservation) then return describe('ended', reservation) end
   local row_keys = declared_rows(reservation, skus, first + 2)
-  local queue_keys = declared_queues(reservation, skus, first + 2 + #skus, last)
-  if not row_keys or not queue_keys then return {'lines_changed'} end
+  local pledge_keys = declared_pledges(reservation, skus, first + 2 + #skus, last)
+  if not row_keys or not pledge_keys then return {'lines_changed'} end
 
   local state, expires_at = reservation.state, reservation.expires_at
-  local lines = settle_rows(reservation, id, row_keys, queue_keys, NOTHING_PICKED)
+  local lines = settle_rows(reservation, id, row_keys, pledge_keys, NOTHING_PICKED)
   end_reservation(reservation, id, 'released', KEYS[first + 1])
   record('release', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
     {state, expires_at, reason, stands_for(reservation)})

@@ -25,6 +25,8 @@
 --            keys: record, orders and order references of the merchant, records to drive
 --          {'seen', record, keep until}
 --            keys: idempotency record
+--          {'buyer', count, keep until}
+--            keys: what counts for a buyer of a row
 --          Units, versions, picked, body and record come as the texts that are kept. What is to be
 --          kept until a moment that has passed is left out.
 -- Returns  'ok'; an error where the store is not being rebuilt by this rebuild
@@ -93,6 +95,17 @@ local function restore_seen(item)
   redis.call('SET', key, record, 'PX', integer(keep_until - now))
 end
 
+local function restore_buyer(item)
+  local count, keep_until = item[2], item[3]
+  local key = KEYS[first]
+  first = first + 1
+  if keep_until == 0 then
+    redis.call('SET', key, count)
+  elseif keep_until > now then
+    redis.call('SET', key, count, 'PX', integer(keep_until - now))
+  end
+end
+
 local function restore_recent(item)
   local deltas, keep_until, texts = item[2], item[3], {}
   local key = KEYS[first]
@@ -134,7 +147,8 @@ end
 
 local RESTORES = {rows = restore_rows, order = restore_order, reservation = restore_reservation,
   seen = restore_seen, recent = restore_recent, source = restore_source,
-  quarantine = restore_quarantine, splits = restore_splits}
+  quarantine = restore_quarantine, splits = restore_splits,
+  buyer = restore_buyer}
 
 -- After this point nothing may fail.
 for i = 1, #items do RESTORES[items[i][1]](items[i]) end

@@ -5,7 +5,8 @@
 -- Command {id, merchant, location, actor, fingerprint, sku, expected version, location member,
 --          terms}
 --   expected version  0 where the row is to be made
---   terms    {backorder_limit}, each only where it is set
+--   terms    {backorder_limit, channels {name = {cap, minimum}}, buyer_cap {units, window_ms}},
+--            each only where it is set
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit, ...},
 --            the rest as add_settings() has it
@@ -24,16 +25,40 @@ local function wrong_field(terms)
   if terms.backorder_limit and not is_integer(terms.backorder_limit, 1, MAX_QUANTITY) then
     return 'backorder_limit'
   end
+  for _, pool in pairs(terms.channels or {}) do
+    for _, units in pairs(pool) do
+      if not is_integer(units, 0, MAX_QUANTITY) then return 'channels' end
+    end
+  end
+  local cap = terms.buyer_cap
+  if cap and not (is_integer(cap.units, 1, MAX_QUANTITY)
+    and is_integer(cap.window_ms, 1, MAX_QUANTITY * 100)) then
+    return 'buyer_cap'
+  end
+end
+
+-- The pools that a row has from now on. What a pool holds it goes on to hold, an ended one too.
+local function new_channels(before, asked)
+  local channels = {}
+  for name, pool in pairs(before or {}) do
+    if pool.held > 0 then channels[name] = {held = pool.held} end
+  end
+  for name, pool in pairs(asked or {}) do
+    local held = channels[name] and channels[name].held or 0
+    channels[name] = {cap = pool.cap, minimum = pool.minimum, held = held}
+  end
+  return next(channels) and channels or nil
 end
 
 -- The terms that the row has from now on. While units wait it keeps some, so that they are seen.
 local function new_terms(row, asked)
-  local terms = {backorder_limit = asked.backorder_limit}
-  if not next(terms) then
-    if row.backordered == 0 then return nil end
-    terms.backorder_limit = 0
-  end
-  return terms
+  local terms = {
+    backorder_limit = asked.backorder_limit,
+    channels = new_channels(row.terms and row.terms.channels, asked.channels),
+    buyer_cap = asked.buyer_cap,
+  }
+  if row.backordered > 0 and not terms.backorder_limit then terms.backorder_limit = 0 end
+  return next(terms) and terms or nil
 end
 
 local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, sku,

@@ -20,7 +20,7 @@ from reconciler.archive import Archive
 from reconciler.archiver import Position, raw_entry, read_position
 from reconciler.contradictions import Contradictions
 from reconciler.findings import Code, SegmentEvidence
-from reconciler.fold import Fold, PartitionState, RowKey
+from reconciler.fold import Fold, PartitionState, RowKey, held_in_pools
 from reconciler.reader import LedgerDamaged, LedgerReader
 from reconciler.segments import Segment, SegmentDamaged, segment_path
 
@@ -329,12 +329,26 @@ class Account:
     def unlike_holds(self) -> list[RowKey]:
         """Return the rows whose reserved units are not the sum of their open reservations."""
         held, rows = self.held(), self.state.rows
+        pooled = self.pooled()
         found = [
             key
             for key, row in rows.items()
             if (row.reserved, row.backordered) != held.get(key, (0, 0))
+            or held_in_pools(row.terms) != pooled.get(key, {})
         ]
         return found + [key for key in held if key not in rows]
+
+    def pooled(self) -> dict[RowKey, dict[str, int]]:
+        """Add up what open reservations hold in the pools of each row's channels."""
+        units: dict[RowKey, dict[str, int]] = {}
+        for reservation in self.state.reservations.values():
+            extras = reservation.body.extras
+            if extras is not None and extras.pooled and reservation.is_open:
+                for key, held, waits in reservation.units():
+                    if key[2] in extras.pooled:
+                        pools = units.setdefault(key, {})
+                        pools[extras.channel] = pools.get(extras.channel, 0) + held + waits
+        return units
 
     def held(self) -> dict[RowKey, tuple[int, int]]:
         """Add up what open reservations hold of each row, and what they wait for."""

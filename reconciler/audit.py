@@ -71,7 +71,7 @@ _FIXED: Final = frozenset(
 )
 _OF_PARTS: Final = frozenset({"stock", "recent", "open", "skus"})
 _WORKING: Final = frozenset(
-    {"lease", "probe", "rates", "offline", "order", "orders", "orderrefs", "driving"}
+    {"lease", "probe", "rates", "offline", "buyer", "order", "orders", "orderrefs", "driving"}
 )
 
 
@@ -466,6 +466,7 @@ _PARTS: Final = {
     "prints": 3,
     "feeds": 2,
     "quarantine": 2,
+    "waiting": 3,
 }
 
 
@@ -477,7 +478,7 @@ def _key_of(keys: PartitionKeys, parsed: ParsedKey) -> str | None:
         return keys.stock(parts[0], parts[1], parts[2])
     if parsed.noun == "rsv":
         return keys.reservation(parts[0])
-    if parsed.noun in ("recent", "feed", "prints"):
+    if parsed.noun in ("recent", "feed", "prints", "waiting"):
         return str(getattr(keys, parsed.noun)(*parts))
     if parsed.noun in ("feeds", "quarantine"):
         return str(getattr(keys, parsed.noun)(*parts))
@@ -495,6 +496,7 @@ def _expected_keys(account: Account) -> "array[int]":
     digests += [hash(keys.reservation(the_id)) for the_id in state.reservations]
     digests += [hash(keys.seen(seen.merchant, the_id)) for the_id, seen in state.seen.items()]
     digests += [hash(keys.recent(*key)) for key, row in state.rows.items() if row.past is not None]
+    digests += [hash(keys.waiting(*key)) for key, row in state.rows.items() if row.terms]
     for name in state.sources:
         digests += [hash(keys.feed(*name)), hash(keys.prints(*name)), hash(keys.feeds(*name[:2]))]
     digests += [

@@ -45,6 +45,7 @@ _HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, Oper
 _ON_RESERVATIONS: Final = _HELD_ONLY | {
     OperationKind.AMEND,
     OperationKind.DECIDE,
+    OperationKind.FILL,
     OperationKind.COMMIT,
     OperationKind.RELEASE,
 }
@@ -342,7 +343,7 @@ class Contradictions:
         state = seen.reservations.get(the_id)
         if state is None and reservation is not None:
             state = reservation.state
-        if kind not in (OperationKind.AMEND, OperationKind.DECIDE):
+        if kind not in (OperationKind.AMEND, OperationKind.DECIDE, OperationKind.FILL):
             seen.reservations[the_id] = _STATES_AFTER[kind]
         if state is None:
             code, detail = Code.NEVER_RESERVED, f"{kind} of a reservation that was never made"
@@ -441,6 +442,8 @@ def _said(
     if reservation is None:
         return None
     held = sum(units for key, units, _ in reservation.units() if key[2] == change.sku)
+    if kind is OperationKind.FILL:
+        return 0, int(detail[1]), 0
     if kind in (OperationKind.AMEND, OperationKind.DECIDE):
         left = detail[1] if kind is OperationKind.AMEND else detail[2]
         return 0, sum(units for sku, units in left if sku == change.sku) - held, 0

@@ -168,8 +168,9 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
 
     `live` is None where the row is missing or cannot be read as one, `ledger` where it does not
     know the row. `held` are the units of its open reservations by the ledger that are on the shelf,
-    `waiting` those that are not. The drifts are what
-    the row's history changed without an operation that says so: `books` of on_hand - deficit.
+    `waiting` those that are not, and `pooled` what they have of each channel's pool. The drifts
+    are what the row's history changed without an operation that says so: `books` of on_hand -
+    deficit.
     `token` is how the key looked; a repair is refused once it looks otherwise. `past` is what the
     row should remember of when its units came and went, `past_differs` that it does not; `split`
     what it should say of its parts or its home, `split_differs` that it says otherwise.
@@ -181,6 +182,7 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     ledger: RowFacts | None
     held: int = 0
     waiting: int = 0
+    pooled: dict[str, int] = {}
     books_drift: int = 0
     safety_stock_drift: int = 0
     versions_skipped: bool = False

@@ -40,6 +40,10 @@ RowKey = tuple[str, str, str]
 """(merchant, location, SKU)."""
 
 
+BuyerKey = tuple[str, str, str, str]
+"""(merchant, location, SKU, digest of the buyer)."""
+
+
 class FoldedRow(msgspec.Struct, array_like=True, gc=False):
     """A row as the ledger says it is, in units; `sequence` is the last operation on it.
 
@@ -170,6 +174,9 @@ class PartitionState(msgspec.Struct):
     seen: dict[str, FoldedSeen] = msgspec.field(default_factory=dict)
     sources: dict[SourceKey, FoldedSource] = msgspec.field(default_factory=dict)
     quarantine: dict[str, FoldedQuarantined] = msgspec.field(default_factory=dict)
+    buyers: dict[BuyerKey, dict[str, tuple[int, int]]] = msgspec.field(default_factory=dict)
+    """What counts for a buyer of a row: (units, until) of each reservation, until as in the store.
+    """
     offline: dict[tuple[str, str], str] = msgspec.field(default_factory=dict)
     definitions: dict[tuple[str, str], FoldedDefinitions] = msgspec.field(default_factory=dict)
     shortfalls: dict[str, tuple[int, int, str, str, str, str]] = msgspec.field(default_factory=dict)
@@ -192,6 +199,12 @@ class PartitionState(msgspec.Struct):
         for row in self.rows.values():
             if row.past is not None:
                 row.past.prune(now_ms)
+        for key, counted in list(self.buyers.items()):
+            for the_id, (_, until_ms) in list(counted.items()):
+                if until_ms and until_ms <= now_ms:
+                    del counted[the_id]
+            if not counted:
+                del self.buyers[key]
 
 
 class Fold:
@@ -449,6 +462,12 @@ class Fold:
             Line(change.sku, change.deltas.reserved + change.deltas.backordered)
             for change in operation.changes
         ]
+        if extras is not None:
+            for line in held:
+                if line.sku in extras.capped:
+                    key = (operation.merchant, operation.location, line.sku, extras.buyer)
+                    counted = self.state.buyers.setdefault(key, {})
+                    counted[operation.id] = (line.quantity, 0)
         waiting = {
             change.sku: (change.deltas.backordered, change.version)
             for change in operation.changes
@@ -510,6 +529,14 @@ class Fold:
             )
         elif kind is OperationKind.DECIDE:
             reservation.body = decided(reservation.body, detail)
+            self._count_what_is_left(operation, reservation)
+        elif kind is OperationKind.FILL:
+            sku, _, left = detail
+            waiting = dict(reservation.waiting)
+            _, place = waiting.pop(sku, (0, 0))
+            if left:
+                waiting[sku] = (left, place)
+            reservation.waiting = waiting
         elif kind is OperationKind.AMEND:
             lines = tuple([Line(sku, units) for sku, units in detail[1]])
             reservation.body = amended(reservation.body, lines)
@@ -528,8 +555,41 @@ class Fold:
             reservation.state = _ENDINGS[kind]
             reservation.ended_at_ms = at_ms
             reservation.waiting = {}
+            self._count_for_buyer(operation, reservation, at_ms)
             if kind is _COMMIT:
                 reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
+
+    def _count_what_is_left(self, operation: Operation, reservation: FoldedReservation) -> None:
+        """Let what a decision about substitutes left of a promise count for its buyer."""
+        body, extras = reservation.body, reservation.body.extras
+        if extras is None:
+            return
+        held = {line.sku: line.quantity for line in body.lines}
+        for sku in extras.capped:
+            key = (operation.merchant, operation.location, sku, extras.buyer)
+            counted = self.state.buyers.setdefault(key, {})
+            counted.pop(operation.id, None)
+            if sku in held:
+                counted[operation.id] = (held[sku], 0)
+            if not counted:
+                del self.state.buyers[key]
+
+    def _count_for_buyer(
+        self, operation: Operation, reservation: FoldedReservation, at_ms: int
+    ) -> None:
+        """Let what was picked count for as long as the cap said, and the rest no longer."""
+        extras = reservation.body.extras
+        if extras is None:
+            return
+        picked = dict(operation.detail[2]) if operation.kind is _COMMIT else {}
+        for sku, window_ms in extras.capped.items():
+            key = (operation.merchant, operation.location, sku, extras.buyer)
+            counted = self.state.buyers.setdefault(key, {})
+            counted.pop(operation.id, None)
+            if picked.get(sku):
+                counted[operation.id] = (picked[sku], at_ms + window_ms)
+            if not counted:
+                del self.state.buyers[key]
 
     def _repair(self, operation: Operation, at_ms: int) -> None:
         """Take over what a repair says beside its rows; `lua/repair.lua` lists the details."""
@@ -566,6 +626,12 @@ class Fold:
     ) -> None:
         if len(self.disagreements) < MAX_FINDINGS:
             self.disagreements.append(Disagreement(invariant, sequence, detail, row, reservation))
+
+
+def held_in_pools(terms: dict[str, Any] | None) -> dict[str, int]:
+    """Return what a row's terms say that the pools of its channels hold, those that hold any."""
+    channels = (terms or {}).get("channels", {})
+    return {name: pool["held"] for name, pool in channels.items() if pool["held"]}
 
 
 def acknowledged_gap(operation: Operation) -> Gap | None:

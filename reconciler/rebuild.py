@@ -345,6 +345,7 @@ class _Rebuild:
         state.offline.update(piece.offline)
         state.definitions.update(piece.definitions)
         state.orders.update(piece.orders)
+        state.buyers.update(piece.buyers)
         return parts
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
@@ -538,6 +539,11 @@ def _cut(state: PartitionState, partitions: int) -> dict[int, PartitionState]:
     for the_id, order in state.orders.items():
         number = order_partition(order.body.merchant, reservation_hash(the_id), partitions)
         pieces[number].orders[moved_order_id(the_id, number)] = order
+    for buyer, counted in state.buyers.items():
+        number = partition_of(buyer[0], buyer[1], partitions)
+        pieces[number].buyers[buyer] = {
+            moved_reservation_id(the_id, number): entry for the_id, entry in counted.items()
+        }
     for (what, merchant), said in state.definitions.items():
         pieces[partition_of(merchant, "", partitions)].definitions[what, merchant] = said
     for the_id, short in state.shortfalls.items():

@@ -6,8 +6,8 @@ sum of the reservations that are right, so a repair cannot miscount.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -300,7 +300,7 @@ class _PartitionPlan:
             deltas=_minus(right, ledger),
             found=row.live_text,
             past=row.past,
-            terms=base.terms,
+            terms=_with_pools(base.terms, row.pooled),
             split=row.split,
         )
 
@@ -396,6 +396,15 @@ def _consistent(right: FoldedReservation | None) -> FoldedReservation | None:
 def _own_place(hold: HoldEvidence) -> Place:
     known = hold.ledger if hold.ledger is not None else hold.live
     return ("", "") if known is None else (known.body.merchant, known.body.location)
+
+
+def _with_pools(terms: dict[str, Any] | None, pooled: Mapping[str, int]) -> dict[str, Any] | None:
+    """Return terms whose pools hold what the open reservations have of them."""
+    channels = (terms or {}).get("channels")
+    if terms is None or not channels:
+        return terms
+    right = {name: {**pool, "held": pooled.get(name, 0)} for name, pool in channels.items()}
+    return {**terms, "channels": right}
 
 
 def _note_change(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from engine.reservations import packed_body
 from engine.scripts import script
 from engine.store import Store
 from reconciler.fold import (
+    BuyerKey,
     FoldedOrder,
     FoldedReservation,
     FoldedRow,
@@ -128,6 +129,8 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
             yield _recent_item(keys, key, row.past)
     for name, source in state.sources.items():
         yield _source_item(keys, name, source)
+    for buyer, counted in state.buyers.items():
+        yield _buyer_item(keys, buyer, counted)
     yield from _quarantine_items(keys, state)
     for place, told in state.offline.items():
         yield _Item((keys.offline(*place),), ("quarantine", ("", told)), 1)
@@ -226,6 +229,16 @@ def _order_item(keys: PartitionKeys, the_id: str, order: FoldedOrder) -> _Item:
             [text for field in fields.items() for text in field],
         ),
         1,
+    )
+
+
+def _buyer_item(
+    keys: PartitionKeys, buyer: BuyerKey, counted: Mapping[str, tuple[int, int]]
+) -> _Item:
+    """A count that still has promises stays until they end, another one until nothing counts."""
+    untils = [until_ms for _, until_ms in counted.values()]
+    return _Item(
+        (keys.buyer(*buyer),), ("buyer", _text(counted), 0 if 0 in untils else max(untils)), 1
     )
 
 

@@ -10,7 +10,7 @@ Quantities are units, times milliseconds since 1970.
 | Conservation | on_hand - deficit = arrivals - departures - commits, adjusted and counted |
 | NoOversell | a reserve never promises more than is available; only a movement makes a shortfall |
 | Integer | every number in a hash is canonical and within 0 to 10^12 |
-| HoldsSum | a row's reserved and backordered = the sums over the live reservation hashes |
+| HoldsSum | a row's reserved, backordered and pools = the sums over live reservation hashes |
 | OneEnding | a reservation ends once, expires only when held and due, and its hash says the same |
 | IndexMatch | the TTL index, the open index, the queues and the listings name just what there is |
 | Dense | sequences and versions rise by one, the clock never falls |
@@ -45,11 +45,14 @@ COLUMNS: Final = (
 ARRIVALS: Final = ("receive", "return", "transfer_in")
 DEPARTURES: Final = ("sale", "transfer_out")
 LIVE: Final = ("held", "confirmed")
+LIVE_ENOUGH: Final = ("amend", "decide", "fill", "commit", "release")
+"""What is done to a reservation that is held or confirmed, and not only to a held one."""
+
 MOVEMENTS: Final = ("move", "feed")
 NOUNS: Final = ("stock", "rsv", "open", "skus", "seen", "waiting")
 
 RECORDED: Final = (*MOVEMENTS, "configure", "terms", "extend", "amend")
-REPEATED: Final = ("repair", "shortfall", "offline", "split", "part")
+REPEATED: Final = ("repair", "shortfall", "offline", "fill", "split", "part")
 """Kinds whose ids are of what they are about."""
 
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
@@ -311,13 +314,13 @@ class Audit:
                 merchant, location, whole, held, waiting, at, detail[3]
             )
             return
-        if kind not in ("confirm", "extend", "amend", "decide", "commit", "release", "expire"):
+        if kind not in ("confirm", "extend", "expire", *LIVE_ENOUGH):
             return
         promise = partition.promises.get(the_id)
         if promise is None:
             self._violated("OneEnding", f"{where}: there was no such reservation")
             return
-        if promise.state not in (LIVE if kind in ("amend", "commit", "release") else ("held",)):
+        if promise.state not in (LIVE if kind in LIVE_ENOUGH else ("held",)):
             self._violated("OneEnding", f"{where}: it is {promise.state} already")
         if kind == "confirm":
             promise.state = "confirmed"
@@ -326,6 +329,23 @@ class Audit:
             if detail[0] < promise.expires_at:
                 self._violated("Fold", f"{where}: the hold got shorter")
             promise.expires_at = detail[0]
+            return
+        if kind == "fill":
+            sku, units, left = detail
+            waits, place = promise.waiting.pop(sku, (0, 0))
+            promise.lines[sku] = promise.lines.get(sku, 0) + units
+            if left:
+                promise.waiting[sku] = (left, place)
+            if waits != units + left:
+                self._violated("HoldsSum", f"{where}: {waits} waited for, {detail}")
+            earlier = [
+                other_id
+                for other_id, other in partition.promises.items()
+                if (other.merchant, other.location) == (merchant, location)
+                and other.waiting.get(sku, (0, place))[1] < place
+            ]
+            if earlier:
+                self._violated("Fold", f"{where}: {earlier} were promised before it")
             return
         if kind in ("amend", "decide"):
             left = dict(detail[1] if kind == "amend" else detail[2])
@@ -424,10 +444,14 @@ class Audit:
         held: dict[RowName, int] = defaultdict(int)
         queues: dict[RowName, dict[str, int]] = defaultdict(dict)
         waited: dict[RowName, int] = defaultdict(int)
+        pools: dict[RowName, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for the_id, fields in live_promises.items():
             if fields[b"state"].decode() in LIVE:
                 body = msgpack.unpackb(fields[b"body"], raw=False)
                 waiting = _waiting(fields)
+                extras = body[10] if len(body) > 10 else {}
+                for sku in extras.get("pooled", ()):
+                    pools[body[0], body[1], sku][extras["channel"]] += dict(body[6])[sku]
                 for sku, quantity in body[6]:
                     units, place = waiting.get(sku, (0, 0))
                     part = (body[0], body[1], sku, the_id.split("_")[1])
@@ -448,6 +472,12 @@ class Audit:
             if quantity:
                 self._violated("HoldsSum", f"{quantity} units of {name} are held, without a row")
         self._wanted_queues = dict(queues)
+        for partition in self._partitions.values():
+            for name, folded in partition.rows.items():
+                channels = (folded.terms or {}).get("channels", {})
+                found = {channel: pool["held"] for channel, pool in channels.items()}
+                if name in live_rows and {c: n for c, n in found.items() if n} != pools[name]:
+                    self._violated("HoldsSum", f"row {name}: {channels}, holds {pools[name]}")
 
     async def _compare_queues(self) -> None:
         found = {}

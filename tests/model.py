@@ -21,6 +21,24 @@ DEPARTURES: Final = ("sale", "transfer_out")
 
 Answer = dict[str, Any]
 Lines = Sequence[tuple[str, int]]
+Ask = tuple[bool, str, str]
+"""Whether only stock will do, the channel, and the buyer."""
+
+
+@dataclass(slots=True)
+class Deal:
+    """On what terms a row is promised: see docs/concepts/promising.md."""
+
+    backorder_limit: int = 0
+    pools: dict[str, tuple[int | None, int]] = field(default_factory=dict)
+    """Of a channel its cap (None: none) and its minimum."""
+    buyer_cap: tuple[int, int] | None = None
+    """Units, and the window in ms."""
+
+    @property
+    def is_plain(self) -> bool:
+        """True where nothing is set."""
+        return not self.backorder_limit and not self.pools and self.buyer_cap is None
 
 
 @dataclass(slots=True)
@@ -32,20 +50,50 @@ class Shelf:
     safety_stock: int = 0
     deficit: int = 0
     version: int = 0
+    backordered: int = 0
+    deal: Deal = field(default_factory=Deal)
+    owes: bool = False
+    """Whether units were backordered when the deal was last set, so that it is not forgotten."""
+    held: dict[str, int] = field(default_factory=dict)
+    """Units in the pool of each channel."""
+
+    @property
+    def has_terms(self) -> bool:
+        """True where it is not promised like an ordinary row."""
+        return not self.deal.is_plain or self.owes or any(self.held.values())
+
+    def is_pooled(self, channel: str) -> bool:
+        """True where units count in the channel's pool, one that ended but still holds some too."""
+        return channel in self.deal.pools or self.held.get(channel, 0) > 0
+
+    def shelf_for(self, channel: str) -> int:
+        """Units on the shelf that a channel may be promised, its cap aside."""
+        unmet = {
+            name: max(0, minimum - self.held.get(name, 0))
+            for name, (_, minimum) in self.deal.pools.items()
+        }
+        own = unmet.pop(channel, 0)
+        return max(0, self.available - sum(unmet.values()), min(own, self.available))
+
+    @property
+    def free(self) -> int:
+        """Units on the shelf that are not promised or kept back."""
+        return max(0, self.on_hand - self.reserved - self.safety_stock)
 
     @property
     def available(self) -> int:
         """Units that can still be promised."""
-        return max(0, self.on_hand - self.reserved - self.safety_stock)
+        return max(0, self.free - self.backordered)
 
     def facts(self) -> Answer:
-        """Return all five columns by name."""
+        """Return all columns by name."""
         return {
             "on_hand": self.on_hand,
             "reserved": self.reserved,
             "safety_stock": self.safety_stock,
             "deficit": self.deficit,
             "version": self.version,
+            "backordered": self.backordered,
         }
 
 
@@ -90,11 +138,16 @@ class Promise:
     created_at: int
     expires_at: int
     order_ref: str
+    channel: str = "online"
+    buyer: str = ""
+    waiting: dict[str, int] = field(default_factory=dict)
+    pooled: set[str] = field(default_factory=set)
+    capped: dict[str, int] = field(default_factory=dict)
+    on_terms: bool = False
     state: str = "held"
     confirmed_at: int | None = None
     ended_at: int | None = None
     picked: dict[str, int] | None = None
-    is_wish: bool = False
     stands_for: tuple[Stand, ...] = ()
     proposed: tuple[str, ...] = ()
     decided: dict[str, str] = field(default_factory=dict)
@@ -116,6 +169,7 @@ class Promise:
             "confirmed_at": self.confirmed_at,
             "ended_at": self.ended_at,
             "picked": None if self.picked is None else tuple(self.picked.items()),
+            "backordered": tuple((s, self.waiting[s]) for s in self.lines if s in self.waiting),
             "stands_for": self.stands_for,
             "proposed": self.proposed,
         }
@@ -174,7 +228,9 @@ class Shop:
         shelf.on_hand, shelf.deficit = on_hand, deficit
         shelf.version += 1
         answer = {"code": "ok", "on_hand_change": on_hand - before, "at": self.now_ms}
-        return self._remember(scope, request, answer | shelf.facts())
+        answer = self._remember(scope, request, answer | shelf.facts())
+        self.fill(location, sku)
+        return answer
 
     def configure(
         self, location: str, sku: str, *, key: str, safety_stock: int, expected_version: int
@@ -192,6 +248,44 @@ class Shop:
         shelf.version += 1
         return self._remember(scope, request, {"code": "ok", "at": self.now_ms} | shelf.facts())
 
+    def set_terms(
+        self,
+        location: str,
+        sku: str,
+        *,
+        key: str,
+        expected_version: int,
+        backorder_limit: int = 0,
+        pools: dict[str, tuple[int | None, int]] | None = None,
+        buyer_cap: tuple[int, int] | None = None,
+    ) -> Answer:
+        """Set on what terms a row is promised; what is not named ends."""
+        scope = ("terms", location, sku, key)
+        request = (expected_version, backorder_limit, str(pools), buyer_cap)
+        if (earlier := self._earlier(scope, request)) is not None:
+            return earlier
+        shelf = self.shelf(location, sku)
+        if expected_version != shelf.version:
+            return _conflict(expected_version, shelf.version)
+        self.rows[location, sku] = shelf
+        shelf.deal = Deal(backorder_limit, dict(pools or {}), buyer_cap)
+        shelf.owes = shelf.backordered > 0
+        shelf.version += 1
+        return self._remember(scope, request, {"code": "ok", "at": self.now_ms} | shelf.facts())
+
+    def fill(self, location: str, sku: str) -> None:
+        """Give what is free to those who wait, in order of promise."""
+        for promise in self.promises.values():
+            shelf = self.shelf(location, sku)
+            if promise.location == location and promise.is_live and sku in promise.waiting:
+                units = min(shelf.free, promise.waiting[sku])
+                if units == 0:
+                    return
+                promise.waiting[sku] -= units
+                if not promise.waiting[sku]:
+                    del promise.waiting[sku]
+                self._change(location, sku, reserved=units, backordered=-units)
+
     def reserve(
         self,
         location: str,
@@ -201,32 +295,41 @@ class Shop:
         ttl_ms: int,
         order_ref: str = "",
         partial: bool = False,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
     ) -> Answer:
         """Promise units. `name` stands for the reservation: its location and idempotency key."""
         scope = ("reserve", name)
-        request = (location, tuple(lines), ttl_ms, order_ref, partial)
+        ask = (stock_only, channel, buyer)
+        request = (location, tuple(lines), ttl_ms, order_ref, partial, ask)
         if (earlier := self._earlier(scope, request)) is not None:
             return earlier
         wanted: dict[str, int] = {}
         for sku, quantity in lines:
             wanted[sku] = wanted.get(sku, 0) + quantity
-        short = self._short(location, wanted)
+        if not buyer and any(self.shelf(location, sku).deal.buyer_cap for sku in wanted):
+            return {"code": "invalid_request"}
+        ask = (stock_only, channel or "online", buyer)
+        short = self._short(location, wanted, ask)
         if short:
             self.expire_due(self.partition_of(location))
-            short = self._short(location, wanted)
-        anything = any(self.shelf(location, sku).available > 0 for sku in wanted)
+            short = self._short(location, wanted, ask)
+        anything = any(self._room_for(location, sku, ask)[0] > 0 for sku in wanted)
         if short and not (partial and anything):
-            return {"code": "insufficient_stock", "lines": short}
+            reasons = {self._room_for(location, sku, ask)[2] for sku, *_ in short}
+            code = "buyer_cap_exceeded" if reasons == {"buyer"} else "insufficient_stock"
+            return {"code": code, "lines": short}
 
-        held, missing = {}, {}
+        promise = Promise(location, {}, {}, self.now_ms, self.now_ms + ttl_ms, order_ref)
+        promise.channel, promise.buyer = ask[1], buyer
         for sku, quantity in wanted.items():
-            units = min(quantity, self.shelf(location, sku).available)
+            most, shelf_units, _ = self._room_for(location, sku, ask)
+            units = min(quantity, most)
             if units < quantity:
-                missing[sku] = quantity - units
+                promise.missing[sku] = quantity - units
             if units > 0:
-                held[sku] = units
-                self._change(location, sku, reserved=units)
-        promise = Promise(location, held, missing, self.now_ms, self.now_ms + ttl_ms, order_ref)
+                self._take(promise, sku, units, min(units, shelf_units))
         self.promises[name] = promise
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
 
@@ -247,7 +350,6 @@ class Shop:
         for sku, units in held.items():
             self._change(location, sku, reserved=units)
         promise = Promise(location, held, plan.missing, self.now_ms, self.now_ms + ttl_ms, "")
-        promise.is_wish = True
         promise.stands_for, promise.proposed = tuple(plan.stands_for), tuple(plan.proposed)
         self.promises[name] = promise
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
@@ -372,6 +474,49 @@ class Shop:
             )
         return {"code": "ok", "replayed": False} | promise.facts()
 
+    def _take(self, promise: Promise, sku: str, units: int, from_shelf: int) -> None:
+        shelf = self.shelf(promise.location, sku)
+        promise.lines[sku] = units
+        promise.on_terms = promise.on_terms or shelf.has_terms
+        if units > from_shelf:
+            promise.waiting[sku] = units - from_shelf
+        if shelf.is_pooled(promise.channel):
+            promise.pooled.add(sku)
+            shelf.held[promise.channel] = shelf.held.get(promise.channel, 0) + units
+        if shelf.deal.buyer_cap is not None:
+            promise.capped[sku] = shelf.deal.buyer_cap[1]
+        self._change(promise.location, sku, reserved=from_shelf, backordered=units - from_shelf)
+
+    def _room_for(self, location: str, sku: str, ask: Ask) -> tuple[int, int, str]:
+        """Return the most units for an asker, those of them on the shelf, and what bounds them."""
+        shelf = self.shelf(location, sku)
+        stock_only, channel, buyer = ask
+        on_shelf = shelf.shelf_for(channel)
+        reason = "channel" if on_shelf < shelf.available else "stock"
+        most = on_shelf
+        if not stock_only:
+            most += max(0, shelf.deal.backorder_limit - shelf.backordered)
+        cap, _ = shelf.deal.pools.get(channel, (None, 0))
+        if cap is not None and cap - shelf.held.get(channel, 0) < most:
+            most, reason = max(0, cap - shelf.held.get(channel, 0)), "channel"
+        if shelf.deal.buyer_cap is not None:
+            left = max(0, shelf.deal.buyer_cap[0] - self._bought(location, sku, buyer))
+            if left < most:
+                most, reason = left, "buyer"
+        return most, on_shelf, reason
+
+    def _bought(self, location: str, sku: str, buyer: str) -> int:
+        """Return what counts for a buyer: what is promised, and lately was picked."""
+        units = 0
+        for promise in self.promises.values():
+            if (promise.location, promise.buyer) != (location, buyer) or sku not in promise.capped:
+                continue
+            if promise.is_live:
+                units += promise.lines[sku]
+            elif promise.picked and (promise.ended_at or 0) + promise.capped[sku] > self.now_ms:
+                units += promise.picked.get(sku, 0)
+        return units
+
     def confirm(self, name: str, *, order_ref: str = "") -> Answer:
         """Keep a hold for good: the order is placed."""
         promise = self.promises.get(name)
@@ -423,11 +568,16 @@ class Shop:
             return earlier
         if not promise.is_live:
             return _ended(promise)
-        if promise.is_wish:
+        if promise.stands_for or promise.decided or promise.on_terms:
             return {"code": "reservation_on_terms"}
         wanted = {**promise.lines, **dict(lines)}
         if not any(wanted.values()):
             return {"code": "invalid_request"}
+        if any(
+            quantity > promise.lines.get(sku, 0) and self.shelf(promise.location, sku).has_terms
+            for sku, quantity in lines
+        ):
+            return {"code": "reservation_on_terms"}
         # Only what goes up needs stock: taking back what is due may end the promise itself.
         short = self._short_of_amendment(promise, lines)
         if short:
@@ -471,6 +621,11 @@ class Shop:
             return _ended(promise)
         if promise.proposed:
             return {"code": "proposal_open", "skus": promise.proposed}
+        for sku, *_ in _unfilled(promise, units):
+            self.fill(promise.location, sku)
+        unfilled = _unfilled(promise, units)
+        if unfilled:
+            return {"code": "backorder_unfilled", "lines": unfilled}
         short = tuple(
             (sku, quantity, self.shelf(promise.location, sku).on_hand, True)
             for sku, quantity in units.items()
@@ -507,24 +662,43 @@ class Shop:
 
     def _end(self, promise: Promise, state: str, picked: dict[str, int]) -> Answer:
         for sku, held in promise.lines.items():
-            self._change(promise.location, sku, on_hand=-picked.get(sku, 0), reserved=-held)
+            waits = promise.waiting.pop(sku, 0)
+            if sku in promise.pooled:
+                self.shelf(promise.location, sku).held[promise.channel] -= held
+            self._change(
+                promise.location,
+                sku,
+                on_hand=-picked.get(sku, 0),
+                reserved=waits - held,
+                backordered=-waits,
+            )
         promise.state = state
         promise.ended_at = self.now_ms
         return {"code": "ok", "replayed": False} | promise.facts()
 
-    def _change(self, location: str, sku: str, *, on_hand: int = 0, reserved: int = 0) -> None:
+    def _change(
+        self,
+        location: str,
+        sku: str,
+        *,
+        on_hand: int = 0,
+        reserved: int = 0,
+        backordered: int = 0,
+    ) -> None:
         shelf = self.rows[location, sku]
+        shelf.backordered += backordered
         shelf.on_hand += on_hand
         shelf.reserved += reserved
         shelf.version += 1
 
     def _short(
-        self, location: str, wanted: dict[str, int]
+        self, location: str, wanted: dict[str, int], ask: Ask
     ) -> tuple[tuple[str, int, int, bool], ...]:
+        rooms = {sku: self._room_for(location, sku, ask)[0] for sku in wanted}
         return tuple(
-            (sku, quantity, self.shelf(location, sku).available, (location, sku) in self.rows)
+            (sku, quantity, rooms[sku], (location, sku) in self.rows)
             for sku, quantity in wanted.items()
-            if quantity > self.shelf(location, sku).available
+            if quantity > rooms[sku]
         )
 
     def _earlier(self, scope: tuple[str, ...], request: object) -> Answer | None:
@@ -538,6 +712,15 @@ class Shop:
     def _remember(self, scope: tuple[str, ...], request: object, answer: Answer) -> Answer:
         self.requests[scope] = (request, answer)
         return answer | {"replayed": False}
+
+
+def _unfilled(promise: Promise, units: dict[str, int]) -> tuple[tuple[str, int, int, bool], ...]:
+    filled = {sku: held - promise.waiting.get(sku, 0) for sku, held in promise.lines.items()}
+    return tuple(
+        (sku, quantity, filled[sku], True)
+        for sku, quantity in units.items()
+        if quantity > filled[sku]
+    )
 
 
 def _conflict(expected: int, actual: int) -> Answer:

@@ -17,7 +17,15 @@ from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
 from engine.keys import parse_key, reservation_hash
 from engine.kits import check_kit
-from engine.model import Line, Movement, MovementType, ProposalDecision, Terms
+from engine.model import (
+    BuyerCap,
+    Line,
+    Movement,
+    MovementType,
+    Pool,
+    ProposalDecision,
+    Terms,
+)
 from engine.order_records import WantedLine
 from engine.orders import Orders
 from engine.outcomes import HoldfastError
@@ -146,7 +154,12 @@ class Trade:
         location, sku = self.draw.choice(LOCATIONS), self.draw.choice(SKUS)
         (row,) = await self.inventory.rows(self.merchant, [(location, sku)])
         key, version = self._key(), 0 if row is None else row.version
-        terms = Terms(backorder_limit=self.draw.choice((0, 3, 20)))
+        pools = {"partner": Pool(cap=self.draw.randint(1, 9)), "online": Pool(minimum=2)}
+        terms = Terms(
+            backorder_limit=self.draw.choice((0, 3, 20)),
+            channels=self.draw.choice(({}, pools, {"store": Pool(minimum=3, cap=5)})),
+            buyer_cap=self.draw.choice((None, BuyerCap(5, 3_600_000))),
+        )
         await self._do(
             "terms",
             lambda inventory: inventory.set_terms(
@@ -167,6 +180,8 @@ class Trade:
         partial, order_ref = self.draw.random() < 0.3, self.draw.choice(("", "order 1"))
         ttl_ms = self.draw.choice((60_000, 900_000, 86_400_000))
         stock_only = self.draw.random() < 0.2
+        channel = self.draw.choice(("", "", "partner", "store"))
+        buyer = self.draw.choice(("ann", "bob", ""))
         answer = await self._do(
             "reserve",
             lambda inventory: inventory.reserve(
@@ -178,6 +193,8 @@ class Trade:
                 order_ref=order_ref,
                 partial=partial,
                 stock_only=stock_only,
+                channel=channel,
+                buyer=buyer,
                 actor=ACTOR,
             ),
         )
@@ -374,6 +391,10 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
             # A map in it may be packed in another order.
             record = msgpack.unpackb(await any_client.get(raw))
             found[name] = (record, await any_client.pttl(raw) > 0)
+        elif parsed.noun == "buyer":
+            counted = msgpack.unpackb(await any_client.get(raw))
+            by_hash = {reservation_hash(the_id): entry for the_id, entry in counted.items()}
+            found[name] = (by_hash, await any_client.pttl(raw) > 0)
         elif parsed.noun in ("recent", "prints"):
             found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
         elif parsed.noun in ("feed", "quarantine", "offline", "substitutes", "kits"):

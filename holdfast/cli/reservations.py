@@ -45,6 +45,9 @@ LINE: Final = _LineType()
 )
 @click.option("--order-ref", default="", help="The order or cart that they are for.")
 @click.option("--partial", is_flag=True, help="Hold what there is where not everything fits.")
+@click.option("--stock-only", is_flag=True, help="Promise nothing that is not on the shelf.")
+@click.option("--channel", default="", help="Through which they are asked for.  [default: online]")
+@click.option("--buyer", default="", help="Who buys, where a row has a cap a buyer.")
 @click.option("--idempotency-key", help="Makes a repeated command hold once.  [default: random]")
 @service_options
 @json_option
@@ -56,6 +59,9 @@ def reserve(
     ttl_seconds: int,
     order_ref: str,
     partial: bool,
+    stock_only: bool,
+    channel: str,
+    buyer: str,
     idempotency_key: str | None,
     output: Output,
 ) -> None:
@@ -69,6 +75,9 @@ def reserve(
             ttl_seconds=ttl_seconds,
             order_ref=order_ref,
             partial=partial,
+            stock_only=stock_only,
+            channel=channel,
+            buyer=buyer,
         )
     _show(held, output)
 
@@ -225,6 +234,7 @@ def _show(one: Reservation, output: Output) -> None:
     output.text(f"{one.id}  {one.state.value}{until}{again}")
     for line in one.lines:
         picked = "" if line.picked is None else f", {line.picked:,} picked"
-        output.text(f"  {line.sku}  {line.quantity:,} units{picked}")
+        late = f", {line.backordered:,} of them backordered" if line.backordered else ""
+        output.text(f"  {line.sku}  {line.quantity:,} units{late}{picked}")
     for short in one.missing:
         output.text(f"  {short.sku}  {short.quantity:,} units missing")

@@ -14,28 +14,44 @@ local function declared_rows(reservation, skus, first)
   return row_keys
 end
 
--- Maps each SKU of a reservation that has pledges to its row's queue. They are declared from
--- KEYS[first] to KEYS[last]; nil where they are not. Of one without pledges nothing is declared.
-local function declared_queues(reservation, skus, first, last)
-  local queue_keys = {}
-  if not reservation.extras then return queue_keys end
-  if last - first + 1 ~= #skus then return nil end
+-- Maps each SKU of a reservation that has pledges to {its row's queue, what counts for its buyer}.
+-- They are declared from KEYS[first] to KEYS[last], the queues first; nil where they are not. Of one
+-- without pledges nothing is declared.
+local function declared_pledges(reservation, skus, first, last)
+  local pledge_keys = {}
+  if not reservation.extras then return pledge_keys end
+  if last - first + 1 ~= #skus * (reservation.extras.buyer and 2 or 1) then return nil end
   for i, sku in ipairs(skus) do
-    queue_keys[sku] = KEYS[first + i - 1]
+    pledge_keys[sku] = {KEYS[first + i - 1], KEYS[first + #skus + i - 1]}
   end
-  return queue_keys
+  return pledge_keys
+end
+
+-- Has a line count for `quantity` units less in its channel's pool. For its buyer, `left` go on to
+-- count: as long as they are promised, or once that is over, for the window of the cap.
+local function count_less(reservation, id, row, sku, quantity, left, is_over, keys)
+  local extras = reservation.extras
+  for _, pooled in ipairs(extras.pooled or {}) do
+    if pooled == sku then count_in_pool(row, extras.channel, -quantity) end
+  end
+  local window_ms = extras.capped and extras.capped[sku]
+  if window_ms then
+    count_for_buyer(count_of(keys[2]), id, left, is_over and now + window_ms or 0)
+  end
 end
 
 -- Ends the promise of a live reservation's lines: `picked` maps a SKU to the units that left the
 -- shelf, the rest goes back. Returns the ledger's lines.
-local function settle_rows(reservation, id, row_keys, queue_keys, picked)
+local function settle_rows(reservation, id, row_keys, pledge_keys, picked)
   local lines = {}
   for i, line in ipairs(reservation.body[BODY_LINES]) do
     local sku, quantity = line[1], line[2]
     local row = row_at(row_keys[sku])
     if reservation.extras then
-      local unfilled = stop_waiting(reservation, id, sku, queue_keys[sku])
-      lines[i] = change_row(row, sku, -(picked[sku] or 0), unfilled - quantity, 0, 0, nil, nil,
+      local units = picked[sku] or 0
+      count_less(reservation, id, row, sku, quantity, units, true, pledge_keys[sku])
+      local unfilled = stop_waiting(reservation, id, sku, pledge_keys[sku][1])
+      lines[i] = change_row(row, sku, -units, unfilled - quantity, 0, 0, nil, nil,
         unfilled > 0 and -unfilled or nil)
     else
       lines[i] = change_row(row, sku, -(picked[sku] or 0), -quantity, 0, 0)

@@ -5,9 +5,18 @@
 -- msgpack {sku = {units, place}}, only there while units wait. Queue of a row: sorted set of
 -- reservation ids by place, which is the row's version when they were promised.
 --
+-- Units of a row with channels count as `held` in the pool of the channel, until they end.
+--
+-- Units of a row with a cap a buyer count for the buyer: while they are promised, and those that
+-- were picked for window_ms more. String of msgpack {reservation = {units, until}}, until is 0 while
+-- they are promised; it goes by itself once nothing in it counts.
+--
 -- extras of a reservation's body, a map; all but the first are only there where they apply:
 --   channel      through which the units were promised
 --   backordered  {sku = units} that were promised with nothing on the shelf for them
+--   pooled       {sku, ...} that count in the channel's pool
+--   buyer        digest of who they were promised to
+--   capped       {sku = window_ms} that count for the buyer
 --   stands_for   {{asked, sku, units, served, of, for, kind}, ...}: units that are held for units
 --                of another SKU, whether as a substitute or as a component of a kit
 --   proposed     SKUs whose substitutes somebody has to accept first
@@ -16,6 +25,7 @@
 
 local queued, queue_up = collector()
 local unqueued, leave_queue = collector()
+local counts, touched_counts = {}, {}
 
 -- Has `id` wait in a row's queue for units that were promised just now.
 local function wait_in_queue(queue_key, id, row)
@@ -33,6 +43,63 @@ local function stop_waiting(reservation, id, sku, queue_key)
   return entry[1]
 end
 
+-- Has units of a row count in a channel's pool, or no longer. A pool that was ended stays as long
+-- as it counts anything.
+local function count_in_pool(row, channel, units)
+  local pool = row.terms and row.terms.channels and row.terms.channels[channel]
+  if not pool then return end
+  pool.held = pool.held + units
+  if pool.held == 0 and not pool.cap and not pool.minimum then
+    row.terms.channels[channel] = nil
+    if not next(row.terms.channels) then row.terms.channels = nil end
+    if not next(row.terms) then row.terms = nil end
+  end
+  row.changes_terms = true
+end
+
+-- What counts for a buyer of a row.
+local function count_of(key)
+  local count = counts[key]
+  if count then return count end
+  local text = redis.call('GET', key)
+  count = {key = key, entries = text and cmsgpack.unpack(text) or {}}
+  for id, entry in pairs(count.entries) do
+    if entry[2] > 0 and entry[2] <= now then count.entries[id] = nil end
+  end
+  counts[key] = count
+  return count
+end
+
+local function units_of_buyer(count)
+  local sum = 0
+  for _, entry in pairs(count.entries) do sum = sum + entry[1] end
+  return sum
+end
+
+-- Has `units` of a reservation count until a moment (0: as long as they are promised); 0 for none.
+local function count_for_buyer(count, id, units, until_ms)
+  count.entries[id] = units > 0 and {units, until_ms} or nil
+  if not count.touched then
+    count.touched = true
+    touched_counts[#touched_counts + 1] = count
+  end
+end
+
+local function write_count(count)
+  local latest, lasts = 0, false
+  for _, entry in pairs(count.entries) do
+    lasts = lasts or entry[2] == 0
+    latest = math.max(latest, entry[2])
+  end
+  if not next(count.entries) then
+    redis.call('DEL', count.key)
+  elseif lasts then
+    redis.call('SET', count.key, cmsgpack.pack(count.entries))
+  else
+    redis.call('SET', count.key, cmsgpack.pack(count.entries), 'PX', integer(latest - now))
+  end
+end
+
 local function write_pledges()
   for queue_key, members in pairs(queued) do
     redis.call('ZADD', queue_key, unpack(members))
@@ -40,4 +107,5 @@ local function write_pledges()
   for queue_key, ids in pairs(unqueued) do
     redis.call('ZREM', queue_key, unpack(ids))
   end
+  for _, count in ipairs(touched_counts) do write_count(count) end
 end

@@ -120,6 +120,7 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.COMMIT, ("held", 2000, [["tea", 1]])),
         operation(OperationKind.RELEASE, ("held", 2000, "why")),
         operation(OperationKind.EXPIRE, ("held", 2000)),
+        operation(OperationKind.FILL, ("tea", 2, 1)),
         operation(OperationKind.SHORTFALL, ("tea", 2, 1000, "sale", [["rsv_0_1", 2, "held"]])),
         operation(OperationKind.SHORTFALL, ("tea", 0, 1000, "receive", [])),
         operation(OperationKind.OFFLINE, ("degraded", 1000, [["tea", 3]], "live")),

@@ -144,6 +144,7 @@ def test_each_refusal_becomes_the_exception_that_the_page_names(code: Outcome) -
     replies: dict[Outcome, list[object]] = {
         Outcome.INSUFFICIENT_STOCK: ["", False, [["tea", 2, 1, True]]],
         Outcome.INSUFFICIENT_ON_HAND: ["", [["tea", 2, 1, True]]],
+        Outcome.BUYER_CAP_EXCEEDED: ["", False, [["tea", 2, 1, True, "buyer"]]],
         Outcome.BACKORDER_UNFILLED: ["", [["tea", 2, 1, True]]],
         Outcome.ENDED: ["", "released", 0, 0, 5],
         Outcome.NOT_HELD: ["", "confirmed"],

@@ -1,8 +1,12 @@
 """Rows on terms: units that are promised before they come."""
 
+import asyncio
+
 import pytest
 
-from engine.model import Line, Terms
+from engine.events import BackorderFilled, events_of
+from engine.ledger import read_entries
+from engine.model import Line, MovementType, Reservation, Terms
 from engine.outcomes import (
     BackorderUnfilled,
     IdempotencyKeyReused,
@@ -12,6 +16,7 @@ from engine.outcomes import (
     ShortLine,
     VersionConflict,
 )
+from engine.shortfalls import ShortfallKeeper
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 
 
@@ -62,7 +67,7 @@ async def test_what_comes_goes_to_backorders_before_anyone_new(shop: Shop) -> No
     await shop.receive("tea", 4)
     assert (await shop.row("tea")).available == 1
     with pytest.raises(InsufficientStock):
-        await shop.reserve([("tea", 2)])
+        await shop.reserve([("tea", 2)], stock_only=True)
     await shop.audit()
 
 
@@ -142,4 +147,81 @@ async def test_what_was_promised_on_terms_is_not_amended(shop: Shop) -> None:
             await shop.inventory.amend(
                 shop.merchant, reservation.id, [line], key=new_key(), actor=ACTOR
             )
+    await shop.audit()
+
+
+async def test_what_comes_fills_backorders_in_order_of_promise(shop: Shop) -> None:
+    await shop.set_terms("tea", Terms(backorder_limit=20))
+    first, second, third = [(await shop.reserve([("tea", 3)])).reservation for _ in range(3)]
+    await shop.inventory.confirm(shop.merchant, second.id, actor=ACTOR)
+    moved = await shop.receive("tea", 4)
+    assert (moved.row.on_hand, moved.row.available) == (4, 0)
+    row = await shop.row("tea")
+    assert (row.reserved, row.backordered) == (4, 5)
+
+    async def waits(reservation: Reservation) -> tuple[Line, ...]:
+        return (await shop.inventory.reservation(shop.merchant, reservation.id)).backordered
+
+    assert [await waits(one) for one in (first, second, third)] == [
+        (),
+        (Line("tea", 2),),
+        (Line("tea", 3),),
+    ]
+    assert (await shop.commit(first.id)).reservation.picked == (Line("tea", 3),)
+    await shop.audit()
+    await shop.receive("tea", 9)
+    row = await shop.row("tea")
+    assert (row.on_hand, row.reserved, row.backordered, row.available) == (10, 6, 0, 4)
+    events = [
+        (event.data.reservation, event.data.units, event.data.left)
+        for entry in await read_entries(shop.inventory.store, shop.keys())
+        for operation in entry.operations
+        if operation.merchant == shop.merchant
+        for event in events_of(operation, sequence=1, at_ms=entry.at_ms, partition=0)
+        if isinstance(event, BackorderFilled)
+    ]
+    assert events == [(first.id, 3, 0), (second.id, 1, 2), (second.id, 2, 0), (third.id, 3, 0)]
+    await shop.audit()
+
+
+async def test_units_that_others_give_back_fill_backorders(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.set_terms("tea", Terms(backorder_limit=20))
+    held = (await shop.reserve([("tea", 2)])).reservation
+    late = (await shop.reserve([("tea", 1)])).reservation
+    await shop.release(held.id)
+    assert (await shop.row("tea")).available == 1, "one of the two is spoken for"
+    # A commit that comes before the background process has it filled itself.
+    assert (await shop.commit(late.id)).reservation.picked == (Line("tea", 1),)
+    other = (await shop.reserve([("tea", 3)])).reservation
+    assert other.backordered == (Line("tea", 2),)
+    await shop.inventory.configure(
+        shop.merchant,
+        LOCATION,
+        "tea",
+        key=new_key(),
+        safety_stock=1,
+        expected_version=(await shop.row("tea")).version,
+        actor=ACTOR,
+    )
+    await shop.move(MovementType.COUNT, "tea", 3)
+    row = await shop.row("tea")
+    assert (row.reserved, row.backordered) == (2, 1), "a unit is kept back from backorders too"
+    await shop.audit()
+
+
+async def test_the_background_process_fills_what_nobody_else_did(shop: Shop) -> None:
+    await shop.receive("tea", 1)
+    await shop.set_terms("tea", Terms(backorder_limit=500))
+    held = (await shop.reserve([("tea", 1)])).reservation
+    for _ in range(2):
+        await asyncio.gather(*(shop.reserve([("tea", 1)]) for _ in range(70)))
+    await shop.release(held.id)
+    assert (await shop.row("tea")).backordered == 140
+    keeper = ShortfallKeeper(shop.inventory)
+    await keeper.round()
+    assert (await shop.row("tea")).backordered == 139
+    await shop.receive("tea", 138)
+    row = await shop.row("tea")
+    assert (row.reserved, row.backordered) == (139, 1), "more than one call fills"
     await shop.audit()

@@ -16,7 +16,7 @@ import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.kits import check_kit
-from engine.model import Line, MovementType, ProposalDecision, Terms
+from engine.model import BuyerCap, Line, MovementType, Pool, ProposalDecision, Terms
 from engine.offline import OfflineKeeper
 from engine.order_records import WantedLine
 from engine.orders import Orders
@@ -165,10 +165,12 @@ async def watching(store: RealStore) -> AsyncIterator[Watch]:
 async def backorders(shop: Shop) -> None:
     """Promise what is not there, and end it in every way."""
     await shop.set_terms("late", Terms(backorder_limit=20))
-    await shop.set_terms("later", Terms(backorder_limit=20))
+    pools = {"online": Pool(cap=9), "store": Pool(minimum=1)}
+    await shop.set_terms("later", Terms(20, pools, BuyerCap(9, 60_000)))
     cart = [("late", 2), ("later", 1)]
-    held = await asyncio.gather(*(shop.reserve(cart) for _ in range(2)))
-    short = await shop.reserve(cart, ttl_ms=1_000)
+    held = await asyncio.gather(*(shop.reserve(cart, buyer="ann") for _ in range(2)))
+    short = await shop.reserve(cart, ttl_ms=1_000, buyer="bob")
+    await shop.receive("late", 1)
     await shop.release(held[0].reservation.id)
     await shop.commit(held[1].reservation.id, [("late", 0)])
     await shop.set_clock(short.reservation.expires_at_ms or 0)

@@ -27,16 +27,21 @@ from hypothesis.stateful import (
 from engine.keys import partition_of, reservation_id
 from engine.kits import check_kit
 from engine.model import (
+    BuyerCap,
     Configured,
     Line,
     Moved,
     MovementType,
+    Pool,
     ProposalDecision,
     Reservation,
     ReservationResult,
     Row,
+    Terms,
 )
 from engine.outcomes import (
+    BackorderUnfilled,
+    BuyerCapExceeded,
     HoldfastError,
     InsufficientOnHand,
     InsufficientStock,
@@ -73,6 +78,7 @@ OTHER_BODY: Final = {
     "reserve": "ttl_ms",
     "wish": "ttl_ms",
     "extend": "ttl_ms",
+    "set_terms": "backorder_limit",
 }
 """What a reuse of a call's key changes of the call."""
 
@@ -81,6 +87,18 @@ skus = st.sampled_from(SKUS)
 ttls = st.sampled_from(TTLS_MS)
 order_refs = st.sampled_from(("", "order 1"))
 recents = st.integers(0, 2 * MOSTLY_LIVE)
+channels = st.sampled_from(("", "online", "store", "partner:x"))
+asks = st.fixed_dictionaries(
+    {}, optional={"stock_only": st.booleans(), "channel": channels, "buyer": st.sampled_from("ab")}
+)
+pools = st.sampled_from(
+    (
+        {},
+        {"online": (3, 0)},
+        {"store": (None, 3), "partner:x": (2, 1)},
+        {"online": (6, 2), "store": (6, 2), "partner:x": (6, 2)},
+    )
+)
 
 
 def first(alternative: tuple[str, int, int]) -> str:
@@ -132,6 +150,7 @@ class ShopMachine(RuleBasedStateMachine):
         self.model = model.Shop(partition_of=self.partition, now_ms=0)
         self.names = ["high street/never used"]
         self.keys_made = 0
+        self.had_terms: set[str] = set()
 
     def partition(self, location: str) -> int:
         """Return the partition of one of the merchant's locations."""
@@ -282,16 +301,30 @@ class ShopMachine(RuleBasedStateMachine):
         ttl_ms=ttls,
         partial=st.booleans(),
         order_ref=order_refs,
+        ask=asks,
     )
     def reserve(
-        self, location: str, lines: model.Lines, ttl_ms: int, partial: bool, order_ref: str
+        self,
+        location: str,
+        lines: model.Lines,
+        ttl_ms: int,
+        partial: bool,
+        order_ref: str,
+        ask: dict[str, Any],
     ) -> Call:
         """Hold a cart, perhaps with several lines of one SKU."""
-        call = self._cart(location, lines, ttl_ms, partial=partial, order_ref=order_ref)
+        call = self._cart(location, lines, ttl_ms, partial=partial, order_ref=order_ref, **ask)
         self.step(call)
         return call
 
-    @rule(target=calls, location=locations, wishes=wish_lists, ttl_ms=ttls, partial=st.booleans())
+    # Wishes are modelled where no row has terms.
+    @rule(
+        target=calls,
+        location=st.just(LOCATIONS[0]),
+        wishes=wish_lists,
+        ttl_ms=ttls,
+        partial=st.booleans(),
+    )
     def wish(self, location: str, wishes: list[model.Wish], ttl_ms: int, partial: bool) -> Call:
         """Hold what serves wishes: substitutes, kits, and rows that several of them want."""
         name = f"{location}/{self._new_key()}"
@@ -318,6 +351,33 @@ class ShopMachine(RuleBasedStateMachine):
         return [name for name, p in self.model.promises.items() if p.is_live and p.proposed]
 
     @rule(
+        target=calls,
+        location=st.just(LOCATIONS[1]),
+        sku=skus,
+        backorder_limit=st.sampled_from((0, 2, 9)),
+        pools=pools,
+        buyer_cap=st.sampled_from((None, None, (3, 5_000), (4, 60_000))),
+        guess=st.sampled_from(("right", "right", "right", "stale")),
+    )
+    def set_terms(self, location: str, sku: str, guess: str, **terms: Any) -> Call:
+        """Set a row's terms, or end them."""
+        self.had_terms.add(location)
+        what = {
+            "location": location,
+            "sku": sku,
+            "key": self._new_key(),
+            "expected_version": self._version(location, sku, guess),
+        }
+        call = ("set_terms", what | terms)
+        self.step(call)
+        return call
+
+    @rule(location=locations, sku=skus)
+    def fill(self, location: str, sku: str) -> None:
+        """Fill what is backordered, as the background process does."""
+        self.step(("fill", {"location": location, "sku": sku}))
+
+    @rule(
         location=locations,
         wanted=st.lists(st.tuples(carts, st.booleans(), st.booleans()), min_size=2, max_size=6),
     )
@@ -325,9 +385,13 @@ class ShopMachine(RuleBasedStateMachine):
         """Hold several carts in one script call, some of them twice under one key."""
         # A reserve that has to wait for a reclaim would fall behind the others.
         self.step(("expire_due", {"partition": self.partition(location)}))
+        # So would one that meets terms without expecting any: these are told to expect them.
+        ask = {"channel": "online"} if location in self.had_terms else {}
+        # And a partial one, that reads which kits there are.
+        self.bench.run(self.shop.inventory.kits.known(self.merchant))
         burst = []
         for lines, partial, twice in wanted:
-            call = self._cart(location, lines, TTLS_MS[-1], partial=partial)
+            call = self._cart(location, lines, TTLS_MS[-1], partial=partial, **ask)
             burst += [call, call] if twice else [call]
         answers = [expect(self.model, call) for call in burst]
         got = self.bench.run(ask_at_once(self.shop, burst))
@@ -494,6 +558,9 @@ def expect(shop: model.Shop, call: Call) -> Answer:
     verb, what = call
     if verb == "expire_due":
         return {"code": "ok", "expired": shop.expire_due(what["partition"])}
+    if verb == "fill":
+        shop.fill(**what)
+        return {"code": "ok"}
     if verb in ("reserve", "wish"):
         what = what | {"location": what["name"].split("/")[0]}
     answer: Answer = getattr(shop, verb)(**what)
@@ -520,6 +587,20 @@ async def ask(shop: Shop, call: Call) -> Answer:
             return moved_facts(await shop.move(**what))
         if verb == "configure":
             return moved_facts(await inventory.configure(merchant, actor=ACTOR, **what))
+        if verb == "fill":
+            await inventory.fill(merchant, **what)
+            return {"code": "ok"}
+        if verb == "set_terms":
+            cap = what.pop("buyer_cap")
+            terms = Terms(
+                what.pop("backorder_limit"),
+                {name: Pool(*pool) for name, pool in what.pop("pools").items()},
+                None if cap is None else BuyerCap(*cap),
+            )
+            sku, location = what.pop("sku"), what.pop("location")
+            return moved_facts(
+                await inventory.set_terms(merchant, location, sku, terms, actor=ACTOR, **what)
+            )
         if verb == "reserve":
             what["location"], what["key"] = what.pop("name").split("/")
             return result_facts(await shop.reserve(**what))
@@ -561,6 +642,7 @@ def row_facts(row: Row) -> Answer:
         "safety_stock": row.safety_stock,
         "deficit": row.deficit,
         "version": row.version,
+        "backordered": row.backordered,
     }
 
 
@@ -582,6 +664,7 @@ def promise_facts(found: Reservation) -> Answer:
         "confirmed_at": found.confirmed_at_ms,
         "ended_at": found.ended_at_ms,
         "picked": None if found.picked is None else pairs(found.picked),
+        "backordered": pairs(found.backordered),
         "stands_for": tuple(msgspec.structs.astuple(one) for one in found.stands_for),
         "proposed": found.proposed,
     }
@@ -601,7 +684,7 @@ def refusal_facts(refusal: HoldfastError) -> Answer:
     """Return a refusal's code, and the fields that the model foretells."""
     facts: Answer = {"code": refusal.code}
     match refusal:
-        case InsufficientStock() | InsufficientOnHand():
+        case InsufficientStock() | InsufficientOnHand() | BuyerCapExceeded() | BackorderUnfilled():
             facts["lines"] = tuple(
                 (line.sku, line.requested, line.available, line.known) for line in refusal.lines
             )

@@ -14,6 +14,7 @@ from engine.access import ApiKey, Role
 from engine.inventory import Inventory
 from engine.outcomes import (
     BackorderUnfilled,
+    BuyerCapExceeded,
     HistoryUnavailable,
     HoldfastError,
     IdempotencyKeyReused,
@@ -62,6 +63,7 @@ RAISED: list[tuple[HoldfastError, int, str]] = [
     (RowNotFound(merchant="m", location="l", sku="s"), 404, "row_not_found"),
     (InsufficientStock(SHORT), 409, "insufficient_stock"),
     (InsufficientOnHand(SHORT), 409, "insufficient_on_hand"),
+    (BuyerCapExceeded(SHORT), 409, "buyer_cap_exceeded"),
     (BackorderUnfilled(SHORT), 409, "backorder_unfilled"),
     (OrderNotFound("ord_0_0"), 404, "order_not_found"),
     (
