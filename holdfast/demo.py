@@ -2,11 +2,11 @@
 
 Shoppers arrive by chance (a Poisson process) as often as the hour has them, reserve a cart, think,
 and then order, walk away or forget it. Tills sell over the counter and tell of it as a till does,
-through feeds with heartbeats and numbered events; one store's line drops for a while every day, and
-what was sold meanwhile comes in later. A lorry refills what runs low. Once a day one item goes
-viral, and a clerk who types a count twice books a hundred times too much, which the audit finds and
-a recount puts right. A shop's day passes in ten minutes. A seed makes the draws repeatable, though
-not the timing.
+through feeds with heartbeats and numbered events; one store's line drops for a while every day,
+what it has probably sold is held back, and what it did sell comes in later. A lorry refills what
+runs low. Once a day one item goes viral, and a clerk who types a count twice books a hundred times
+too much: the audit finds it, the first time that it happens in a store, and a recount puts it
+right. A shop's day passes in ten minutes. A seed makes the draws repeatable, though not the timing.
 """
 
 import asyncio
@@ -50,9 +50,11 @@ night, more at noon, most in the evening."""
 
 STORE_HOURS: Final = (8.0, 20.0)
 VIRAL_HOURS: Final = (12.0, 14.0)
-OUTAGE_HOURS: Final = (15.0, 17.0)
-MISCOUNT_HOUR: Final = 13.0
-RECOUNT_HOUR: Final = 16.0
+OUTAGE_HOURS: Final = (15.0, 18.0)
+MISCOUNT_HOUR: Final = 16.0
+"""Late enough for the item's shelf to have a history by which the audit can judge."""
+
+RECOUNT_HOUR: Final = 20.0
 VIRAL_WEIGHT: Final = 60.0
 
 MAX_SHOPPERS: Final = 500
@@ -75,6 +77,11 @@ BEAT_SECONDS: Final = 2.0
 
 SILENT_AFTER_SECONDS: Final = 10
 """What the shop's policy has for it: a till that was not heard of for so long is silent."""
+
+CONFIDENCE_PERCENT: Final = 99.9
+"""What the shop's policy has for the units that a silent till has not sold more of. The shop's day
+is short but the service's clock is not: in a minute few rows sell anything, and of what happens
+less than once in a hundred times the usual 99 % hold nothing back."""
 
 MAX_SENT_EVENTS: Final = 500
 
@@ -337,9 +344,12 @@ class Demo:
         return max((one.highest for one in listed.data if one.source == till), default=0)
 
     async def _furnish(self) -> None:
-        """Say what the items are called, and when a till is silent."""
+        """Say what the items are called, when a till is silent, and how sure to be then."""
         merchant = self._settings.merchant
-        part = {"heartbeat_seconds": SILENT_AFTER_SECONDS}
+        part = {
+            "heartbeat_seconds": SILENT_AFTER_SECONDS,
+            "confidence_percent": CONFIDENCE_PERCENT,
+        }
         decided = feed_calls.policy(merchant, None, part)
         await self._patiently(partial(self._client.send, decided))
         for product in self._products:
@@ -363,28 +373,29 @@ class Demo:
             hours, today = self._day.hours % 24, self._day.number
             if hours >= MISCOUNT_HOUR and miscounted < today and hours < RECOUNT_HOUR:
                 miscounted = today
-                await self._patiently(lambda: self._count(twice=True, reference="count-sheet-7"))
+                await self._patiently(partial(self._count, today, twice=True))
             elif hours >= RECOUNT_HOUR and recounted < miscounted:
                 recounted = miscounted
-                await self._patiently(lambda: self._count(twice=False, reference="recount"))
+                await self._patiently(partial(self._count, today, twice=False))
 
-    async def _count(self, *, twice: bool, reference: str) -> None:
+    async def _count(self, day: int, *, twice: bool) -> None:
         """Count the shelf of MISCOUNTED_SKU; `twice` has the number typed twice."""
         merchant = self._settings.merchant
+        # Another store every day: a row that has had so many units once is no news a second time.
+        store = STORES[(1 + day) % len(STORES)]
         full = next(one.full_units for one in self._products if one.sku == MISCOUNTED_SKU)
-        row = await self._client.stock(merchant, STORES[1], MISCOUNTED_SKU)
-        # What is there after a miscount only whoever goes and looks knows: a fair part of a shelf.
-        units = row.on_hand if twice else self._draw.randint(full // 2, full)
-        typed = int(f"{units:02d}{units:02d}") if twice else units
+        # How many are there only whoever goes and looks knows: a fair part of a shelf.
+        units = self._draw.randint(full // 2, full)
+        typed = typed_twice(units) if twice else units
         await self._client.move(
             merchant,
             NewMovement(
                 id=new_key(),
-                location=STORES[1],
+                location=store,
                 type=MovementType.COUNT,
                 sku=MISCOUNTED_SKU,
                 quantity=typed,
-                reference=reference,
+                reference=f"{'count' if twice else 'recount'}-day-{day + 1}",
             ),
         )
 
@@ -462,6 +473,11 @@ class Demo:
             self._counts.unanswered += 1
         else:
             self._counts.ended_meanwhile += 1
+
+
+def typed_twice(units: int) -> int:
+    """Return what is booked where a number is typed twice: 4848 for 48."""
+    return int(f"{units}{units}")
 
 
 def _event(kind: str, till: str, number: int, line: Line | None) -> dict[str, Any]:

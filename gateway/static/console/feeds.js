@@ -7,6 +7,7 @@ import { locationTabs, locationsOf } from "./stock.js";
 import * as stream from "./stream.js";
 
 const POLL_MS = 3_000;
+const OFFLINE_ENTRIES = 200;
 const KINDS = { live: "good", degraded: "bad", catching_up: "warn" };
 const DEFAULTS = { late_hours: 72, heartbeat_seconds: 300, gap_grace_seconds: 600, on_shortfall: "flag", when_offline: "buffer", confidence_percent: 99 };
 const NAMES = { late_hours: "Events may be late by", heartbeat_seconds: "Silent after", gap_grace_seconds: "A gap alarms after", on_shortfall: "On a shortfall", when_offline: "While tills are silent", confidence_percent: "Buffer covers" };
@@ -31,7 +32,7 @@ export async function open(root, context) {
   async function read() {
     const [feeds, quarantine, own, merchants, told] = await Promise.all([
       get(`${shelf}/feeds`), get(`${shelf}/quarantine`, { limit: 100 }), get(`${shelf}/feed-policy`),
-      get(`${context.base}/feed-policy`), get(`${context.base}/ledger`, { location: place, kind: "offline", limit: 1 }),
+      get(`${context.base}/feed-policy`), get(`${context.base}/ledger`, { location: place, kind: "offline", limit: OFFLINE_ENTRIES }),
     ]);
     if (!alive) return;
     context.polled(true);
@@ -40,7 +41,7 @@ export async function open(root, context) {
       drawSources(feeds);
       drawAside(quarantine, feeds.quarantined);
       drawPolicy(own, merchants);
-      drawOffline(told.data[0]);
+      drawOffline(told.data);
     });
   }
 
@@ -98,9 +99,17 @@ export async function open(root, context) {
     })));
   }
 
-  function drawOffline(entry) {
+  // Each entry, the newest first, has the rows that it changed; together they say what is held back.
+  function drawOffline(entries) {
+    const entry = entries[0];
     const state = entry?.details.state ?? "live";
-    const held = entry?.details.held_back ?? [];
+    const units = new Map();
+    for (const { details } of entries) {
+      if (details.state === "live") break;
+      for (const one of details.held_back) if (!units.has(one.sku)) units.set(one.sku, one.quantity);
+    }
+    const held = [...units].map(([sku, quantity]) => ({ sku, quantity })).filter((one) => one.quantity > 0)
+      .sort((a, b) => b.quantity - a.quantity);
     replace(offline, h("h2", {}, "Tills ", badge(KINDS[state], state.replace("_", " "))),
       state === "live" ? h("p", {}, "All that send heartbeats are heard of; nothing is held back.")
         : [h("p", {}, `Last heard of ${ago(entry.details.since)}. What they have probably sold is not promised.`),

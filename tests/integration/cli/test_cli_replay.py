@@ -101,14 +101,14 @@ def test_the_real_sales_balance(cli: CommandLine) -> None:
 def test_the_demo_keeps_a_shop_open_for_a_while(cli: CommandLine) -> None:
     counts = cli.json(
         *("demo", "--merchant", cli.merchant, "--carts-per-second", 50),
-        *("--seconds", 6, "--day-seconds", 20),
+        *("--seconds", 9, "--day-seconds", 20),
     )
     assert counts["reserved"] > 10
     assert counts["deliveries"] >= 1
     assert counts["unanswered"] == counts["ended_meanwhile"] == 0
     assert counts["till_sales"] > 0
-    # An hour passes in less than a second, so it was 13 o'clock meanwhile.
-    (miscount,) = cli.rows("history", MISCOUNTED_SKU, "--reference", "count-sheet-7")
+    # An hour passes in less than a second, so it was 16 o'clock meanwhile.
+    (miscount,) = cli.rows("history", MISCOUNTED_SKU, "--reference", "count-day-1")
     assert miscount["details"]["quantity"] > 1000
     places = [place["location"] for place in cli.rows("stock")]
     assert places == ["harbour-store", "old-town-store", "online-warehouse", "riverside-store"]
