@@ -43,6 +43,12 @@ RECONCILER_KEY: Final = "{hf}:reconciler"
 AUDIT_KEY: Final = "{hf}:audit"
 """Hash from a partition's number to what the running audit last found there (JSON)."""
 
+JOBS_KEY: Final = "{hf}:jobs"
+"""Hash from a job's id to what was asked for and how it stands (JSON, see `engine.jobs`)."""
+
+JOB_RESULTS_KEY: Final = "{hf}:job-results"
+"""Hash from a job's id to what came of it (JSON), and from `<id>:steps` to a plan (MessagePack)."""
+
 WEBHOOKS_KEY: Final = "{hf}:webhooks"
 """Hash from a webhook endpoint's id to its record (see `engine.webhooks`), and `revision`, which
 rises whenever a record changes."""

@@ -1,13 +1,20 @@
 """Leases: one owner a background job and partition, fenced by a number that only rises."""
 
+import asyncio
 import time
-from typing import Final, Protocol
+from collections.abc import Awaitable
+from typing import Final, Protocol, TypeVar
 
 from engine.scripts import script
 from engine.store import Store
 
 LEASE_TTL_MS: Final = 10_000
 """How long a job stands still after its owner was killed."""
+
+RENEW_SECONDS: Final = LEASE_TTL_MS / 3_000
+"""How often a lease is renewed, so that it outlasts one missed renewal."""
+
+Made = TypeVar("Made")
 
 
 class LeaseKeys(Protocol):
@@ -48,3 +55,18 @@ class Lease:
         if self.fence:
             await self._store.call(script("lease"), (self.key,), self._owner, 0)
             self.fence = 0
+
+
+async def under(lease: Lease, work: Awaitable[Made]) -> Made | None:
+    """Do work while the lease is ours; None where it was lost before the end."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=RENEW_SECONDS)
+            if not task.done() and not await lease.renew():
+                return None
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])

@@ -41,6 +41,7 @@ _PATH_PARAMETERS: Final = {
     "source": "The till or supplier that tells of events.",
     "event": "The id that the quarantine lists.",
     "reservation": "The reservation's id, `rsv_...`.",
+    "job": "The job's id, `job_...`.",
     "key": "The key's public part: what follows `hfk_`.",
     "order": "The order's id, `ord_...`.",
     "webhook": "The webhook's id, `whk_...`.",

@@ -47,6 +47,7 @@ from gateway import (
     feeds,
     freshness,
     health,
+    jobs,
     ledger,
     movements,
     orders,
@@ -208,6 +209,7 @@ _ORDER: Final = _ORDERS + "/{order}"
 _ITEM: Final = _MERCHANT + "/items/{sku}"
 _WEBHOOKS: Final = _MERCHANT + "/webhooks"
 _WEBHOOK: Final = _WEBHOOKS + "/{webhook}"
+_JOBS: Final = "/v1/audit/jobs"
 _KEYS: Final = "/v1/keys"
 _SESSION: Final = "/v1/session"
 
@@ -1054,6 +1056,40 @@ OPERATIONS: Final = (
         handler=audit.read,
         role=Role.READ,
         successes=(Success(200, audit.AuditReport, "What it found"),),
+    ),
+    Operation(
+        name="submitAuditJob",
+        method="POST",
+        path=_JOBS,
+        tag="Overview",
+        summary="Have the background process plan or apply a repair, or look at an import",
+        handler=jobs.submit,
+        role=Role.ADMIN,
+        request=jobs.JobRequest,
+        changes=True,
+        header_fields=(IDEMPOTENCY_KEY,),
+        successes=(Success(202, jobs.JobAnswer, "It is queued", (_REPLAYED,)),),
+        problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="listAuditJobs",
+        method="GET",
+        path=_JOBS,
+        tag="Overview",
+        summary="List the jobs of the last day, the newest first",
+        handler=jobs.list_all,
+        role=Role.ADMIN,
+        successes=(Success(200, jobs.JobList, "The jobs"),),
+    ),
+    Operation(
+        name="readAuditJob",
+        method="GET",
+        path=_JOBS + "/{job}",
+        tag="Overview",
+        summary="Read a job and what came of it",
+        handler=jobs.read,
+        role=Role.ADMIN,
+        successes=(Success(200, jobs.JobAnswer, "The job"),),
     ),
     Operation(
         name="listKeys",

@@ -7,14 +7,14 @@ what the ledger has grown by. What it last found stays in the store, for whoever
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 import structlog
 
 from engine.inventory import Inventory
 from engine.keys import AUDIT_KEY
-from engine.leases import LEASE_TTL_MS, Lease
+from engine.leases import Lease, under
 from engine.outcomes import HoldfastError
 from engine.store import Store, pairs
 from reconciler.account import Snapshots
@@ -29,13 +29,8 @@ MAX_STORED_FINDINGS: Final = 100
 VERIFY_INTERVAL_MS: Final = 6 * 3_600_000
 """Between two times that every segment of the archive is read."""
 
-RENEW_SECONDS: Final = LEASE_TTL_MS / 3_000
-"""How often a lease is renewed, so that it outlasts one missed renewal."""
-
 STORE_FIELD: Final = "store"
 """The field for what is found in no partition: anomalies, and keys that nothing names."""
-
-Found = TypeVar("Found")
 
 OpenArchive = Callable[[], Awaitable[tuple[Archive, Snapshots] | None]]
 
@@ -115,15 +110,13 @@ class ContinuousAudit:
         for lease, keys in zip(self._leases, self._inventory.keys, strict=True):
             if not await lease.renew():
                 continue
-            audited = await self._under(
-                lease, audit.partition(keys.partition, verify_archive=verify)
-            )
+            audited = await under(lease, audit.partition(keys.partition, verify_archive=verify))
             if audited is not None:
                 await self._tell(audited)
                 found += len(audited.findings)
                 done += 1
         if done == self._inventory.partitions:
-            strays = await self._under(self._leases[0], audit.scan())
+            strays = await under(self._leases[0], audit.scan())
             if strays is not None:
                 found += await self._tell_of_store(strays + audit.anomalies(), audit.now_ms)
             if verify:
@@ -143,20 +136,6 @@ class ContinuousAudit:
             self._store_id = store_id
             self._verified_at_ms = 0
         return self._audit
-
-    async def _under(self, lease: Lease, work: Awaitable[Found]) -> Found | None:
-        """Do work while the lease is ours; None where it was lost before the end."""
-        task = asyncio.ensure_future(work)
-        try:
-            while not task.done():
-                await asyncio.wait([task], timeout=RENEW_SECONDS)
-                if not task.done() and not await lease.renew():
-                    return None
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
 
     async def _tell(self, audited: PartitionAudit) -> None:
         """Leave what was found in the store, and log what is critical."""

@@ -30,6 +30,7 @@ from reconciler.account import Snapshots as FindSnapshot
 from reconciler.archive import Archive, note_archive_url, open_archive, read_store_id
 from reconciler.archiver import Archiver, ArchiverSettings, Progress
 from reconciler.continuous_audit import ContinuousAudit
+from reconciler.jobs import JobWorker
 from reconciler.objects import ArchiveUnavailable
 from reconciler.reader import LedgerDamaged
 from reconciler.sealed import FileDamaged
@@ -42,6 +43,8 @@ AUDIT_INTERVAL_SECONDS: Final = 60.0
 """Between two rounds of the audit; a round itself takes as long as its rate makes it."""
 
 WATCH_INTERVAL_SECONDS: Final = 5.0
+REQUESTS_INTERVAL_SECONDS: Final = 1.0
+"""Between two looks for what was asked for over HTTP: somebody waits for it."""
 
 MAX_SNAPSHOT_SEGMENTS: Final = 200
 """Segments after which a snapshot is due before its time: a million entries, some 5 s to fold."""
@@ -97,6 +100,7 @@ class Reconciler:
             owner=self._owner,
             keys_per_second=max(1, settings.audit_rows_per_second),
         )
+        self._requests = JobWorker(inventory, self._open_for_audit, owner=self._owner)
         self._feed_watch = FeedWatch(inventory, Feeds(inventory))
         self._failing: dict[str, str] = {}
         self._told_at: dict[str, float] = {}
@@ -120,7 +124,10 @@ class Reconciler:
                 await self.give_up()
 
     def _jobs(self) -> Sequence[tuple[str, Job, float]]:
-        jobs: list[tuple[str, Job, float]] = [("watch", self.watch, WATCH_INTERVAL_SECONDS)]
+        jobs: list[tuple[str, Job, float]] = [
+            ("watch", self.watch, WATCH_INTERVAL_SECONDS),
+            ("requests", self._requests.round, REQUESTS_INTERVAL_SECONDS),
+        ]
         if self._settings.archive_url:
             jobs += [
                 ("archive", self.archive, ARCHIVE_INTERVAL_SECONDS),
@@ -360,6 +367,7 @@ class Reconciler:
         if self._archiver is not None:
             await self._archiver.give_up()
         await self._audit.give_up()
+        await self._requests.give_up()
 
 
 _EXPECTED: Final = (

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -59,6 +60,7 @@ class Site:
     merchant: str
     secrets: dict[Role, str]
     platform: str
+    data_dir: Path
     faults: list[str] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)
     """Words of what the browser complains of where a test means it to."""
@@ -109,7 +111,7 @@ def site(service: RunningService, merchant: str) -> Site:
         for role in Role
     }
     platform = (service.data_dir / "admin.key").read_text().strip()
-    return Site(service.url.rstrip("/"), merchant, secrets, platform)
+    return Site(service.url.rstrip("/"), merchant, secrets, platform, service.data_dir)
 
 
 SignIn = Callable[..., Awaitable[Page]]

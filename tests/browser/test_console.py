@@ -10,6 +10,8 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, Route, expect
 
 from engine.access import Role
+from engine.inventory import Inventory
+from holdfast.cli.connection import store_settings
 from tests.browser.conftest import SignIn, Site
 from tests.browser.line import Line
 from tests.stores import eventually
@@ -375,9 +377,6 @@ async def test_the_platform_sees_how_the_service_is_and_who_may_call(
     await expect(page.get_by_role("link", name="berlin")).to_be_visible()
     await expect(page.locator("[data-tile=archive]")).to_contain_text("operations")
     await accessible(page)
-    await page.goto(site.address("audit"))
-    await expect(page.get_by_text("holdfast repair --plan")).to_be_visible(timeout=WAIT_MS)
-    await accessible(page)
 
     await page.goto(site.address("keys"))
     await page.get_by_role("button", name="Make a key").click()
@@ -392,6 +391,51 @@ async def test_the_platform_sees_how_the_service_is_and_who_may_call(
     await page.get_by_label("to go ahead").fill("revoke")
     await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     await expect(row.get_by_role("button", name="Revoke")).to_have_count(0, timeout=WAIT_MS)
+
+
+async def test_a_repair_is_planned_seen_and_applied(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "tea", 10, reference=f"note-{site.merchant}")
+    inventory = await Inventory.open(store_settings(None, site.data_dir))
+    try:
+        row = inventory.keys_of(site.merchant, "berlin").stock(site.merchant, "berlin", "tea")
+        await inventory.store.read([("HINCRBY", row, "on_hand", 7)])
+    finally:
+        await inventory.close()
+    page = await sign_in(site.platform)
+    await page.goto(site.address("audit"))
+    await page.get_by_role("button", name="Plan a repair").click()
+    plan = page.get_by_role("region", name="Steps of the plan")
+    step = plan.get_by_role("row").filter(has_text=site.merchant)
+    await expect(step).to_contain_text("on hand 10", timeout=WAIT_MS)
+    await accessible(page)
+
+    await page.get_by_role("button", name="Apply this plan").click()
+    dialog = page.get_by_role("dialog")
+    apply = dialog.get_by_role("button", name="Apply")
+    await dialog.get_by_label("Reason").fill("a test edited the row")
+    await expect(apply).to_be_disabled()
+    await dialog.get_by_label("to go ahead").fill("repair")
+    await apply.click()
+    repair = page.get_by_role("region", name="Steps of the repair")
+    await expect(repair.get_by_role("row").filter(has_text=site.merchant)).to_contain_text(
+        "done", timeout=WAIT_MS
+    )
+    stock = (await site.send("GET", "/locations/berlin/stock/tea?consistency=strong")).json()
+    assert stock["on_hand"] == 10
+    repairs = (await site.send("GET", "/ledger?kind=repair")).json()["data"]
+    assert len(repairs) == 1
+
+    await page.get_by_label("Import, reference or actor").fill(f"note-{site.merchant}")
+    await page.get_by_role("button", name="See what undoing would change").click()
+    await expect(page.get_by_text(f"rebuild --without note-{site.merchant}")).to_be_visible(
+        timeout=WAIT_MS
+    )
+    await accessible(page)
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await fits(page)
+    # Whoever comes back sees what came of the last ones.
+    await page.reload()
+    await expect(repair).to_contain_text("done", timeout=WAIT_MS)
 
 
 async def test_a_merchants_key_sees_its_own_part(site: Site, sign_in: SignIn) -> None:

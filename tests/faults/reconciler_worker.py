@@ -1,4 +1,4 @@
-"""A process of its own that archives, makes snapshots or rebuilds, to be killed while it does.
+"""A process of its own that archives, makes snapshots, rebuilds or repairs, to be killed in it.
 
 Run as `python -m tests.faults.reconciler_worker <job> <JSON>`. It prints a line at each step that
 it has done, and goes on at once: whoever reads the line and kills it meets it in the next one.
@@ -11,9 +11,13 @@ from typing import Final
 import msgspec
 
 from engine.inventory import Inventory
+from engine.jobs import Job as Asked
+from engine.jobs import Jobs
 from engine.store import Store, StoreSettings
-from reconciler.archive import open_archive
+from reconciler.account import Snapshots as FindSnapshot
+from reconciler.archive import Archive, open_archive
 from reconciler.archiver import Archiver, ArchiverSettings
+from reconciler.jobs import JobWorker
 from reconciler.objects import Objects
 from reconciler.rebuild import rebuild
 from reconciler.rebuild_plan import RebuildRequest
@@ -78,7 +82,29 @@ async def rebuild_store(job: Job) -> None:
     await target.close()
 
 
-JOBS: Final = {"archive": archive, "snapshot": snapshot, "rebuild": rebuild_store}
+async def repair(job: Job) -> None:
+    """Do what was asked for over HTTP, and stand still before it is put on record."""
+
+    async def stand_still(_: Jobs, asked: Asked, *__: object, **___: object) -> None:
+        step(asked.kind)
+        await asyncio.Event().wait()
+
+    Jobs.finish = stand_still  # type: ignore[method-assign, assignment]
+    inventory = await Inventory.open(job.store)
+    opened = await open_archive(inventory.store, job.archive_url)
+
+    async def found() -> tuple[Archive, FindSnapshot]:
+        return opened, Snapshots(opened).state
+
+    await JobWorker(inventory, found, owner=job.owner).round()
+
+
+JOBS: Final = {
+    "archive": archive,
+    "snapshot": snapshot,
+    "rebuild": rebuild_store,
+    "repair": repair,
+}
 
 
 def main() -> None:

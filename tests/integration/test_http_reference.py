@@ -35,6 +35,7 @@ _VARYING = (
     (re.compile(r'"lag_seconds": ?[0-9.]+'), '"lag_seconds":"(lag)"'),
     (re.compile(r'"request_id": ?"[0-9a-f]{32}"'), '"request_id":"(id)"'),
     (re.compile(r'"id": ?"[0-9a-f]{24}"'), '"id":"(id)"'),
+    (re.compile(r"job_[0-9a-f]{24}"), "(job)"),
     (re.compile(r'"age_ms": ?\d+'), '"age_ms":0'),
     (re.compile(r'"source": ?"(view|store)"'), '"source":"(source)"'),
     (_RESERVATION, "(reservation)"),
