@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from engine.keys import is_move_id
 from engine.ledger import Levels, Operation, OperationKind, RowChange
 from engine.model import ProposalDecision, ReservationState, StandsFor, time_text
 
@@ -615,6 +616,9 @@ def _about_location(
 
 def _order_events(operation: Operation, time: str, stem: str) -> list[AnyEvent]:
     """Return what a step of an order tells: its new state, or that parts changed."""
+    if is_move_id(operation.id):
+        # The events of its two reservations tell.
+        return []
     _, before, state, revision, settled, expires_at_ms, _, _, _, reason = operation.detail[:10]
     (parts, *_), _, ref = operation.detail[10:13]
     told = _ORDER_EVENTS.get(state)

@@ -1064,6 +1064,42 @@ class Inventory:
             reservation, lambda it: self._end("release", merchant, it, actor, reason)
         )
 
+    async def hand_over(
+        self, merchant: str, seen: Reservation, move: str, *, to: str, actor: str
+    ) -> Reservation:
+        """Release a reservation whose units are held elsewhere now, if it is still as `seen`.
+
+        What is answered has the id of the move that it was released for as its `order_ref`, and
+        none where somebody released it otherwise. Raises ReservationChanged, ReservationNotFound,
+        ReservationEnded.
+        """
+        as_seen = (move, str(seen.state), seen.expires_at_ms or 0, seen.lines)
+        result = await self._wherever(
+            seen.id,
+            lambda it: self._end("release", merchant, it, actor, f"moved to {to}", as_seen),
+        )
+        return result.reservation
+
+    async def order_of(self, reservation: str) -> str:
+        """Return the id of the order that a reservation was made as a part of; empty of others.
+
+        Raises ReservationNotFound.
+        """
+        return await self._wherever(reservation, self._order_of)
+
+    async def _order_of(self, reservation: str) -> str:
+        lines = await self._read_lines(self._keys_of_reservation(reservation), reservation)
+        if lines is None:
+            raise ReservationNotFound(reservation)
+        return lines.order_ref if is_order_id(lines.order_ref) else ""
+
+    async def now_ms(self, location: tuple[str, str]) -> int:
+        """Return the time as the scripts of a merchant's location have it, in ms since 1970."""
+        meta = self._keys_of(*location).meta
+        clock, high_water = await self.store.read([("TIME",), ("HGET", meta, "clock_ms")])
+        seconds, microseconds = (int(part) for part in clock)
+        return max(seconds * 1000 + microseconds // 1000, int(high_water or 0))
+
     async def decide(
         self,
         merchant: str,
@@ -1175,7 +1211,7 @@ class Inventory:
             self.splits.touched((lines.merchant, lines.location, sku))
 
     async def _end(
-        self, verb: str, merchant: str, reservation: str, actor: str, argument: Any
+        self, verb: str, merchant: str, reservation: str, actor: str, argument: Any, *more: Any
     ) -> ReservationResult:
         """Run commit, release or decide, which declare the rows of the reservation's lines."""
         keys = self._keys_of_reservation(reservation)
@@ -1188,7 +1224,7 @@ class Inventory:
                 lines.commit_keys(keys, reservation)
                 if verb == "commit"
                 else lines.keys(keys, reservation),
-                (reservation, merchant, actor, argument, lines.skus),
+                (reservation, merchant, actor, argument, lines.skus, *more),
                 merchant,
             )
             reply = await self._dispatch.run(verb, keys.partition, command)
@@ -1198,6 +1234,8 @@ class Inventory:
                 for line in reply[1]:
                     await self.fill(lines.merchant, lines.location, line[0])
                 continue
+            if Outcome(reply[0]) is Outcome.NOT_DUE:
+                raise ReservationChanged(reservation)
             if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
                 if verb == "release" or argument:
                     # A commit without picks takes what it held, so no unit comes back.
@@ -1246,6 +1284,10 @@ def _in_key(merchant: str) -> str:
 
 async def _known(head: str | None) -> str | None:
     return head
+
+
+class ReservationChanged(Exception):
+    """It is not what the caller saw of it any more: look again."""
 
 
 class _Cart(NamedTuple):

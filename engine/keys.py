@@ -60,7 +60,7 @@ MAX_PARTITIONS: Final = 4096
 
 _PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 _PARTITION_KEY = re.compile(r"\{hf\.(0|[1-9][0-9]{0,3})\}:([a-z]+)(?::(.*))?", re.DOTALL)
-_ORDER_ID = re.compile(r"ord_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
+_ORDER_ID = re.compile(r"(?:ord|mov)_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 _RESERVATION_ID = re.compile(r"rsv_(0|[1-9][0-9]{0,3})_[0-9a-f]{24}")
 
 
@@ -131,6 +131,11 @@ def partition_of_order(order: str, partitions: int) -> int | None:
 def is_order_id(text: str) -> bool:
     """Tell whether a text has the form of an order's id."""
     return text.startswith("ord_") and _ORDER_ID.fullmatch(text) is not None
+
+
+def is_move_id(text: str) -> bool:
+    """Tell whether a record is that of a move to another location, by its id."""
+    return text.startswith("mov_")
 
 
 def moved_order_id(order: str, partition: int) -> str:

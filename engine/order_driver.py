@@ -1,4 +1,4 @@
-"""The driver of orders: whoever died half-way, what is recorded is carried out.
+"""The driver of orders and moves: whoever died half-way, what is recorded is carried out.
 
 Any number may run: a lease a partition keeps them out of each other's way, and every step that they
 take may be taken twice.
@@ -12,9 +12,10 @@ from uuid import uuid4
 from engine.clock import ClockGuard
 from engine.inventory import Inventory
 from engine.leases import Lease
-from engine.order_records import RECHECK_MS, Order, OrderState
+from engine.order_records import RECHECK_MS, Order, OrderKind, OrderState
 from engine.orders import Orders
 from engine.outcomes import HoldfastError
+from engine.relocation import Relocation
 from engine.rounds import in_rounds
 
 ROUND_SECONDS: Final = 1.0
@@ -25,12 +26,13 @@ ACTOR: Final = "orders"
 
 
 class OrderDriver:
-    """Drives the orders of every partition."""
+    """Drives the orders, and the moves of holds, of every partition."""
 
     def __init__(self, inventory: Inventory, orders: Orders | None = None) -> None:
         """Nothing is read yet."""
         self._inventory = inventory
         self._orders = orders or Orders(inventory)
+        self._relocation = Relocation(inventory)
         self._clock = ClockGuard()
         self._may_expire = True
         owner = f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:8]}"
@@ -70,6 +72,9 @@ class OrderDriver:
         records = self._inventory.order_records
         if order.state.is_ended and order.settled:
             await records.forget(order)
+        elif order.body.kind is OrderKind.MOVE:
+            # What is asked for is done, however late: the units are held at one of the two places.
+            await self._relocation.drive(order)
         elif order.state.is_undecided and now_ms >= order.expires_at_ms:
             if self._may_expire:
                 await self._orders.expire(order, actor=ACTOR)

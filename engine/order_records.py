@@ -64,6 +64,8 @@ class OrderKind(StrEnum):
     """What a record is about."""
 
     ORDER = "order"
+    MOVE = "move"
+    """A reservation is moved to another location; `engine.relocation` drives it."""
 
 
 class OrderState(StrEnum):

@@ -243,7 +243,7 @@ class ReservationNotHeld(HoldfastError):
 
 
 class ReservationOnTerms(HoldfastError):
-    """Units that are promised on a row's terms cannot be amended: reserve anew, then release."""
+    """Units that are promised on a row's terms are not amended or moved: reserve anew."""
 
     code = "reservation_on_terms"
 
@@ -251,8 +251,8 @@ class ReservationOnTerms(HoldfastError):
         """Keep the reservation."""
         self.reservation = reservation
         super().__init__(
-            f"reservation {reservation} cannot be amended: units of it are promised on a row's "
-            "terms; reserve anew, then release it"
+            f"reservation {reservation} cannot be amended or moved: units of it are promised "
+            "on a row's terms; reserve anew, then release it"
         )
 
 

@@ -300,7 +300,7 @@ def _committed(detail: Sequence[Any]) -> Details:
 
 def _stands_for(told: Sequence[Any]) -> list[StandsForLine] | UnsetType:
     """Read what stands for what, where an operation says so at its end."""
-    return [StandsForLine(*one) for one in told[0]] if told else UNSET
+    return [StandsForLine(*one) for one in told[0]] if told and told[0] else UNSET
 
 
 def _ordered(detail: Sequence[Any]) -> Details:

@@ -1,9 +1,10 @@
-"""Reservations: made, read, listed, confirmed, extended, amended, committed and released."""
+"""Reservations: made, read, listed, confirmed, extended, amended, moved, committed, released."""
 
 import re
 from collections.abc import Sequence
 from urllib.parse import quote
 
+import msgspec
 from msgspec import UNSET
 
 from engine.limits import DEFAULT_CHANNEL
@@ -103,6 +104,23 @@ async def amend(call: Call, body: wire.AmendRequest) -> Answer:
         changed = result.reservation
         view.forget(changed.merchant, changed.location, [line.sku for line in body.lines])
     return _answer(result)
+
+
+async def relocate(call: Call, body: wire.RelocateRequest) -> Answer:
+    """Hold the same at another location."""
+    moved = await call.service.relocation.relocate(
+        call.merchant, call.path["reservation"], body.location, key=key_of(call), actor=call.actor
+    )
+    there = moved.result.reservation
+    _forget(call, there)
+    _forget(call, msgspec.structs.replace(there, location=moved.location_before))
+    path = f"/v1/merchants/{quote(there.merchant, safe='')}/reservations/{there.id}"
+    return answer_once(
+        201,
+        wire.relocated(there, moved.before, moved.location_before),
+        replayed=moved.result.replayed,
+        headers=[(b"location", path.encode())],
+    )
 
 
 async def commit(call: Call, body: wire.CommitRequest) -> Answer:

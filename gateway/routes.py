@@ -370,6 +370,22 @@ OPERATIONS: Final = (
         items=lambda body: len(body.lines),
     ),
     Operation(
+        name="relocate",
+        method="POST",
+        path=_RESERVATION + "/move",
+        tag="Reservations",
+        summary="Hold the same at another location",
+        handler=reservations.relocate,
+        request=wire.RelocateRequest,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(
+            Success(201, wire.RelocatedReservation, "The new hold", ("Location", _REPLAYED)),
+        ),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(ReservationOnTerms, *_ENDING, InsufficientStock, BuyerCapExceeded),
+    ),
+    Operation(
         name="readReservation",
         method="GET",
         path=_RESERVATION,

@@ -21,6 +21,7 @@ from engine.inventory import Inventory
 from engine.offline import FreshnessView
 from engine.orders import Orders
 from engine.outcomes import HistoryUnavailable, IndexUnavailable, StoreUnavailable
+from engine.relocation import Relocation
 from engine.store import Store, StoreSettings
 from engine.sweeper import sweep_warnings
 from engine.upkeep import read_upkeep
@@ -157,6 +158,11 @@ class Service:
         if self._orders is None:
             self._orders = Orders(self.inventory)
         return self._orders
+
+    @property
+    def relocation(self) -> Relocation:
+        """Moves of holds to other locations. Raises StoreUnavailable while it was not opened."""
+        return Relocation(self.inventory)
 
     @property
     def fanout(self) -> Fanout:

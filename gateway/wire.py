@@ -224,6 +224,12 @@ class AmendRequest(Request, frozen=True, kw_only=True):
     lines: Annotated[list[AmendedLine], Meta(min_length=1, max_length=MAX_LINES)]
 
 
+class RelocateRequest(Request, frozen=True, kw_only=True):
+    """Hold the same at another location."""
+
+    location: Id
+
+
 class PickRequest(Request, frozen=True, kw_only=True):
     """Units of one SKU that were picked."""
 
@@ -559,6 +565,19 @@ class Reservation(msgspec.Struct, frozen=True):
     proposed: list[str] | UnsetType = UNSET
 
 
+class MovedFrom(msgspec.Struct, frozen=True):
+    """Which reservation held the units before, and where."""
+
+    reservation: str
+    location: str
+
+
+class RelocatedReservation(Reservation, frozen=True, kw_only=True):
+    """The reservation at the new location; the one of before is released."""
+
+    moved_from: MovedFrom
+
+
 class Location(msgspec.Struct, frozen=True):
     """A location that has or had stock."""
 
@@ -834,6 +853,13 @@ def reservation(found: model.Reservation) -> Reservation:
         _optional_time(found.confirmed_at_ms),
         _optional_time(found.ended_at_ms),
         list(found.proposed) or UNSET,
+    )
+
+
+def relocated(found: model.Reservation, before: str, location: str) -> RelocatedReservation:
+    """Make the answer of a reservation that was moved."""
+    return RelocatedReservation(
+        *msgspec.structs.astuple(reservation(found)), moved_from=MovedFrom(before, location)
     )
 
 

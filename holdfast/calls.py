@@ -201,6 +201,19 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     replayed: bool = False
 
 
+class MovedFrom(msgspec.Struct, frozen=True, kw_only=True):
+    """Which reservation held the units before, and where."""
+
+    reservation: str
+    location: str
+
+
+class RelocatedReservation(Reservation, frozen=True, kw_only=True):
+    """The reservation at the new location; the one of before is released."""
+
+    moved_from: MovedFrom
+
+
 class Movement(msgspec.Struct, frozen=True, kw_only=True):
     """A booked movement, with the row just after it.
 
@@ -321,6 +334,7 @@ _AVAILABILITIES: Final = msgspec.json.Decoder(Availabilities)
 _MOVEMENT: Final = msgspec.json.Decoder(Movement)
 _BATCH_RESULT: Final = msgspec.json.Decoder(BatchResult)
 _RESERVATION: Final = msgspec.json.Decoder(Reservation)
+_RELOCATED: Final = msgspec.json.Decoder(RelocatedReservation)
 _RESERVATION_PAGE: Final = msgspec.json.Decoder(Page[Reservation])
 _PROBLEM: Final = msgspec.json.Decoder(Problem)
 _ENCODER: Final = msgspec.json.Encoder()
@@ -608,6 +622,19 @@ def amend(
     """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
     document = {"lines": _lines(lines)}
     return _step(merchant, reservation_id, "amend", document, headers=_keyed(key))
+
+
+def relocate(
+    merchant: str, reservation_id: str, location: str, *, key: str
+) -> Call[RelocatedReservation]:
+    """Hold the same at another location, and there only."""
+    return Call(
+        method="POST",
+        path=_merchant_path(merchant, "reservations", reservation_id, "move"),
+        decoder=_RELOCATED,
+        headers=_keyed(key),
+        body=_json({"location": location}),
+    )
 
 
 def commit(merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()) -> Call[Reservation]:

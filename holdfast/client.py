@@ -32,6 +32,7 @@ from holdfast.calls import (
     NewMovement,
     Page,
     Problem,
+    RelocatedReservation,
     Reservation,
     Split,
     Stock,
@@ -444,6 +445,12 @@ class Client:
         """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
         return self.send(calls.amend(merchant, reservation_id, lines, key=key or new_key()))
 
+    def relocate(
+        self, merchant: str, reservation_id: str, location: str, *, key: str | None = None
+    ) -> RelocatedReservation:
+        """Hold the same at another location, and there only; the answer is a new reservation."""
+        return self.send(calls.relocate(merchant, reservation_id, location, key=key or new_key()))
+
     def commit(
         self, merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()
     ) -> Reservation:
@@ -734,6 +741,14 @@ class AsyncClient:
     ) -> Reservation:
         """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
         return await self.send(calls.amend(merchant, reservation_id, lines, key=key or new_key()))
+
+    async def relocate(
+        self, merchant: str, reservation_id: str, location: str, *, key: str | None = None
+    ) -> RelocatedReservation:
+        """Hold the same at another location, and there only; the answer is a new reservation."""
+        return await self.send(
+            calls.relocate(merchant, reservation_id, location, key=key or new_key())
+        )
 
     async def commit(
         self, merchant: str, reservation_id: str, *, picks: Sequence[Line] = ()

@@ -1,14 +1,17 @@
 #!lua flags=allow-oom
 -- release: the shopper or the merchant gives the units back.
 --
--- Command {id, merchant, actor, reason, skus}; skus of the lines, as the caller knows them
+-- Command {id, merchant, actor, reason, skus, move}; skus of the lines, as the caller knows them
+--   move  missing, or {id of the move, state, expires_at, lines}: release it only if it is still so,
+--         since just that is held at another location; from then on its order_ref is the move's id
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then of a
 --          reservation with extras the queue of each row and, of one with a buyer, what counts for
 --          them of each row
 -- Returns  {'ok' | 'replayed', ...reservation}  see describe()
 --          {'not_found'}, {'lines_changed'}     the second: read the lines anew and call again
 --          {'ended', ...reservation}            committed or expired before
--- Ledger   release, detail {state before, expires_at before, reason, stands_for}
+--          {'not_due', ...reservation}          it is not what `move` says any more
+-- Ledger   release, detail {state before, expires_at before, reason, stands_for, move}
 -- @include group
 -- @include rows
 -- @include ledger
@@ -17,11 +20,27 @@
 
 local NOTHING_PICKED = {}
 
-local replies = each_command(function(first, last, id, merchant, actor, reason, skus)
+local MOVE_ID, MOVE_STATE, MOVE_EXPIRES_AT, MOVE_LINES = 1, 2, 3, 4
+
+-- Whether a reservation is what was seen of it when its units were held elsewhere.
+local function is_as_seen(reservation, move)
+  local lines = reservation.body[BODY_LINES]
+  if reservation.state ~= move[MOVE_STATE] or reservation.expires_at ~= move[MOVE_EXPIRES_AT]
+      or #lines ~= #move[MOVE_LINES] then
+    return false
+  end
+  for i, seen in ipairs(move[MOVE_LINES]) do
+    if lines[i][1] ~= seen[1] or lines[i][2] ~= seen[2] then return false end
+  end
+  return true
+end
+
+local replies = each_command(function(first, last, id, merchant, actor, reason, skus, move)
   local reservation = reservation_of(KEYS[first], merchant)
   if not reservation then return {'not_found'} end
   if reservation.state == 'released' then return describe('replayed', reservation) end
   if not is_live(reservation) then return describe('ended', reservation) end
+  if move and not is_as_seen(reservation, move) then return describe('not_due', reservation) end
   local row_keys = declared_rows(reservation, skus, first + 2)
   local pledge_keys = declared_pledges(reservation, skus, first + 2 + #skus, last)
   if not row_keys or not pledge_keys then return {'lines_changed'} end
@@ -29,8 +48,13 @@ local replies = each_command(function(first, last, id, merchant, actor, reason, 
   local state, expires_at = reservation.state, reservation.expires_at
   local lines = settle_rows(reservation, id, row_keys, pledge_keys, NOTHING_PICKED)
   end_reservation(reservation, id, 'released', KEYS[first + 1])
-  record('release', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines,
-    {state, expires_at, reason, stands_for(reservation)})
+  local detail = {state, expires_at, reason, stands_for(reservation)}
+  if move then
+    -- What stands for something is not moved, so there is nothing in between.
+    detail[4], detail[5] = {}, move[MOVE_ID]
+    reservation.order_ref, reservation.moved = move[MOVE_ID], true
+  end
+  record('release', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines, detail)
   return describe('ok', reservation)
 end)
 

@@ -191,9 +191,8 @@ local function hash_writes(key, hold, keep_ms)
   write('DEL', key)
   write('HSET', key, 'state', state, 'expires_at', integer(expires_at),
     'body', cmsgpack.pack(body))
-  if confirmed_at > 0 then
-    write('HSET', key, 'confirmed_at', integer(confirmed_at), 'order_ref', order_ref)
-  end
+  if confirmed_at > 0 then write('HSET', key, 'confirmed_at', integer(confirmed_at)) end
+  if confirmed_at > 0 or order_ref ~= '' then write('HSET', key, 'order_ref', order_ref) end
   if waiting then write('HSET', key, 'waiting', cmsgpack.pack(waiting)) end
   if ended_at > 0 then
     write('HSET', key, 'ended_at', integer(ended_at),

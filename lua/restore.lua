@@ -73,9 +73,8 @@ local function restore_reservation(item)
   if keep_until > 0 and keep_until <= now then return end
   redis.call('HSET', key, 'state', state, 'expires_at', integer(expires_at),
     'body', body)
-  if confirmed_at > 0 then
-    redis.call('HSET', key, 'confirmed_at', integer(confirmed_at), 'order_ref', order_ref)
-  end
+  if confirmed_at > 0 then redis.call('HSET', key, 'confirmed_at', integer(confirmed_at)) end
+  if confirmed_at > 0 or order_ref ~= '' then redis.call('HSET', key, 'order_ref', order_ref) end
   if keep_until > 0 then
     redis.call('HSET', key, 'ended_at', integer(ended_at), 'picked', picked)
     redis.call('PEXPIRE', key, integer(keep_until - now))

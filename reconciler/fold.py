@@ -36,6 +36,9 @@ _DEPARTURES: Final = frozenset({MovementType.SALE.value, MovementType.TRANSFER_O
 _SUPERSEDED: Final = 6
 """Where the detail of a movement says whether a later count has it already."""
 
+_MOVED: Final = 4
+"""Where the detail of a release says which move to another location it was for."""
+
 RowKey = tuple[str, str, str]
 """(merchant, location, SKU)."""
 
@@ -558,6 +561,8 @@ class Fold:
             self._count_for_buyer(operation, reservation, at_ms)
             if kind is _COMMIT:
                 reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
+            elif kind is OperationKind.RELEASE and len(detail) > _MOVED:
+                reservation.order_ref = detail[_MOVED]
 
     def _count_what_is_left(self, operation: Operation, reservation: FoldedReservation) -> None:
         """Let what a decision about substitutes left of a promise count for its buyer."""

@@ -209,6 +209,7 @@ for _command in (
     reservations.confirm,
     reservations.extend,
     reservations.amend,
+    reservations.relocate,
     reservations.commit,
     reservations.release,
     reservations.reservation,

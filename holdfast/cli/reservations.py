@@ -1,4 +1,4 @@
-"""`holdfast reserve`, `confirm`, `extend`, `amend`, `commit`, `release`, `reservation(s)`."""
+"""`holdfast reserve`, `confirm`, `extend`, `amend`, `relocate`, `commit`, `release` and such."""
 
 from itertools import islice
 from typing import Any, Final
@@ -135,6 +135,26 @@ def amend(
     """Hold other quantities of the lines of reservation ID: 0 drops one, others stay."""
     with service.client() as client:
         _show(client.amend(merchant, reservation_id, lines, key=idempotency_key), output)
+
+
+@click.command(short_help="Hold the same at another location.")
+@click.argument("reservation_id", metavar="ID")
+@click.argument("location")
+@merchant_option
+@click.option("--idempotency-key", help="Makes a repeated command move once.  [default: random]")
+@service_options
+@json_option
+def relocate(
+    service: Service,
+    reservation_id: str,
+    location: str,
+    merchant: str,
+    idempotency_key: str | None,
+    output: Output,
+) -> None:
+    """Hold what reservation ID holds at LOCATION, or leave it where it is (exit code 1)."""
+    with service.client() as client:
+        _show(client.relocate(merchant, reservation_id, location, key=idempotency_key), output)
 
 
 @click.command(short_help="Let a reservation's units leave the shelf.")

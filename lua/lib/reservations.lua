@@ -1,7 +1,7 @@
 -- Reservations, each read once a script and written once.
 --
 -- Hash: state, expires_at (ms, while held), body (msgpack), and once they apply confirmed_at,
--- ended_at, order_ref (when confirm gave one), picked (msgpack, when committed).
+-- ended_at, order_ref (when confirm gave one, or of a moved one the move's id), picked (msgpack, when committed).
 -- body: {merchant, location, actor, fingerprint, ttl_ms, order_ref,
 --        lines {{sku, quantity}, ...}, missing {{sku, quantity}, ...}, created_at,
 --        first lines, extras}
@@ -188,6 +188,7 @@ local function write_fields(reservation)
   else
     redis.call('HSET', key, 'state', state, 'ended_at', integer(reservation.ended_at),
       'picked', reservation.picked)
+    if reservation.moved then redis.call('HSET', key, 'order_ref', reservation.order_ref) end
     if reservation.packed_waiting then redis.call('HDEL', key, 'waiting') end
     redis.call('PEXPIRE', key, integer(limits.retention_ms))
   end

@@ -31,6 +31,7 @@ BODIES: dict[str, Any] = {
     "reserve": {"lines": lines_of([("tea", 1)])},
     "amend": {"lines": lines_of([("tea", 1)])},
     "extend": {"ttl_seconds": 60},
+    "relocate": {"location": "hamburg"},
     "placeOrder": {"lines": [{"sku": "cup", "quantity": 1, "location": "berlin"}]},
     "writeSourcing": {"priority": 2},
     "move": {"type": "receive", "sku": "tea", "quantity": 1},

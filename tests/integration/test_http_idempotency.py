@@ -42,6 +42,11 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
             f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/amend",
             {"lines": [{"sku": "tea", "quantity": 4 if other else 3}]},
         ),
+        "relocate": (
+            "POST",
+            f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/move",
+            {"location": await depot(shelf, "far" if other else "near")},
+        ),
         "placeOrder": (
             "POST",
             f"{shelf.merchant_path}/orders",
@@ -65,6 +70,16 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
 
 async def reservation(shelf: Shelf) -> str:
     return str((await shelf.reserve(("tea", 1), key="the first")).json()["id"])
+
+
+async def depot(shelf: Shelf, name: str) -> str:
+    """Return the location of another row of the same SKU."""
+    await shelf.client.post(
+        f"{shelf.merchant_path}/locations/{name}/movements",
+        json={"type": "receive", "sku": "tea", "quantity": 5},
+        headers={"Idempotency-Key": f"stock {name}"},
+    )
+    return name
 
 
 async def webhook(shelf: Shelf) -> str:
@@ -133,6 +148,7 @@ async def test_concurrent_retries_have_one_effect_and_one_answer(stocked: Shelf,
         "changeSettings": (10, 1, 1),
         "extend": (10, 1, 0),
         "amend": (10, 3, 0),
+        "relocate": (10, 0, 0),
         "placeOrder": (10, 2, 0),
         "createWebhook": (10, 1, 0),
         "rotateWebhookSecret": (10, 1, 0),

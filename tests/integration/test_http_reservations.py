@@ -1,5 +1,6 @@
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.gateways import Api, Shelf, assert_problem
@@ -170,6 +171,47 @@ async def test_a_confirmed_reservation_has_no_ttl(shelf: Shelf) -> None:
     answer = await shelf.end("extend", the_id, ttl_seconds=60)
     (error,) = assert_problem(answer, 409, "reservation_not_held")["errors"]
     assert error["state"] == "confirmed"
+
+
+async def test_a_reservation_is_moved_to_another_location(shelf: Shelf) -> None:
+    await shelf.move("receive", "tea", 3)
+    made = (await shelf.reserve(("tea", 2), order_ref="cart 7")).json()
+    url = f"{shelf.merchant_path}/reservations/{made['id']}"
+    await shelf.client.post(f"{url}/confirm", json={"order_ref": "order 7"})
+
+    async def move(location: str) -> httpx.Response:
+        headers = {"Idempotency-Key": f"to {location}"}
+        return await shelf.client.post(f"{url}/move", json={"location": location}, headers=headers)
+
+    refused = assert_problem(await move("depot"), 409, "insufficient_stock")
+    assert (refused["errors"][0]["requested"], refused["errors"][0]["available"]) == (2, 0)
+    same = assert_problem(await move(made["location"]), 400, "invalid_request")
+    assert "held there already" in same["errors"][0]["detail"]
+    assert (await shelf.client.get(url)).json()["state"] == "confirmed"
+
+    depot = f"{shelf.merchant_path}/locations/depot"
+    await shelf.client.post(
+        f"{depot}/movements",
+        json={"type": "receive", "sku": "tea", "quantity": 5},
+        headers={"Idempotency-Key": "stock"},
+    )
+    answer = await move("depot")
+    moved = answer.json()
+    assert answer.status_code == 201
+    assert (moved["state"], moved["order_ref"], moved["location"]) == (
+        "confirmed",
+        "order 7",
+        "depot",
+    )
+    assert moved["moved_from"] == {"reservation": made["id"], "location": made["location"]}
+    assert (await shelf.client.get(answer.headers["location"])).json()["id"] == moved["id"]
+    assert (await stock(shelf, "tea"))["reserved"] == 0
+    there = (await shelf.client.get(f"{depot}/stock/tea")).json()
+    assert (there["on_hand"], there["reserved"]) == (5, 2)
+    assert (await shelf.client.get(url)).json()["state"] == "released"
+    again = await move("depot")
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.json() == moved
 
 
 async def test_confirming_again_with_another_order_is_refused(shelf: Shelf) -> None:

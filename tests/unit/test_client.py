@@ -35,6 +35,7 @@ RESERVATION = {
     "confirmed_at": None,
     "ended_at": None,
 }
+RELOCATED = RESERVATION | {"moved_from": {"reservation": "rsv_1_abc", "location": "york"}}
 STOCK = {
     "merchant": "acme",
     "location": "leeds",
@@ -328,6 +329,7 @@ def test_a_key_that_cannot_stand_in_a_header_is_refused() -> None:
 CALLS: list[tuple[str, Callable[[Any], Any], dict[str, Any]]] = [
     ("confirm", lambda c: c.confirm("acme", "r", order_ref="o"), RESERVATION),
     ("amend", lambda c: c.amend("acme", "r", [Line("s", 0)], key="k"), RESERVATION),
+    ("relocate", lambda c: c.relocate("acme", "r", "york", key="k"), RELOCATED),
     ("extend", lambda c: c.extend("acme", "r", ttl_seconds=9, key="k"), RESERVATION),
     ("commit", lambda c: c.commit("acme", "r", picks=[Line("mug", 1)]), RESERVATION),
     ("release", lambda c: c.release("acme", "r", reason="late"), RESERVATION),
