@@ -23,6 +23,7 @@ from engine.keys import (
 from engine.ledger import OperationKind, read_entries
 from engine.model import Line, Movement, MovementType, Reservation, ReservationState
 from engine.outcomes import ReservationNotFound, StoreReadOnly
+from engine.relocation import Relocation
 from engine.store import Client, Store, close_quietly, connect
 from engine.webhooks import Interest, Webhooks
 from reconciler.archive import Archive, Origin, list_origins, open_archive
@@ -226,6 +227,40 @@ async def test_ids_and_keys_of_before_find_their_reservations_in_other_partition
                 await inventory.reservation("somebody else", ids[location, "read"])
             with pytest.raises(ReservationNotFound):
                 await inventory.release(merchant, "rsv_0_" + "f" * 24, actor=ACTOR)
+
+
+@pytest.mark.parametrize("step", ["before hold there", "after hold there", "after release here"])
+async def test_a_move_that_was_cut_off_is_finished_in_other_partitions(
+    old: Old, new: New, step: str
+) -> None:
+    merchant, (here, there) = old.trade.merchant, LOCATIONS[:2]
+    for location in (here, there):
+        await receive(old.inventory, merchant, location=location)
+    held = await reserve(old.inventory, merchant, here, "k")
+
+    def die(now: str) -> None:
+        if now == step:
+            raise KeyboardInterrupt
+
+    cut_off = Relocation(old.inventory, watch=die)
+    with pytest.raises(KeyboardInterrupt):
+        await cut_off.relocate(merchant, held.id, there, key="k", actor=ACTOR)
+    await old.archive_all()
+    before = await contents(old.client)
+
+    await rebuild(request(partitions=7), old.objects, target=new.store)
+
+    assert await contents(new.client) == before
+    async with engine_on(new) as inventory:
+        moved = await Relocation(inventory).relocate(merchant, held.id, there, key="k", actor=ACTOR)
+        assert moved.result.reservation.location == there
+        assert moved.result.reservation.lines == held.lines
+        ended = await inventory.reservation(merchant, held.id)
+        assert ended.state is ReservationState.RELEASED
+        rows = await inventory.rows(
+            merchant, [(place, line.sku) for place in (here, there) for line in held.lines]
+        )
+        assert sum(row.reserved for row in rows if row) == sum(x.quantity for x in held.lines)
 
 
 async def test_a_rebuilt_store_has_an_archive_of_its_own_that_it_can_be_rebuilt_from(
