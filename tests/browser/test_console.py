@@ -393,6 +393,37 @@ async def test_the_platform_sees_how_the_service_is_and_who_may_call(
     await expect(row.get_by_role("button", name="Revoke")).to_have_count(0, timeout=WAIT_MS)
 
 
+async def test_an_order_of_two_locations_is_found_and_cancelled(
+    site: Site, sign_in: SignIn
+) -> None:
+    for location in ("berlin", "paris"):
+        await site.move(location, "receive", "tea", 10)
+    lines = [{"sku": "tea", "quantity": 2, "location": one} for one in ("berlin", "paris")]
+    placed = await site.send("POST", "/orders", {"order_ref": "web 7", "lines": lines})
+    order = str(placed.json()["id"])
+    page = await sign_in()
+    await page.goto(site.address("reservations"))
+    await page.get_by_label("Find a reservation").fill("web 7")
+    await page.get_by_role("button", name="Find").click()
+    orders = page.get_by_role("region", name="Orders of several locations")
+    await orders.get_by_role("link", name="web 7").click(timeout=WAIT_MS)
+    parts = page.get_by_role("region", name="Parts by location").get_by_role("row")
+    for location in ("berlin", "paris"):
+        await expect(parts.filter(has_text=location)).to_contain_text("held", timeout=WAIT_MS)
+    await accessible(page)
+    await page.get_by_role("button", name="Cancel the order").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("Reason").fill("changed their mind")
+    await dialog.get_by_label("to go ahead").fill("cancel")
+    await dialog.get_by_role("button", name="Cancel the order").click()
+    for location in ("berlin", "paris"):
+        await expect(parts.filter(has_text=location)).to_contain_text("released", timeout=WAIT_MS)
+    await expect(page.get_by_role("button", name="Cancel the order")).to_have_count(0)
+    assert (await site.send("GET", f"/orders/{order}")).json()["state"] == "cancelled"
+    await page.set_viewport_size({"width": 360, "height": 740})
+    await fits(page)
+
+
 async def test_a_repair_is_planned_seen_and_applied(site: Site, sign_in: SignIn) -> None:
     await site.move("berlin", "receive", "tea", 10, reference=f"note-{site.merchant}")
     inventory = await Inventory.open(store_settings(None, site.data_dir))

@@ -41,6 +41,8 @@ BODIES: dict[str, Any] = {
         ]
     },
     "changeSettings": {"safety_stock": 1},
+    "changeSplit": {"parts": 1},
+    "setTerms": {"backorder_limit": 1},
     "takeEvents": {
         "events": [
             {"event_id": "1", "type": "heartbeat", "occurred_at": "2026-01-01T00:00:00Z"},
@@ -86,7 +88,7 @@ async def request(
         webhook=f"whk_{digest('webhook', merchant.removesuffix('-other'), 'of a fixture')}",
     )
     headers = {"Idempotency-Key": f"of {operation.name}"}
-    if operation.name == "changeSettings":
+    if operation.name in ("changeSettings", "setTerms"):
         headers["If-Match"] = '"2"'
     # A stream that is let in has no end; what HEAD says of it has one.
     method = "HEAD" if operation.name == "listen" and succeeds else operation.method

@@ -4,6 +4,7 @@ import { Problem, call, change, get, pages } from "./api.js";
 import { ask } from "./dialogs.js";
 import { badge, count, duration, empty, h, replace, table, tile, when } from "./dom.js";
 import { entryItem, stateBadge } from "./history.js";
+import { ORDER_ID, openOrder, ordersCard } from "./orders.js";
 import { locationTabs, locationsOf } from "./stock.js";
 import * as stream from "./stream.js";
 
@@ -13,14 +14,15 @@ const MAX_FOUND = 50;
 
 export async function open(root, context) {
   if (context.path.length === 1 && ID.test(context.path[0])) return openOne(root, context, context.path[0]);
+  if (context.path.length === 1 && ORDER_ID.test(context.path[0])) return openOrder(root, context, context.path[0]);
   const asked = context.query.get("q") ?? "";
   const box = h("input", { type: "search", "aria-label": "Find a reservation", value: asked,
-    placeholder: "Reservation id or order reference ( / )" });
+    placeholder: "Id of a reservation or order, or order reference ( / )" });
   const form = h("form", { class: "tools", role: "search" }, box, h("button", { type: "submit", class: "primary" }, "Find"));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const wanted = box.value.trim();
-    if (ID.test(wanted)) location.hash = context.address("reservations", wanted);
+    if (ID.test(wanted) || ORDER_ID.test(wanted)) location.hash = context.address("reservations", wanted);
     else location.hash = `${context.address("reservations")}?q=${encodeURIComponent(wanted)}`;
   });
   const results = h("div", {});
@@ -45,7 +47,9 @@ function rowsOf(context, found) {
 const COLUMNS = ["Reservation", "State", "Location", "Lines", "Made", "Ends"];
 
 async function showFound(results, context, asked) {
-  const { items } = await pages(`${context.base}/ledger`, { reference: asked }, { most: 500 });
+  const [{ items }, orders] = await Promise.all([
+    pages(`${context.base}/ledger`, { reference: asked }, { most: 500 }), ordersCard(context, asked),
+  ]);
   const ids = [...new Set(items.filter((entry) => ID.test(entry.id)).map((entry) => entry.id))].slice(0, MAX_FOUND);
   const found = (await Promise.all(ids.map((id) => get(`${context.base}/reservations/${id}`).catch((error) => {
     if (error instanceof Problem) return null;
@@ -53,8 +57,8 @@ async function showFound(results, context, asked) {
   })))).filter(Boolean);
   const gone = ids.filter((id) => !found.some((one) => one.id === id));
   const moved = items.filter((entry) => !ID.test(entry.id));
-  replace(results,
-    h("section", { class: "card" }, h("h2", {}, "Found as “", asked, "”"),
+  replace(results, orders,
+    (orders === null || found.length + gone.length > 0) && h("section", { class: "card" }, h("h2", {}, "Found as “", asked, "”"),
       found.length + gone.length === 0 ? empty("No reservation goes by this", "Look for the whole reference; upper and lower case differ.")
         : table("Found reservations", COLUMNS, [
           ...rowsOf(context, found),

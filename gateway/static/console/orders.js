@@ -1,0 +1,78 @@
+// An order of several locations: its parts, what is missing, and giving back what it holds.
+
+import { Problem, call, get } from "./api.js";
+import { ask } from "./dialogs.js";
+import { count, empty, h, replace, table, tile, when } from "./dom.js";
+import { stateBadge } from "./history.js";
+
+export const ORDER_ID = /^ord_\d+_[0-9a-f]{24}$/;
+const POLL_MS = 3_000;
+const COLUMNS = ["Order", "State", "Parts", "Made", "Ends"];
+
+const linesOf = (lines) => lines.map((line) => `${count(line.quantity)} × ${line.sku}`).join(", ");
+
+// The orders that go by a reference, null where there are none.
+export async function ordersCard(context, reference) {
+  const { data, has_more: more } = await get(`${context.base}/orders`, { order_ref: reference, limit: 50 });
+  return data.length === 0 ? null : h("section", { class: "card" }, h("h2", {}, "Orders of several locations"),
+    table("Orders of several locations", COLUMNS, data.map((one) => [
+      h("a", { class: "id", href: context.address("reservations", one.id) }, one.order_ref || one.id), stateBadge(one.state),
+      one.parts.map((part) => `${part.location}: ${linesOf(part.lines)}`).join("; "),
+      when(one.created_at), one.expires_at ? when(one.expires_at) : one.ended_at ? when(one.ended_at) : "no end"])),
+    more && h("p", { class: "note" }, "The oldest 50."));
+}
+
+export async function openOrder(root, context, id) {
+  const path = `${context.base}/orders/${id}`;
+  let alive = true;
+  const body = h("div", {});
+  replace(root, h("p", { class: "crumbs" }, h("a", { href: context.address("reservations") }, "Reservations and orders")), body);
+
+  async function read() {
+    const one = await get(path).catch((error) => {
+      if (error instanceof Problem && error.code === "order_not_found") return null;
+      throw error;
+    });
+    if (!alive) return;
+    context.polled(true);
+    draw(one);
+  }
+
+  function draw(one) {
+    if (one === null) {
+      replace(body, h("h1", {}, "Order"), h("p", { class: "sku" }, id), empty("There is no such order", "It may have ended a while ago; the ledger keeps what its parts did."));
+      return;
+    }
+    const open = one.parts.filter((part) => ["held", "confirmed"].includes(part.state));
+    replace(body,
+      h("div", { class: "title-bar" },
+        h("div", {}, h("h1", {}, one.order_ref || "Order", " ", stateBadge(one.state)), h("p", { class: "sku" }, id)),
+        context.can("reserve") && open.length > 0 && h("div", { class: "actions" },
+          h("button", { type: "button", class: "danger", onclick: cancel }, "Cancel the order"))),
+      h("section", { class: "card" }, h("dl", { class: "tiles" },
+        tile("Parts", count(one.parts.length)), tile("Units", count(one.lines.reduce((sum, line) => sum + line.quantity, 0))),
+        tile("Made", when(one.created_at)), one.expires_at && tile("Time is up", when(one.expires_at))),
+      one.settled ? null : h("p", { class: "note" }, "A step of it is still being done."),
+      table("Parts by location", ["Location", "State", "Lines", "Why there", "Reservation"], one.parts.map((part) => [
+        part.location, stateBadge(part.state), linesOf(part.lines), part.why,
+        h("a", { class: "id", href: context.address("reservations", part.reservation) }, part.reservation)])),
+      one.missing.length > 0 && h("p", { class: "note" }, "Missing: ", linesOf(one.missing))));
+  }
+
+  function cancel() {
+    ask({ title: "Cancel the order", danger: true, typed: "cancel", action: "Cancel the order",
+      explain: "All its parts give their units back, and others can be promised them. What was committed stays so.",
+      fields: [{ name: "reason", label: "Reason", required: true }],
+      submit: async (values) => {
+        await call("POST", `${path}/cancel`, { body: values });
+        await read();
+        return "Done: the order is cancelled";
+      } });
+  }
+
+  await read();
+  const timer = setInterval(() => {
+    if (!document.hidden && !document.querySelector("dialog[open]")) read().catch(() => context.polled(false));
+  }, POLL_MS);
+  return { close() { alive = false; clearInterval(timer); } };
+}
