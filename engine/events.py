@@ -360,7 +360,7 @@ class OrderConfirmed(OrderEvent, frozen=True, kw_only=True, tag="order.confirmed
 
 
 class OrderChanged(OrderEvent, frozen=True, kw_only=True, tag="order.changed"):
-    """Something became of parts of a confirmed order: confirmed, committed, sourced elsewhere."""
+    """Something became of parts of a held or confirmed order: committed, sourced elsewhere."""
 
     type_name = EventType.ORDER_CHANGED
 
@@ -622,8 +622,8 @@ def _order_events(operation: Operation, time: str, stem: str) -> list[AnyEvent]:
     _, before, state, revision, settled, expires_at_ms, _, _, _, reason = operation.detail[:10]
     (parts, *_), _, ref = operation.detail[10:13]
     told = _ORDER_EVENTS.get(state)
-    if state == before:
-        told = OrderChanged if settled and state == "confirmed" else None
+    if state == before or (before, state) == ("fulfilled", "confirmed"):
+        told = OrderChanged if settled and state in ("held", "confirmed") else None
     if told is None:
         return []
     data = OrderData(

@@ -157,6 +157,14 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
         """False where a plan was refused it, or did without it before anything was decided."""
         return self.state is not PartState.REFUSED and self.aim is not Aim.DROP
 
+    @property
+    def brings(self) -> tuple[Line, ...]:
+        """The units that left the shelf, or are held in order to."""
+        if self.state is PartState.COMMITTED:
+            return self.picked
+        is_held = self.state in (PartState.HELD, PartState.CONFIRMED)
+        return self.lines if is_held and self.aim not in (Aim.RELEASE, Aim.DROP) else ()
+
 
 class PassedOver(msgspec.Struct, frozen=True, array_like=True):
     """A location that no part is at, and why."""
@@ -165,11 +173,35 @@ class PassedOver(msgspec.Struct, frozen=True, array_like=True):
     why: str
 
 
+class Resourcing(msgspec.Struct, frozen=True, array_like=True):
+    """Units of a location that could not fulfil its part, held elsewhere since or about to be.
+
+    `key` and `fingerprint` are digests of its idempotency key and of what was asked; `options` as
+    in OrderBody, `without` the locations that were ruled out beside. The parts that stand in are
+    those from number `first` on until it `is_done`.
+    """
+
+    key: str
+    fingerprint: str
+    location: str
+    options: str
+    without: tuple[str, ...]
+    first: int
+    is_done: bool = False
+
+
 class Plan(msgspec.Struct, frozen=True, array_like=True):
-    """The parts of an order so far, and which locations were passed over."""
+    """The parts of an order so far, which locations were passed over, what was sourced anew."""
 
     parts: tuple[Part, ...]
     passed_over: tuple[PassedOver, ...] = ()
+    resourcings: tuple[Resourcing, ...] = ()
+
+    @property
+    def pending(self) -> Resourcing | None:
+        """What is being sourced anew; only the latest one may be."""
+        latest = self.resourcings[-1] if self.resourcings else None
+        return None if latest is None or latest.is_done else latest
 
 
 class OrderBody(msgspec.Struct, frozen=True, array_like=True):
@@ -219,8 +251,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         for wanted in self.body.lines:
             units[wanted.sku] = units.get(wanted.sku, 0) + wanted.quantity
         for part in self.parts:
-            brought = part.picked if part.state is PartState.COMMITTED else ()
-            for line in part.lines if part.state.is_open and part.counts else brought:
+            for line in part.brings:
                 units[line.sku] = units.get(line.sku, 0) - line.quantity
         return [Line(sku, quantity) for sku, quantity in units.items() if quantity > 0]
 

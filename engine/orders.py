@@ -7,7 +7,7 @@ it to its end, any number of times; every step is idempotent. This is two-phase 
 abort (Mohan, Lindsay 1983), the held reservations being the prepared state.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -37,9 +37,11 @@ from engine.order_records import (
     PartState,
     PassedOver,
     Plan,
+    Resourcing,
     WantedLine,
 )
 from engine.outcomes import (
+    HoldfastError,
     IdempotencyKeyReused,
     InsufficientOnHand,
     InsufficientStock,
@@ -53,6 +55,7 @@ from engine.outcomes import (
     ShortLine,
 )
 from engine.places import Places, check_coordinates
+from engine.resourcing import Failed, StandIn, allot_picks, failed_parts, lay_out
 from engine.sourcing import Candidate, Coordinates, Sourced, Strategy, source
 from engine.validation import (
     check_batch,
@@ -67,6 +70,8 @@ from engine.validation import (
 
 MAX_ROUNDS: Final = 20
 """How often one caller looks at a record anew because somebody took a step on it."""
+
+_GAVE_BACK: Final = (ReservationState.RELEASED, ReservationState.EXPIRED)
 
 Answer = TypeVar("Answer")
 
@@ -309,14 +314,9 @@ class Orders:
 
     async def _first_plan(self, the_id: str, body: OrderBody, *, first: int = 1) -> Plan:
         """Plan the parts of an order that holds nothing yet. Raises InsufficientStock."""
-        sourced = await self._source(body, _free(body))
+        sourced = await self._source_once_more(lambda: self._source(body, _free(body)))
         if sourced.missing:
-            # As a reserve does: what is due and not taken back yet may be enough.
-            for keys in self._inventory.keys:
-                await self._inventory.expire_due(keys.partition)
-            sourced = await self._source(body, _free(body))
-        if sourced.missing:
-            raise InsufficientStock(await self._missing(body, sourced))
+            raise InsufficientStock(_short_lines(_free(body), sourced))
         wanted, why = _laid_out(body, sourced)
         self._check_parts(wanted)
         parts = tuple(
@@ -346,12 +346,17 @@ class Orders:
         made = reservation_id(partition, merchant, location, key)
         return Part(number, location, made, key, lines, why=why, replaces=replaces)
 
-    async def _missing(self, body: OrderBody, sourced: Sourced) -> tuple[ShortLine, ...]:
-        wanted = {line.sku: line.quantity for line in _free(body)}
-        return tuple(
-            ShortLine(line.sku, wanted[line.sku], wanted[line.sku] - line.quantity)
-            for line in sourced.missing
-        )
+    async def _source_once_more(self, plan: Callable[[], Awaitable[Sourced]]) -> Sourced:
+        """Plan, and where units are missing once more without the holds whose time is up.
+
+        As a reserve does: what is due and not taken back yet may be enough.
+        """
+        sourced = await plan()
+        if sourced.missing:
+            for keys in self._inventory.keys:
+                await self._inventory.expire_due(keys.partition)
+            sourced = await plan()
+        return sourced
 
     async def _source(
         self,
@@ -360,24 +365,26 @@ class Orders:
         *,
         own: Iterable[Part] = (),
         known: dict[tuple[str, str], int] | None = None,
-        without: Iterable[str] = (),
+        move: Resourcing | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> Sourced:
         """Plan where units come from, by the live rows.
 
-        `own` parts hold units that count as free; `known` is what refusals said of rows.
+        `own` parts hold units that count as free; `known` is what refusals said of rows. Of an
+        order that is placed already, `move` has the options, and `left_out` says why not there.
         """
         if not wanted:
             return Sourced((), (), ())
-        options = _options(body)
-        left_out = set(without)
+        options = _options(body) if move is None else _decode_options(move.options)
         candidates, passed = [], []
-        for candidate, why_not in await self._candidates(body.merchant, wanted, known or {}):
-            if candidate.location in left_out:
-                passed.append((candidate.location, "it could not fulfil its part"))
-            elif why_not or (candidate.is_degraded and not options.degraded):
+        for candidate, ships_not in await self._candidates(body.merchant, wanted, known or {}):
+            why_not = (left_out or {}).get(candidate.location, ships_not)
+            if why_not or (candidate.is_degraded and not options.degraded):
                 passed.append((candidate.location, why_not or "its tills are silent"))
             else:
-                candidates.append(_left_for(body, _with_own(candidate, own)))
+                # What lines that name the location need of it is held once the order is placed.
+                free = _with_own(candidate, own)
+                candidates.append(free if move is not None else _left_for(body, free))
         plan = source(wanted, candidates, options.strategy, destination=options.destination)
         return msgspec.structs.replace(plan, passed_over=(*passed, *plan.passed_over))
 
@@ -414,6 +421,196 @@ class Orders:
             )
             for location, place in zip(locations, places, strict=True)
         ]
+
+    # Sourcing anew
+
+    async def resource(
+        self,
+        merchant: str,
+        order: str,
+        location: str,
+        *,
+        key: str,
+        options: Options | None = None,
+        without: Sequence[str] = (),
+        actor: str,
+    ) -> OrderResult:
+        """Hold elsewhere what a location cannot fulfil: its open parts, and what it picked short.
+
+        All of these units or none: where they cannot be had the order stays as it was. What is open
+        is released there once it is held elsewhere and on record. `options` stand in for those of
+        the order, `without` rules locations out beside this one. Raises OrderNotFound, OrderEnded,
+        InsufficientStock (with why each location was passed over), ReservationEnded where the part
+        was picked meanwhile, IdempotencyKeyReused, InvalidCommand, LimitExceeded.
+        """
+        check_id("location", location)
+        check_key(key)
+        if without:
+            check_batch("without", len(without), MAX_SOURCING_LOCATIONS)
+        for i, one in enumerate(without):
+            check_id(f"without[{i}]", one)
+        text = "" if options is None else msgspec.json.encode(options).decode()
+        fingerprint = digest(location, text, *without)
+        found = await self._find(merchant, order)
+        chosen = _chosen(found.body, options)
+        short: list[ShortLine] = []
+        begun = False
+        for _ in range(MAX_ROUNDS):
+            found, told = await self._drive(found, actor=actor)
+            short = told or short
+            known = _resourcing(found, digest(key))
+            if known is not None and known.fingerprint != fingerprint:
+                raise IdempotencyKeyReused(key)
+            if known is not None:
+                return OrderResult(found, replayed=not begun)
+            if begun:
+                raise await self._not_resourced(found, location, short)
+            found = await self.look_again(found, actor=actor)
+            if found.state.gives_back:
+                raise _ended(found)
+            move = Resourcing(
+                digest(key),
+                fingerprint,
+                location,
+                msgspec.json.encode(chosen).decode(),
+                tuple(without),
+                _next_number(found.parts),
+            )
+            plan = await self._first_stand_ins(found, move)
+            try:
+                found = await self._write(
+                    msgspec.structs.replace(found, plan=plan, settled=False),
+                    "resource",
+                    actor=actor,
+                )
+            except OrderChanged as changed:
+                found = changed.order
+            else:
+                begun = True
+        raise OutcomeUnknown()
+
+    async def _not_resourced(
+        self, order: Order, location: str, short: Sequence[ShortLine]
+    ) -> HoldfastError:
+        """Return why what was begun came to nothing."""
+        if order.state.gives_back:
+            return _ended(order)
+        passed = tuple((one.location, one.why) for one in order.plan.passed_over)
+        if short:
+            return InsufficientStock(tuple(short), passed)
+        for part in order.parts:
+            if part.location == location and part.state is PartState.COMMITTED:
+                found = await self._inventory.reservation(order.body.merchant, part.reservation)
+                return ReservationEnded(
+                    part.reservation, state=found.state, ended_at_ms=found.ended_at_ms or 0
+                )
+        # Somebody else drove it, and nobody remembers what was there.
+        lines = [line for one in self._failed(order, location) for line in one.lines]
+        return InsufficientStock(tuple(ShortLine(x.sku, x.quantity, 0) for x in lines), passed)
+
+    def _failed(self, order: Order, location: str) -> list[Failed]:
+        found = failed_parts(order, location)
+        if found is None:
+            raise InvalidCommand("location", "no part of this order is there")
+        if not found:
+            raise InvalidCommand(
+                "location", "every unit of its part was picked, or comes from elsewhere already"
+            )
+        return found
+
+    async def _first_stand_ins(self, order: Order, move: Resourcing) -> Plan:
+        """Plan the parts that stand in for those of a location. Raises InsufficientStock."""
+        failed = self._failed(order, move.location)
+        wanted = reservations.summed([line for one in failed for line in one.lines])
+        left_out = _left_out(order, move)
+        sourced = await self._source_once_more(
+            lambda: self._source(order.body, wanted, move=move, left_out=left_out)
+        )
+        if sourced.missing:
+            raise InsufficientStock(_short_lines(wanted, sourced), sourced.passed_over)
+        parts = (*order.parts, *self._stand_ins(order, lay_out(failed, sourced), sourced))
+        if len(parts) > MAX_ORDER_PARTS:
+            raise LimitExceeded("location", most=MAX_ORDER_PARTS)
+        places = {part.location for part in parts if part.brings or part.number >= move.first}
+        passed = _passed_over(sourced, places - {move.location})
+        return Plan(parts, passed, (*order.plan.resourcings, move))
+
+    def _stand_ins(self, order: Order, wanted: Iterable[StandIn], sourced: Sourced) -> list[Part]:
+        why = {one.location: one.why for one in sourced.sources}
+        laid_out = sorted(wanted, key=lambda one: (one.location, one.replaces))
+        return [
+            self._planned(
+                order.id,
+                order.body.merchant,
+                one.location,
+                one.lines,
+                number=number,
+                why=why[one.location],
+                replaces=one.replaces,
+            )
+            for number, one in enumerate(laid_out, _next_number(order.parts))
+        ]
+
+    async def _next_stand_ins(
+        self, order: Order, move: Resourcing, known: dict[tuple[str, str], int]
+    ) -> Plan | None:
+        """Plan stand-ins anew with what the refusals taught; None where nothing is left to try."""
+        mine = [part for part in order.parts if part.number >= move.first]
+        tried = sum(part.state is PartState.REFUSED for part in mine)
+        held = [p for p in mine if p.state is PartState.HELD and p.aim is Aim.NONE]
+        failed = failed_parts(order, move.location, before=move.first) or []
+        wanted = reservations.summed([line for one in failed for line in one.lines])
+        left_out = _left_out(order, move)
+        sourced = await self._source(
+            order.body, wanted, own=held, known=known, move=move, left_out=left_out
+        )
+        if tried >= MAX_ORDER_PLANS or sourced.missing:
+            return None
+        laid_out = {(x.location, x.replaces, x.lines): x for x in lay_out(failed, sourced)}
+        kept = {
+            part.number
+            for part in held
+            if laid_out.pop((part.location, part.replaces, part.lines), None) is not None
+        }
+        parts = [
+            part if part.number < move.first or part.number in kept else _dropping(part)
+            for part in order.parts
+        ]
+        parts += self._stand_ins(order, laid_out.values(), sourced)
+        if len(parts) > MAX_ORDER_PARTS:
+            return None
+        places = {part.location for part in parts if part.counts and part.state.is_open}
+        passed = _passed_over(sourced, places - {move.location})
+        return Plan(tuple(parts), passed, order.plan.resourcings)
+
+    async def _stand_in_or_next(
+        self,
+        order: Order,
+        move: Resourcing,
+        known: dict[tuple[str, str], int],
+        *,
+        actor: str,
+    ) -> Order:
+        """Record that the stand-ins are held, or the next plan, or that there is none."""
+        if not known:
+            failed = failed_parts(order, move.location, before=move.first) or []
+            numbers = {one.number for one in failed}
+            parts = tuple(
+                msgspec.structs.replace(part, aim=Aim.RELEASE)
+                if part.number in numbers and part.state.is_open
+                else part
+                for part in order.parts
+            )
+            done = msgspec.structs.replace(move, is_done=True)
+            plan = Plan(parts, order.plan.passed_over, (*order.plan.resourcings[:-1], done))
+            state = OrderState.HELD if order.state is OrderState.HELD else OrderState.CONFIRMED
+            switched = msgspec.structs.replace(order, plan=plan, state=state)
+            return await self._write(switched, "switch", actor=actor)
+        next_plan = await self._next_stand_ins(order, move, known)
+        if next_plan is not None:
+            replanned = msgspec.structs.replace(order, plan=next_plan)
+            return await self._write(replanned, "plan", actor=actor)
+        return await self._write(_without_stand_ins(order, move), "keep", actor=actor)
 
     # Deciding
 
@@ -512,12 +709,12 @@ class Orders:
             if not due:
                 return self._committed_before(found, there, picks)
             _check_held(due, picks)
-            numbers = {part.number for part in due}
+            allotted = allot_picks(due, picks)
             aimed = _with_parts(
                 found,
                 [
-                    msgspec.structs.replace(part, aim=Aim.COMMIT, picks=tuple(picks))
-                    if part.number in numbers
+                    msgspec.structs.replace(part, aim=Aim.COMMIT, picks=allotted[part.number])
+                    if part.number in allotted
                     else part
                     for part in found.parts
                 ],
@@ -541,9 +738,10 @@ class Orders:
     ) -> OrderResult:
         done = [part for part in there if part.state is PartState.COMMITTED]
         asked = {line.sku: line.quantity for line in picks}
-        for part in done:
-            picked = {line.sku: line.quantity for line in part.picked}
-            if not asked or picked == {sku: asked.get(sku, 0) for sku in picked}:
+        for some in (*([part] for part in done), done):
+            units = reservations.summed([line for part in some for line in part.picked])
+            picked = {line.sku: line.quantity for line in units}
+            if some and (not asked or picked == {sku: asked.get(sku, 0) for sku in picked}):
                 return OrderResult(found, replayed=True)
         raise _ended(found)
 
@@ -592,7 +790,7 @@ class Orders:
             try:
                 if order.state.gives_back:
                     order = await self._give_back(order, actor=actor)
-                elif order.state is OrderState.PLACING:
+                elif order.state is OrderState.PLACING or order.plan.pending is not None:
                     order = await self._hold_parts(order, short, actor=actor)
                 else:
                     order = await self._carry_out(order, refusals, actor=actor)
@@ -610,6 +808,11 @@ class Orders:
                 continue
             try:
                 made = await self._hold_part(order, part, actor=actor)
+                if made.reservation.state in _GAVE_BACK:
+                    # It was ended by its own id before anybody wrote down that it was held.
+                    raise InsufficientStock(
+                        tuple(ShortLine(line.sku, line.quantity, 0) for line in part.lines)
+                    )
             except InsufficientStock as refused:
                 parts[i] = msgspec.structs.replace(part, state=PartState.REFUSED)
                 known |= {(part.location, line.sku): line.available for line in refused.lines}
@@ -629,7 +832,12 @@ class Orders:
         """Release what was held just now for an order that somebody ended meanwhile."""
         for part in mine.parts:
             known = now.part(part.reservation)
-            is_wanted = known is not None and known.state.is_open and not now.state.gives_back
+            is_wanted = (
+                known is not None
+                and known.state.is_open
+                and known.aim is not Aim.DROP
+                and not now.state.gives_back
+            )
             if part.state is PartState.HELD and not is_wanted:
                 await self._release_part(mine, part, f"order {now.state}", actor=actor)
 
@@ -641,6 +849,9 @@ class Orders:
         *,
         actor: str,
     ) -> Order:
+        pending = order.plan.pending
+        if pending is not None:
+            return await self._stand_in_or_next(order, pending, known, actor=actor)
         if not known:
             held = msgspec.structs.replace(order, state=OrderState.HELD, settled=True)
             return await self._write(held, "hold", actor=actor)
@@ -708,11 +919,19 @@ class Orders:
     async def _carry_out(
         self, order: Order, refusals: list[InsufficientOnHand] | None, *, actor: str
     ) -> Order:
-        """Confirm the parts of a decided order, and commit or release those that are to be."""
-        parts = []
+        """Confirm the parts of a decided order, and commit or release those that are to be.
+
+        Of a held order that was sourced anew only the latter.
+        """
+        parts: list[Part] = []
+        picked: set[int] = set()
         for part in order.parts:
-            now = part
-            if now.state is PartState.HELD:
+            now = await self._dropped(order, part, actor=actor)
+            if now.state.is_open and now.replaces in picked:
+                # Somebody picked the part by its own id before it could be released.
+                now = msgspec.structs.replace(now, aim=Aim.RELEASE)
+            is_kept = now.state is PartState.HELD and now.aim in (Aim.NONE, Aim.COMMIT)
+            if is_kept and order.state is not OrderState.HELD:
                 now = await self._confirm_part(order, now, actor=actor)
             if now.state.is_open and now.aim is Aim.COMMIT:
                 try:
@@ -723,12 +942,19 @@ class Orders:
                         refusals.append(refused)
             elif now.state.is_open and now.aim is Aim.RELEASE:
                 now = await self._release_part(order, now, "sourced elsewhere", actor=actor)
+                if now.state is PartState.COMMITTED:
+                    picked.add(now.number)
             parts.append(now)
-        state = OrderState.CONFIRMED
-        if not any(part.state.is_open for part in parts):
-            is_done = any(part.state is PartState.COMMITTED for part in parts)
-            state = OrderState.FULFILLED if is_done else OrderState.CANCELLED
+        state = order.state
+        if state is not OrderState.HELD:
+            state = OrderState.CONFIRMED
+            if not any(part.state.is_open for part in parts):
+                is_done = any(part.state is PartState.COMMITTED for part in parts)
+                state = OrderState.FULFILLED if is_done else OrderState.CANCELLED
         settled = msgspec.structs.replace(_with_parts(order, parts), state=state, settled=True)
+        if picked:
+            kept = msgspec.structs.replace(settled.plan, resourcings=order.plan.resourcings[:-1])
+            settled = msgspec.structs.replace(settled, plan=kept)
         return await self._write(settled, "settle", actor=actor)
 
     async def _confirm_part(self, order: Order, part: Part, *, actor: str) -> Part:
@@ -790,7 +1016,56 @@ class Orders:
 
 
 def _options(body: OrderBody) -> Options:
-    return msgspec.json.decode(body.options, type=Options)
+    return _decode_options(body.options)
+
+
+def _decode_options(text: str) -> Options:
+    return msgspec.json.decode(text, type=Options)
+
+
+def _chosen(body: OrderBody, options: Options | None) -> Options:
+    """Return how an order is sourced anew: it goes where it went before unless that is told."""
+    own = _options(body)
+    if options is None:
+        return own
+    if options.destination is None and options.latitude is None and options.longitude is None:
+        options = msgspec.structs.replace(options, latitude=own.latitude, longitude=own.longitude)
+    options.check()
+    return msgspec.structs.replace(options, stock_only=own.stock_only)
+
+
+def _short_lines(wanted: Iterable[Line], sourced: Sourced) -> tuple[ShortLine, ...]:
+    """Name the lines that a plan has too few units for."""
+    units = {line.sku: line.quantity for line in wanted}
+    return tuple(
+        ShortLine(line.sku, units[line.sku], units[line.sku] - line.quantity)
+        for line in sourced.missing
+    )
+
+
+def _resourcing(order: Order, key: str) -> Resourcing | None:
+    return next((one for one in order.plan.resourcings if one.key == key), None)
+
+
+def _left_out(order: Order, move: Resourcing) -> dict[str, str]:
+    """Return the locations that nothing may come from, and why."""
+    failed = {one.location: "it could not fulfil its part" for one in order.plan.resourcings}
+    return (
+        dict.fromkeys(move.without, "it was ruled out")
+        | failed
+        | {move.location: "it could not fulfil its part"}
+    )
+
+
+def _dropping(part: Part) -> Part:
+    return msgspec.structs.replace(part, aim=Aim.DROP) if part.state.is_open else part
+
+
+def _without_stand_ins(order: Order, move: Resourcing) -> Order:
+    """Return an order as it was before a re-sourcing that came to nothing."""
+    parts = tuple(_dropping(p) if p.number >= move.first else p for p in order.parts)
+    plan = Plan(parts, order.plan.passed_over, order.plan.resourcings[:-1])
+    return msgspec.structs.replace(order, plan=plan)
 
 
 def _next_number(parts: Sequence[Part]) -> int:

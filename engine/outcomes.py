@@ -65,13 +65,19 @@ class HoldfastError(Exception):
 
 
 class InsufficientStock(HoldfastError):
-    """The reserve does not fit, so nothing was held. `lines` are those that are short."""
+    """The reserve does not fit, so nothing was held. `lines` are those that are short.
+
+    `passed_over` are locations with why nothing comes from there, of an order that is sourced anew.
+    """
 
     code = "insufficient_stock"
 
-    def __init__(self, lines: tuple[ShortLine, ...]) -> None:
+    def __init__(
+        self, lines: tuple[ShortLine, ...], passed_over: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """Keep the short lines; `available` is what could be promised."""
         self.lines = lines
+        self.passed_over = passed_over
         first = lines[0]
         super().__init__(
             f"{len(lines)} line(s) do not fit; {first.sku}: requested {first.requested}, "

@@ -1,4 +1,4 @@
-"""Orders that span locations: placed, read, listed, confirmed, cancelled and committed."""
+"""Orders that span locations: placed, decided, sourced anew, committed, read and listed."""
 
 from typing import Annotated
 from urllib.parse import quote
@@ -7,7 +7,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from engine import order_records
-from engine.limits import DEFAULT_TTL_MS, MAX_LINES
+from engine.limits import DEFAULT_TTL_MS, MAX_LINES, MAX_SOURCING_LOCATIONS
 from engine.model import Line, time_text
 from engine.order_records import OrderState, PartState, WantedLine
 from engine.orders import Options, OrderResult, Orders
@@ -74,6 +74,20 @@ class CancelRequest(Request, frozen=True, kw_only=True):
     """Give back what the order holds."""
 
     reason: Text = ""
+
+
+class ResourceRequest(Request, frozen=True, kw_only=True):
+    """What a location cannot fulfil is to come from elsewhere.
+
+    These are its open parts whole, and what it picked too few of. Without `sourcing` the order's
+    own holds. `without` are further locations that nothing is to come from.
+    """
+
+    location: Id
+    without: Annotated[list[Id], Meta(max_length=MAX_SOURCING_LOCATIONS)] = msgspec.field(
+        default_factory=list
+    )
+    sourcing: SourcingRequest | UnsetType = UNSET
 
 
 class CommitOrderRequest(Request, frozen=True, kw_only=True):
@@ -168,20 +182,13 @@ class LocationSourcing(Request, frozen=True, kw_only=True):
 
 async def place(call: Call, body: OrderRequest) -> Answer:
     """Hold an order over its locations."""
-    sourcing = body.sourcing
     result = await _orders(call).place(
         call.merchant,
         [WantedLine(line.sku, line.quantity, line.location or "") for line in body.lines],
         key=key_of(call),
         ttl_ms=body.ttl_seconds * 1000,
         order_ref=body.order_ref,
-        options=Options(
-            strategy=sourcing.strategy,
-            latitude=sourcing.latitude,
-            longitude=sourcing.longitude,
-            degraded=sourcing.degraded,
-            stock_only=body.stock_only,
-        ),
+        options=_options(body.sourcing, stock_only=body.stock_only),
         actor=call.actor,
     )
     found = result.order
@@ -227,6 +234,20 @@ async def cancel(call: Call, body: CancelRequest) -> Answer:
     return _answer(call, result)
 
 
+async def resource(call: Call, body: ResourceRequest) -> Answer:
+    """Hold elsewhere what a location cannot fulfil."""
+    result = await _orders(call).resource(
+        call.merchant,
+        call.path["order"],
+        body.location,
+        key=key_of(call),
+        options=None if body.sourcing is UNSET else _options(body.sourcing),
+        without=body.without,
+        actor=call.actor,
+    )
+    return _answer(call, result)
+
+
 async def commit(call: Call, body: CommitOrderRequest) -> Answer:
     """The units of one part, or of all, left the shelf."""
     picks = [] if body.lines is UNSET else body.lines
@@ -265,6 +286,16 @@ def _sourcing(found: Place) -> LocationSourcing:
         longitude=found.longitude,
         priority=found.priority,
         ships=found.ships,
+    )
+
+
+def _options(sourcing: SourcingRequest, *, stock_only: bool = False) -> Options:
+    return Options(
+        strategy=sourcing.strategy,
+        latitude=sourcing.latitude,
+        longitude=sourcing.longitude,
+        degraded=sourcing.degraded,
+        stock_only=stock_only,
     )
 
 

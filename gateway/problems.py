@@ -369,7 +369,13 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
             entry = _field_error(error.field, detail, parameters)
             return [msgspec.structs.replace(entry, most=error.most)]
         case InsufficientStock():
-            return [_short_line(line, body, "available") for line in error.lines]
+            return [
+                *(_short_line(line, body, "available") for line in error.lines),
+                *(
+                    ProblemError(parameter="location", detail=f"{location}: {why}")
+                    for location, why in error.passed_over
+                ),
+            ]
         case BuyerCapExceeded():
             return [_short_line(line, body, "available") for line in error.lines]
         case InsufficientOnHand():

@@ -155,6 +155,24 @@ def cancel(merchant: str, order_id: str, *, reason: str = "") -> Call[Order]:
     return _step(merchant, order_id, "cancel", {"reason": reason} if reason else {})
 
 
+def resource(
+    merchant: str,
+    order_id: str,
+    location: str,
+    *,
+    key: str,
+    without: Sequence[str] = (),
+    sourcing: Sourcing | None = None,
+) -> Call[Order]:
+    """Hold elsewhere what a location cannot fulfil; without `sourcing` as the order's says."""
+    document: dict[str, Any] = {"location": location}
+    if without:
+        document["without"] = without
+    if sourcing is not None:
+        document["sourcing"] = sourcing
+    return _step(merchant, order_id, "resource", document, key=key)
+
+
 def commit(
     merchant: str, order_id: str, *, location: str = "", picks: Sequence[Line] = ()
 ) -> Call[Order]:
@@ -183,10 +201,13 @@ def set_location_sourcing(
     )
 
 
-def _step(merchant: str, order_id: str, verb: str, document: dict[str, Any]) -> Call[Order]:
+def _step(
+    merchant: str, order_id: str, verb: str, document: dict[str, Any], *, key: str = ""
+) -> Call[Order]:
     return Call(
         method="POST",
         path=_path(merchant, "orders", order_id, verb),
         decoder=_ORDER,
+        headers=(("Idempotency-Key", key),) if key else (),
         body=_encode(document) if document else None,
     )

@@ -26,7 +26,7 @@ local MAY_BECOME = {
   [''] = {placing = true},
   placing = {placing = true, held = true, confirmed = true, failed = true, cancelled = true,
     expired = true},
-  held = {confirmed = true, failed = true, cancelled = true, expired = true},
+  held = {held = true, confirmed = true, failed = true, cancelled = true, expired = true},
   confirmed = {confirmed = true, fulfilled = true, cancelled = true, failed = true},
   fulfilled = {fulfilled = true, confirmed = true},
   failed = {failed = true, placing = true},

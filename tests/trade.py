@@ -230,13 +230,18 @@ class Trade:
             order_ref=self.draw.choice(("", "web:1")),
             actor=ACTOR,
         )
-        fate = self.draw.choice(("wait", "confirm", "cancel", "commit"))
+        fate = self.draw.choice(("wait", "confirm", "cancel", "commit", "resource"))
         if fate == "confirm":
             await orders.confirm(self.merchant, placed.order.id, actor=ACTOR)
         elif fate == "cancel":
             await orders.cancel(self.merchant, placed.order.id, actor=ACTOR)
         elif fate == "commit":
             await orders.commit(self.merchant, placed.order.id, actor=ACTOR)
+        elif fate == "resource":
+            part = placed.order.parts[0]
+            await orders.resource(
+                self.merchant, placed.order.id, part.location, key=self._key(), actor=ACTOR
+            )
 
     async def _amend(self) -> None:
         the_id, key = self._reservation(), self._key()

@@ -170,6 +170,58 @@ def cancel(service: Service, order_id: str, merchant: str, reason: str, output: 
         _show(client.send(calls.cancel(merchant, order_id, reason=reason)), output)
 
 
+@orders.command(short_help="Hold elsewhere what a location cannot fulfil.")
+@_ID
+@click.argument("location")
+@merchant_option
+@click.option("--without", multiple=True, help="A further location to leave out; repeatable.")
+@click.option(
+    "--strategy",
+    type=click.Choice([one.value for one in Strategy]),
+    help="How locations are chosen.  [default: as the order was placed]",
+)
+@click.option("--latitude", type=_LATITUDE, help="Of the destination; with --strategy.")
+@click.option("--longitude", type=_LONGITUDE, help="Of the destination; with --strategy.")
+@click.option("--live-only", is_flag=True, help="Leave out silent locations; with --strategy.")
+@click.option("--idempotency-key", help="Makes a repeated command move once.  [default: random]")
+@service_options
+@json_option
+def resource(
+    service: Service,
+    order_id: str,
+    location: str,
+    merchant: str,
+    without: tuple[str, ...],
+    strategy: str | None,
+    latitude: float | None,
+    longitude: float | None,
+    live_only: bool,
+    idempotency_key: str | None,
+    output: Output,
+) -> None:
+    """Move what LOCATION cannot fulfil of order ID to other locations: all of it, or nothing."""
+    sourcing = None
+    if strategy is not None:
+        sourcing = Sourcing(
+            strategy=Strategy(strategy),
+            latitude=latitude,
+            longitude=longitude,
+            degraded=not live_only,
+        )
+    elif latitude is not None or longitude is not None or live_only:
+        raise click.UsageError("name the --strategy as well")
+    call = calls.resource(
+        merchant,
+        order_id,
+        location,
+        key=idempotency_key or new_key(),
+        without=without,
+        sourcing=sourcing,
+    )
+    with service.client() as client:
+        _show(client.send(call), output)
+
+
 @orders.command(short_help="Let the units of an order leave the shelves.")
 @_ID
 @click.argument("picks", metavar="[SKU=QUANTITY]...", type=LINE, nargs=-1)
@@ -239,7 +291,9 @@ def _show(one: Order, output: Output) -> None:
     why = f": {one.reason}" if one.reason else ""
     output.text(f"{one.id}  {one.state.value}{until}{why}")
     for part in one.parts:
-        output.text(f"  {part.location}  {part.state.value}  {part.reservation}  ({part.why})")
+        instead = f", in place of {part.replaces}" if part.replaces else ""
+        why = f"({part.why}{instead})"
+        output.text(f"  {part.location}  {part.state.value}  {part.reservation}  {why}")
         for line in part.lines:
             picked = "" if line.picked is None else f", {line.picked:,} picked"
             output.text(f"    {line.sku}  {line.quantity:,} units{picked}")

@@ -3,7 +3,7 @@
 The steps are not listed here: a first run counts them, so a new step is tested by itself.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 from uuid import uuid4
@@ -12,8 +12,17 @@ import msgspec
 import pytest
 
 from engine.keys import order_id
+from engine.model import Line
 from engine.order_driver import OrderDriver
-from engine.order_records import GRACE_MS, Aim, OrderKind, OrderState, PartState, WantedLine
+from engine.order_records import (
+    GRACE_MS,
+    Aim,
+    Order,
+    OrderKind,
+    OrderState,
+    PartState,
+    WantedLine,
+)
 from engine.orders import Orders
 from engine.outcomes import InsufficientStock, OrderNotFound
 from tests.invariants import assert_invariants
@@ -26,8 +35,11 @@ WANTED: Final = [
     WantedLine("soap", 2, "depot"),
 ]
 STOCK: Final = {"depot": {"tea": 4, "soap": 5}, "high street": {"tea": 3}, "harbour": {"milk": 2}}
+SPARE: Final = {"annex": {"tea": 1}, "mill": {"tea": 4, "soap": 2}}
+"""What just suffices for the depot's part."""
+
+PLACES: Final = STOCK | SPARE
 TOO_MUCH: Final = WantedLine("tea", 9, "high street")
-UNITS: Final = sum(sum(units.values()) for units in STOCK.values())
 WANTED_UNITS: Final = sum(line.quantity for line in WANTED)
 TTL_MS: Final = 60_000
 MAX_STEPS: Final = 100
@@ -87,19 +99,20 @@ async def pass_time(shop: Shop, driver: OrderDriver, ms: int) -> None:
 
 async def reserved(shop: Shop) -> int:
     """Add up what all rows hold."""
-    wanted = [(location, sku) for location, units in STOCK.items() for sku in units]
+    wanted = [(location, sku) for location, units in PLACES.items() for sku in units]
     rows = await shop.inventory.rows(shop.merchant, wanted)
     return sum(row.reserved for row in rows if row is not None)
 
 
 async def on_hand(shop: Shop) -> int:
-    wanted = [(location, sku) for location, units in STOCK.items() for sku in units]
+    wanted = [(location, sku) for location, units in PLACES.items() for sku in units]
     return sum(row.on_hand for row in await shop.inventory.rows(shop.merchant, wanted) if row)
 
 
 class Stale(Orders):
-    """Takes the depot for fuller than it is, once, as a stale index would."""
+    """Takes a location for fuller than it is, once, as a stale index would."""
 
+    fuller = "depot"
     told = False
 
     async def _candidates(self, merchant: str, wanted: Any, known: Any) -> Any:
@@ -108,11 +121,17 @@ class Stale(Orders):
             return found
         self.told = True
         return [
-            (msgspec.structs.replace(one, available={"tea": 9}), why)
-            if one.location == "depot"
+            (msgspec.structs.replace(one, available={"tea": 9, "soap": 9}), why)
+            if one.location == self.fuller
             else (one, why)
             for one, why in found
         ]
+
+
+class StaleSpare(Stale):
+    """Takes the annex for fuller than it is."""
+
+    fuller = "annex"
 
 
 async def place(shop: Shop, orders: Orders) -> None:
@@ -142,6 +161,30 @@ async def commit(shop: Shop, orders: Orders) -> None:
     await orders.commit(shop.merchant, made(shop), actor=ACTOR)
 
 
+async def spare(shop: Shop, orders: Orders) -> None:
+    for location, units in SPARE.items():
+        for sku, quantity in units.items():
+            await shop.receive(sku, quantity, location=location)
+
+
+async def little_to_spare(shop: Shop, orders: Orders) -> None:
+    await shop.receive("tea", 1, location="annex")
+
+
+async def pick_short(shop: Shop, orders: Orders) -> None:
+    picks = [Line("tea", 2), Line("soap", 2)]
+    await orders.commit(shop.merchant, made(shop), location="depot", picks=picks, actor=ACTOR)
+
+
+async def resource(shop: Shop, orders: Orders) -> None:
+    await orders.resource(shop.merchant, made(shop), "depot", key="move", actor=ACTOR)
+
+
+async def resource_in_vain(shop: Shop, orders: Orders) -> None:
+    with suppress(InsufficientStock):
+        await resource(shop, orders)
+
+
 Act = Callable[[Shop, Orders], Awaitable[None]]
 
 SCENARIOS: Final[dict[str, tuple[tuple[Act, ...], Act, type[Orders]]]] = {
@@ -153,6 +196,20 @@ SCENARIOS: Final[dict[str, tuple[tuple[Act, ...], Act, type[Orders]]]] = {
     "cancel a confirmed one": ((place, confirm), cancel, Orders),
     "commit": ((place, confirm), commit, Orders),
     "commit a held one": ((place,), commit, Orders),
+    "source a held part anew": ((place, spare), resource, Orders),
+    "source a confirmed part anew": ((place, confirm, spare), resource, Orders),
+    "source a part anew by a stale plan": ((place, confirm, spare), resource, StaleSpare),
+    "source a part anew in vain": (
+        (place, confirm, little_to_spare),
+        resource_in_vain,
+        StaleSpare,
+    ),
+    "source a short pick anew": ((place, spare, pick_short), resource, Orders),
+    "source a fulfilled order's short pick anew": (
+        (place, spare, pick_short, commit),
+        resource,
+        Orders,
+    ),
 }
 """What happens before, what is killed at each step, and by whom it is done."""
 
@@ -161,25 +218,54 @@ def made(shop: Shop) -> str:
     return order_id(OrderKind.ORDER, shop.merchant, "k", shop.inventory.partitions)
 
 
-async def check(shop: Shop) -> OrderState | None:
-    """Check that the order is whole or not there; return what it is."""
-    order = await shop.inventory.order_records.read(made(shop))
+def units_of(lines: Iterable[Line]) -> int:
+    return sum(line.quantity for line in lines)
+
+
+def picked_of(order: Order | None) -> int:
+    return units_of(line for part in order.parts for line in part.picked) if order else 0
+
+
+async def recorded(shop: Shop) -> Order | None:
+    return await shop.inventory.order_records.read(made(shop))
+
+
+def shape(order: Order | None) -> list[tuple[str, PartState, tuple[Line, ...]]]:
+    """Return what an order's parts are, without those of plans that came to nothing."""
+    parts = () if order is None else order.parts
+    return [(part.location, part.state, part.lines) for part in parts if part.counts]
+
+
+async def check(shop: Shop, units: int, before: Order | None) -> OrderState | None:
+    """Check that the order is whole or not there, of so many units; return what it is.
+
+    What a location could not fulfil comes from elsewhere, or the parts are what they were before.
+    """
+    order = await recorded(shop)
     if order is None:
-        assert (await reserved(shop), await on_hand(shop)) == (0, UNITS)
+        assert (await reserved(shop), await on_hand(shop)) == (0, units)
         return None
     states = {part.state for part in order.parts if part.aim is Aim.NONE}
     held, there = await reserved(shop), await on_hand(shop)
     what = f"{order.state} {[(part.location, part.state) for part in order.parts]}"
+    picked = picked_of(order)
+    assert there == units - picked, what
+    is_same = before is not None and shape(order) == shape(before)
+    missing = units_of(order.missing())
+    assert missing == (units_of(before.missing()) if before and is_same else 0), what
     if order.state is OrderState.HELD:
-        assert (held, there) == (WANTED_UNITS, UNITS), what
+        assert (held, picked) == (WANTED_UNITS, 0), what
     elif order.state is OrderState.CONFIRMED:
-        assert (held, there) == (WANTED_UNITS, UNITS), what
+        assert held + picked + missing == WANTED_UNITS, what
         assert PartState.CONFIRMED in states, what
     elif order.state is OrderState.FULFILLED:
-        assert (held, there) == (0, UNITS - WANTED_UNITS), what
+        assert (held, picked + missing) == (0, WANTED_UNITS), what
     else:
         assert order.state.gives_back, what
         assert held == 0, what
+    if order.plan.resourcings:
+        assert order.plan.pending is None, what
+        assert not [p for p in order.parts if p.location == "depot" and p.state.is_open], what
     assert order.settled, what
     return order.state
 
@@ -201,20 +287,29 @@ async def test_an_order_that_is_killed_at_a_step_ends_whole_or_not_at_all(
             one = await fill(shop)
             for earlier in before:
                 await earlier(one, Orders(one.inventory))
+            told_before = await recorded(one)
+            units = await on_hand(one) + picked_of(told_before)
+            held = await reserved(one)
             reaper = Reaper(at)
             with pytest.raises(Killed):
                 await act(one, orders(one.inventory, watch=reaper.watch))
             assert reaper.steps == clean.steps[:at]
+            # No place gives units up before another one holds them.
+            assert act not in (resource, resource_in_vain) or await reserved(one) >= held
             if comes_back:
                 with suppress(OrderNotFound):
                     await act(one, Orders(one.inventory))
             else:
                 await pass_time(one, driver, GRACE_MS + 1_000)
-            first = await check(one)
+            first = await check(one, units, told_before)
             if comes_back and scenario != "place in vain":
                 assert first is not None, clean.steps[at]
+            if comes_back and act is resource:
+                order = await recorded(one)
+                assert order is not None
+                assert any(part.replaces and part.brings for part in order.parts), clean.steps[at]
             await pass_time(one, driver, TTL_MS + GRACE_MS)
-            last = await check(one)
+            last = await check(one, units, told_before)
             told = f"killed {clean.steps[at]}: {first} and then {last}"
             assert last not in (OrderState.PLACING, OrderState.HELD), told
             if first in (OrderState.CONFIRMED, OrderState.FULFILLED):

@@ -1,6 +1,7 @@
 """Orders that span locations, as a checkout, a sweeper and a picker see them."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from engine.outcomes import (
     InvalidCommand,
     OrderEnded,
     OrderNotFound,
+    ReservationEnded,
 )
 from engine.places import Place, Places
 from engine.sourcing import Strategy
@@ -264,3 +266,130 @@ async def test_an_ended_order_is_forgotten_after_its_time(own_shop: Shop) -> Non
     keys = shop.keys()
     for index in (keys.orders(shop.merchant), keys.order_refs(shop.merchant), keys.driving):
         assert await shop.client.execute_command("EXISTS", index) == 0
+
+
+async def two_shelves_of_tea(shop: Shop, orders: Orders) -> Order:
+    """Confirm an order of 4 teas at the depot, which leaves its last one; the mill has 6."""
+    await shop.receive("tea", 5, location="depot")
+    await shop.receive("tea", 6, location="mill")
+    await shop.receive("milk", 3, location="harbour")
+    placed = await place(orders, shop, WantedLine("tea", 4, "depot"), WantedLine("milk", 1))
+    return (await orders.confirm(shop.merchant, placed.id, actor=ACTOR)).order
+
+
+async def teas(shop: Shop) -> tuple[int, int]:
+    depot, mill = [await shop.row("tea", location=place) for place in ("depot", "mill")]
+    return depot.reserved, mill.reserved
+
+
+async def test_what_a_location_cannot_fulfil_comes_from_elsewhere(
+    shop: Shop, orders: Orders
+) -> None:
+    order = await two_shelves_of_tea(shop, orders)
+    for replayed in (False, True):
+        result = await orders.resource(shop.merchant, order.id, "depot", key="a", actor=ACTOR)
+        assert result.replayed is replayed
+        assert await teas(shop) == (0, 4)
+    moved = result.order
+    assert [(p.location, p.state, p.replaces) for p in moved.parts] == [
+        ("depot", PartState.RELEASED, 0),
+        ("harbour", PartState.CONFIRMED, 0),
+        ("mill", PartState.CONFIRMED, 1),
+    ]
+    assert moved.parts[2].why
+    assert (moved.state, moved.missing(), moved.settled) == (OrderState.CONFIRMED, [], True)
+    with pytest.raises(IdempotencyKeyReused):
+        await orders.resource(shop.merchant, order.id, "mill", key="a", actor=ACTOR)
+    with pytest.raises(InvalidCommand, match="elsewhere already"):
+        await orders.resource(shop.merchant, order.id, "depot", key="b", actor=ACTOR)
+    with pytest.raises(InvalidCommand, match="no part"):
+        await orders.resource(shop.merchant, order.id, "attic", key="b", actor=ACTOR)
+    # The mill finds 3 of 4, and the depot, which could not, is not asked again.
+    picks = [Line("tea", 3)]
+    await orders.commit(shop.merchant, order.id, location="mill", picks=picks, actor=ACTOR)
+    with pytest.raises(InsufficientStock) as refused:
+        await orders.resource(shop.merchant, order.id, "mill", key="b", actor=ACTOR)
+    assert [(x.sku, x.requested, x.available) for x in refused.value.lines] == [("tea", 1, 0)]
+    assert dict(refused.value.passed_over) == {
+        "depot": "it could not fulfil its part",
+        "mill": "it could not fulfil its part",
+        "harbour": "has none of it",
+    }
+    await shop.receive("tea", 1, location="harbour")
+    with pytest.raises(InsufficientStock) as refused:
+        await orders.resource(
+            shop.merchant, order.id, "mill", key="b", without=["harbour"], actor=ACTOR
+        )
+    assert dict(refused.value.passed_over)["harbour"] == "it was ruled out"
+    again = (await orders.resource(shop.merchant, order.id, "mill", key="b", actor=ACTOR)).order
+    assert (again.parts[3].location, again.parts[3].replaces, again.missing()) == ("harbour", 3, [])
+    # Both parts at the harbour are picked in one go, and told again in one go.
+    for replayed in (False, True):
+        done = await orders.commit(
+            shop.merchant,
+            order.id,
+            location="harbour",
+            picks=[Line("milk", 1), Line("tea", 1)],
+            actor=ACTOR,
+        )
+        assert (done.order.state, done.replayed) == (OrderState.FULFILLED, replayed)
+    assert done.order.missing() == []
+    assert await teas(shop) == (0, 0)
+    await shop.audit()
+
+
+async def test_a_part_that_is_picked_while_it_is_sourced_anew_stays_picked(
+    shop: Shop, orders: Orders
+) -> None:
+    order = await two_shelves_of_tea(shop, orders)
+
+    class Picker(Orders):
+        async def _release_part(self, *args: Any, **kwargs: Any) -> Any:
+            await shop.commit(order.parts[0].reservation)
+            return await Orders._release_part(self, *args, **kwargs)
+
+    with pytest.raises(ReservationEnded):
+        await Picker(shop.inventory).resource(
+            shop.merchant, order.id, "depot", key="a", actor=ACTOR
+        )
+    now = await orders.read(shop.merchant, order.id)
+    assert [(p.location, p.state) for p in now.parts if p.state is not PartState.RELEASED] == [
+        ("depot", PartState.COMMITTED),
+        ("harbour", PartState.CONFIRMED),
+    ]
+    assert (await teas(shop), now.missing()) == ((0, 0), [])
+    await shop.audit()
+
+
+async def test_many_orders_that_are_sourced_anew_at_once_promise_no_unit_twice(
+    shop: Shop, orders: Orders
+) -> None:
+    """Eight orders leave the depot, each asked by two at once, and elsewhere is room for five."""
+    await shop.receive("tea", 8, location="depot")
+    made = [
+        await place(orders, shop, WantedLine("tea", 1, "depot"), key=f"k{number}")
+        for number in range(8)
+    ]
+    for number, units in enumerate((2, 3)):
+        await shop.receive("tea", units, location=f"mill {number}")
+    answers = await asyncio.gather(
+        *(
+            Orders(shop.inventory).resource(
+                shop.merchant, order.id, "depot", key=order.id, actor=ACTOR
+            )
+            for order in made * 2
+        ),
+        return_exceptions=True,
+    )
+    moved = {one.order.id for one in answers if not isinstance(one, BaseException)}
+    refused = [one for one in answers if isinstance(one, BaseException)]
+    assert all(isinstance(one, InsufficientStock) for one in refused), refused
+    rows = [await shop.row("tea", location=place) for place in ("depot", "mill 0", "mill 1")]
+    assert [row.reserved for row in rows] == [8 - len(moved), 2, 3]
+    assert len(moved) == 5
+    for order in made:
+        now = await orders.read(shop.merchant, order.id)
+        at_depot = any(p.location == "depot" and p.state.is_open for p in now.parts)
+        assert at_depot is (order.id not in moved)
+        assert (now.state, now.settled) == (OrderState.HELD, True)
+    await shop.audit()

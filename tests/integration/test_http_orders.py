@@ -1,0 +1,80 @@
+"""Orders over HTTP: what is asked where a location cannot fulfil its part, and what is answered."""
+
+from typing import Any
+
+import httpx
+
+from tests.gateways import Shelf, assert_problem
+
+
+async def receive(shelf: Shelf, location: str, sku: str, quantity: int) -> None:
+    answer = await shelf.client.post(
+        f"{shelf.merchant_path}/locations/{location}/movements",
+        json={"type": "receive", "sku": sku, "quantity": quantity},
+        headers=shelf.key(),
+    )
+    assert answer.status_code == 201, answer.text
+
+
+async def resource(
+    shelf: Shelf, order: str, key: dict[str, str] | None = None, **body: Any
+) -> httpx.Response:
+    path = f"{shelf.merchant_path}/orders/{order}/resource"
+    return await shelf.client.post(path, json=body, headers=shelf.key() if key is None else key)
+
+
+async def test_a_part_is_sourced_anew_once_or_the_answer_says_why_not(shelf: Shelf) -> None:
+    await receive(shelf, "berlin", "tea", 4)
+    await receive(shelf, "leeds", "tea", 1)
+    body = {"lines": [{"sku": "tea", "quantity": 3, "location": "berlin"}]}
+    path = f"{shelf.merchant_path}/orders"
+    placed = (await shelf.client.post(path, json=body, headers=shelf.key())).json()
+    refused = await resource(shelf, placed["id"], location="berlin")
+    problem = assert_problem(refused, 409, "insufficient_stock")
+    short, *passed_over = problem["errors"]
+    assert (short["sku"], short["requested"], short["available"]) == ("tea", 3, 1)
+    assert [error["detail"] for error in passed_over] == ["berlin: it could not fulfil its part"]
+    now = (await shelf.client.get(f"{path}/{placed['id']}")).json()
+    assert now == placed
+    await receive(shelf, "york", "tea", 9)
+    ruled_out = await resource(shelf, placed["id"], location="berlin", without=["york"])
+    assert_problem(ruled_out, 409, "insufficient_stock")
+    key = shelf.key()
+    for replayed in (None, "true"):
+        moved = await resource(
+            shelf, placed["id"], key, location="berlin", sourcing={"strategy": "most_stock"}
+        )
+        assert (moved.status_code, moved.headers.get("idempotent-replayed")) == (200, replayed)
+    old, new = moved.json()["parts"]
+    assert (old["location"], old["state"], old["replaces"]) == ("berlin", "released", None)
+    assert (new["location"], new["state"], new["replaces"]) == ("york", "held", "berlin")
+    assert new["why"] == "the most units left, has all of it"
+    assert moved.json()["state"] == "held"
+    other = await resource(shelf, placed["id"], key, location="york")
+    assert_problem(other, 422, "idempotency_key_reused")
+
+
+async def test_what_cannot_be_sourced_anew_names_the_field(shelf: Shelf) -> None:
+    await receive(shelf, "berlin", "tea", 4)
+    body = {"lines": [{"sku": "tea", "quantity": 3}]}
+    path = f"{shelf.merchant_path}/orders"
+    order = (await shelf.client.post(path, json=body, headers=shelf.key())).json()["id"]
+    for said, status, code, place in (
+        ({}, 400, "invalid_request", "#/location"),
+        ({"location": "leeds"}, 400, "invalid_request", "#/location"),
+        ({"location": "berlin", "without": [""]}, 400, "invalid_request", "#/without/0"),
+        (
+            {"location": "berlin", "sourcing": {"strategy": "distance"}},
+            400,
+            "invalid_request",
+            "#/sourcing/latitude",
+        ),
+    ):
+        problem = assert_problem(await resource(shelf, order, **said), status, code)
+        assert problem["errors"][0]["pointer"] == place, problem
+    unnamed = await resource(shelf, order, {}, location="berlin")
+    assert_problem(unnamed, 400, "idempotency_key_required")
+    await shelf.client.post(f"{path}/{order}/cancel")
+    ended = await resource(shelf, order, location="berlin")
+    assert_problem(ended, 409, "order_ended")
+    assert_problem(await resource(shelf, order[:-1] + "z", location="x"), 404, "order_not_found")
