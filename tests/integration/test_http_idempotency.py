@@ -16,6 +16,11 @@ KEYED = {operation.name for operation in OPERATIONS if IDEMPOTENCY_KEY in operat
 
 async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool = False) -> Any:
     """Make a request of an operation that takes a key; `other` is one with another body."""
+    # Made only where they are needed, since many of these requests are sent at once.
+    held = await reservation(shelf) if name in ("extend", "amend", "relocate") else ""
+    place = "far" if other else "near"
+    if name == "relocate":
+        await stock_up(shelf, place)
     method, path, body = {
         "reserve": (
             "POST",
@@ -34,18 +39,18 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
         ),
         "extend": (
             "POST",
-            f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/extend",
+            f"{shelf.merchant_path}/reservations/{held}/extend",
             {"ttl_seconds": 2000 if other else 1000},
         ),
         "amend": (
             "POST",
-            f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/amend",
+            f"{shelf.merchant_path}/reservations/{held}/amend",
             {"lines": [{"sku": "tea", "quantity": 4 if other else 3}]},
         ),
         "relocate": (
             "POST",
-            f"{shelf.merchant_path}/reservations/{await reservation(shelf)}/move",
-            {"location": await depot(shelf, "far" if other else "near")},
+            f"{shelf.merchant_path}/reservations/{held}/move",
+            {"location": place},
         ),
         "placeOrder": (
             "POST",
@@ -72,14 +77,13 @@ async def reservation(shelf: Shelf) -> str:
     return str((await shelf.reserve(("tea", 1), key="the first")).json()["id"])
 
 
-async def depot(shelf: Shelf, name: str) -> str:
-    """Return the location of another row of the same SKU."""
+async def stock_up(shelf: Shelf, name: str) -> None:
+    """Have the same SKU at another location."""
     await shelf.client.post(
         f"{shelf.merchant_path}/locations/{name}/movements",
         json={"type": "receive", "sku": "tea", "quantity": 5},
         headers={"Idempotency-Key": f"stock {name}"},
     )
-    return name
 
 
 async def webhook(shelf: Shelf) -> str:
