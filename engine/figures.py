@@ -17,7 +17,7 @@ from engine.clock import clock_ms
 from engine.inventory import Inventory
 from engine.keys import AUDIT_KEY, PartitionKeys
 from engine.outbox import Outbox
-from engine.outcomes import StoreFault
+from engine.outcomes import OutcomeUnknown, StoreFault, StoreUnavailable
 from engine.reservations import created_at
 from engine.servers import ServerFigures, read_servers
 from engine.store import pairs
@@ -119,7 +119,11 @@ class Gatherer:
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._done)
-        return await asyncio.shield(self._reading)
+        try:
+            return await asyncio.shield(self._reading)
+        except OutcomeUnknown as error:
+            # Nothing is written here, so it makes no difference whether it was done.
+            raise StoreUnavailable() from error
 
     async def close(self) -> None:
         """Stop reading."""

@@ -445,8 +445,16 @@ class Inventory:
         check_id("sku", movement.sku)
         check_key(movement.key)
         _check_movement(movement)
-        if movement.type in _ARRIVE_OR_SELL:
-            await self._refuse_kit(merchant, movement.sku)
+        # Known before any movement goes out, or else those of a batch would overtake each other.
+        kits = self.kits.known_now(merchant)
+        if kits is None:
+            kits = await self.kits.known(merchant)
+        if movement.sku in kits and movement.type in _ARRIVE_OR_SELL:
+            raise InvalidCommand(
+                "sku",
+                "is a kit, which has no shelf: book its components, or what is packed ahead under "
+                "a SKU of its own",
+            )
         location = movement.location
         operation = digest("move", merchant, location, movement.key)
         command = Command(
@@ -488,18 +496,6 @@ class Inventory:
             sequence=reply[2],
             replayed=code is Outcome.REPLAYED,
         )
-
-    async def _refuse_kit(self, merchant: str, sku: str) -> None:
-        """Raise InvalidCommand where a SKU is a kit: nothing comes to it or goes from it."""
-        kits = self.kits.known_now(merchant)
-        if kits is None:
-            kits = await self.kits.known(merchant)
-        if sku in kits:
-            raise InvalidCommand(
-                "sku",
-                "is a kit, which has no shelf: book its components, or what is packed ahead under "
-                "a SKU of its own",
-            )
 
     async def move_many(
         self, merchant: str, movements: Sequence[Movement], *, actor: str

