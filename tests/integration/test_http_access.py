@@ -32,6 +32,7 @@ BODIES: dict[str, Any] = {
     "amend": {"lines": lines_of([("tea", 1)])},
     "extend": {"ttl_seconds": 60},
     "relocate": {"location": "hamburg"},
+    "resourceOrder": {"location": "berlin"},
     "placeOrder": {"lines": [{"sku": "cup", "quantity": 1, "location": "berlin"}]},
     "writeSourcing": {"priority": 2},
     "move": {"type": "receive", "sku": "tea", "quantity": 1},
@@ -111,6 +112,12 @@ async def reservation(shelf: Shelf) -> str:
         headers={"Idempotency-Key": "of a fixture"},
     )
     assert placed.status_code == 201, placed.text
+    # So that what the order holds can come from elsewhere.
+    await shelf.client.post(
+        f"{shelf.merchant_path}/locations/annex/movements",
+        json={"type": "receive", "sku": "cup", "quantity": 10},
+        headers=shelf.key(),
+    )
     substitutes = f"{shelf.merchant_path}/substitutes/tea"
     await shelf.client.put(substitutes, json=BODIES["putSubstitutes"])
     held = str((await shelf.reserve(("tea", 1))).json()["id"])
