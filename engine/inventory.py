@@ -781,7 +781,8 @@ class Inventory:
         choices = await self.substitutes.known(merchant) if needs_rules(wishes) else {}
         asked = ask(wishes, choices, await self.kits.known(merchant), location)
         keys = self._keys_of(merchant, location)
-        cart = _Cart(promise, tuple(Line(sku, 0) for sku in asked.skus), asked.wishes)
+        rows = tuple(Line(sku, 0) for sku in asked.skus)
+        cart = _Cart(promise, rows, asked.wishes, asked.mixed_units)
         plan, reclaims = ANYWHERE, 0
         while True:
             final = reclaims == MAX_RECLAIM_ROUNDS
@@ -1292,6 +1293,7 @@ class _Cart(NamedTuple):
     promise: _Promise
     lines: tuple[Line, ...]
     wishes: Any = None
+    mixed_units: int = 0
 
     @property
     def name(self) -> RowName:
@@ -1343,6 +1345,7 @@ class _Cart(NamedTuple):
                 *[element for line in self.lines for element in (line.sku, line.quantity)],
             ),
             self.promise.merchant,
+            self.mixed_units,
         )
 
     def _keys_on_terms(self, keys: PartitionKeys) -> Iterator[str]:

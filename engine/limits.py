@@ -65,8 +65,8 @@ MAX_RATIO_STEPS: Final = 12
 follows, and each step costs the search for the fewest extra units a pass."""
 
 MAX_MIXED_UNITS: Final = 1_000
-"""Units of a line that is filled with several SKUs: the search for the fewest extra ones looks at
-each number up to that."""
+"""Units of a reservation that several SKUs may serve together: the search for the fewest extra ones
+looks at each number up to that, and some 10 ms is the longest that it may take."""
 
 MAX_WISH_ROWS: Final = 400
 """Rows that one reservation may have to look at, those that may stand for others included: twice as

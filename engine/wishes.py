@@ -55,6 +55,8 @@ class Asked(NamedTuple):
 
     skus: tuple[str, ...]
     wishes: list[tuple[Any, ...]]
+    mixed_units: int
+    """Units that several SKUs may serve together: the script looks at each number up to that."""
 
 
 OWN: Final = ""
@@ -84,6 +86,7 @@ def summed_wishes(lines: Sequence[Line | Wish]) -> list[Wish]:
 
 def check_wishes(lines: Sequence[Line | Wish]) -> None:
     """Check what wishes say beyond SKUs and quantities. Raises InvalidCommand."""
+    mixed_units = 0
     for i, wish in enumerate(lines):
         if isinstance(wish, Line):
             continue
@@ -96,16 +99,19 @@ def check_wishes(lines: Sequence[Line | Wish]) -> None:
                 check_alternatives(wish.sku, wish.alternatives)
             except InvalidCommand as error:
                 raise InvalidCommand(f"lines[{i}].{error.field}", error.remedy) from error
-        if (
-            wish.substitutes is not Substitution.NONE
-            and wish.fill is Fill.MIXED
-            and wish.quantity > MAX_MIXED_UNITS
-        ):
+        mixed_units += _mixed_units(wish)
+        if mixed_units > MAX_MIXED_UNITS:
             raise InvalidCommand(
                 f"lines[{i}].quantity",
-                f"must be at most {MAX_MIXED_UNITS} where several SKUs may serve one line: say "
-                "fill whole, or make it several reservations",
+                f"must be at most {MAX_MIXED_UNITS} together with the lines before it, of those "
+                "that several SKUs may serve: say fill whole, or make it several reservations",
             )
+
+
+def _mixed_units(wish: Wish) -> int:
+    """Return how many units of a wish several SKUs may serve together."""
+    is_mixed = wish.substitutes is not Substitution.NONE and wish.fill is Fill.MIXED
+    return wish.quantity if is_mixed else 0
 
 
 def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> Asked:
@@ -136,7 +142,7 @@ def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> 
         )
     if len(rows) > MAX_WISH_ROWS:
         raise LimitExceeded("lines", most=MAX_WISH_ROWS)
-    return Asked(tuple(rows), asked)
+    return Asked(tuple(rows), asked, sum(map(_mixed_units, wishes)))
 
 
 def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
