@@ -93,7 +93,11 @@ class Trade:
         wrong = []
         for call in self.calls:
             answer = await call.retry(inventory)
-            if not answer.replayed or _plain(answer) != _plain(call.answer):
+            again, first = _plain(answer), _plain(call.answer)
+            if call.name == "extend":
+                # Told as it is now: the units may have come since.
+                again["backordered"] = first["backordered"] = ()
+            if not answer.replayed or again != first:
                 wrong.append(f"{call.name}: {answer} where it was {call.answer}")
         return wrong
 

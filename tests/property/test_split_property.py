@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from engine import sold_out, splits
 from engine.dispatch import Command
 from engine.inventory import Inventory
-from engine.keys import digest, partition_of
+from engine.keys import digest, partition_of, partition_of_reservation
 from engine.model import Line, MovementType
 from engine.outcomes import (
     HoldfastError,
@@ -239,6 +239,10 @@ class SplitMachine(RuleBasedStateMachine):
             if int(digest(self.name[0], LOCATION, key)[:8], 16) % WAYS == self.made % WAYS
         )
 
+    def _is_at_a_part(self, reservation: str) -> bool:
+        home = partition_of(self.name[0], LOCATION, PARTITIONS)
+        return partition_of_reservation(reservation, PARTITIONS) != home
+
     def live(self) -> list[str]:
         """Return the keys of what holds units."""
         return [key for key in self.ids if self.model.promises[key].is_live]
@@ -261,7 +265,8 @@ class SplitMachine(RuleBasedStateMachine):
         result = self.ask(which, amend)
         if isinstance(result, HoldfastError):
             assert result.code == "insufficient_stock"
-            assert change > self.shelf.available
+            # A part that promises no more gets no units either.
+            assert change > self.shelf.available or self._is_at_a_part(self.ids[key])
             return
         assert change <= max(0, self.shelf.available)
         promise.lines[SKU] = quantity
