@@ -95,8 +95,9 @@ class Trade:
             answer = await call.retry(inventory)
             again, first = _plain(answer), _plain(call.answer)
             if call.name == "extend":
-                # Told as it is now: the units may have come since.
-                again["backordered"] = first["backordered"] = ()
+                # Told as it is now: the units may have come since, or the shopper have decided.
+                for field in ("backordered", "missing", "proposed", "stands_for"):
+                    again[field] = first[field] = ()
             if not answer.replayed or again != first:
                 wrong.append(f"{call.name}: {answer} where it was {call.answer}")
         return wrong
