@@ -40,9 +40,6 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     buyer_cap: BuyerCap | None = None
 
 
-NO_TERMS = Terms()
-
-
 class Row(msgspec.Struct, frozen=True):
     """One (merchant, location, SKU): what is there and what can still be promised, in units.
 

@@ -1,9 +1,11 @@
 """Rows: read, listed, asked about in bulk, and their settings."""
 
+from collections.abc import Awaitable
+
 import msgspec
 from msgspec import UNSET
 
-from engine.model import Terms, time_text
+from engine.model import Configured, Terms, time_text
 from engine.outcomes import InvalidCommand, RowNotFound, VersionConflict
 from engine.splits import RowName, Spread
 from engine.validation import check_id
@@ -124,27 +126,19 @@ def _split(call: Call, spread: Spread) -> Answer:
 async def change_settings(call: Call, body: wire.SettingsRequest) -> Answer:
     """Change a row's settings, if the row is at the version that the request names."""
     key = key_of(call)
-    expected = expected_version(call)
-    try:
-        configured = await call.inventory.configure(
-            call.merchant,
-            call.path["location"],
-            call.path["sku"],
-            key=key,
-            safety_stock=None if body.safety_stock is UNSET else body.safety_stock,
-            low_stock_threshold=(
-                None if body.low_stock_threshold is UNSET else body.low_stock_threshold
-            ),
-            expected_version=expected,
-            actor=call.actor,
-        )
-    except VersionConflict as error:
-        raise PreconditionFailed(error.sku, expected=error.expected, actual=error.actual) from error
-    row = configured.row
-    call.service.fanout.view.learn(row)
-    return answer_once(
-        200, wire.stock(row), replayed=configured.replayed, headers=[etag(row.version)]
+    configured = call.inventory.configure(
+        call.merchant,
+        call.path["location"],
+        call.path["sku"],
+        key=key,
+        safety_stock=None if body.safety_stock is UNSET else body.safety_stock,
+        low_stock_threshold=(
+            None if body.low_stock_threshold is UNSET else body.low_stock_threshold
+        ),
+        expected_version=expected_version(call),
+        actor=call.actor,
     )
+    return await _configured(call, configured)
 
 
 async def read_terms(call: Call, _body: None) -> Answer:
@@ -156,21 +150,25 @@ async def read_terms(call: Call, _body: None) -> Answer:
 async def set_terms(call: Call, body: wire.TermsRequest) -> Answer:
     """Set on what terms units are promised, if the row is at the version that is named."""
     key = key_of(call)
-    expected = expected_version(call)
+    configured = call.inventory.set_terms(
+        call.merchant,
+        call.path["location"],
+        call.path["sku"],
+        wire.terms_of(body),
+        key=key,
+        expected_version=expected_version(call),
+        actor=call.actor,
+    )
+    return await _configured(call, configured)
+
+
+async def _configured(call: Call, doing: Awaitable[Configured]) -> Answer:
+    """Answer a change of a row that names the version it was made for."""
     try:
-        configured = await call.inventory.set_terms(
-            call.merchant,
-            call.path["location"],
-            call.path["sku"],
-            wire.terms_of(body),
-            key=key,
-            expected_version=expected,
-            actor=call.actor,
-        )
+        done = await doing
     except VersionConflict as error:
         raise PreconditionFailed(error.sku, expected=error.expected, actual=error.actual) from error
-    row = configured.row
-    call.service.fanout.view.learn(row)
+    call.service.fanout.view.learn(done.row)
     return answer_once(
-        200, wire.stock(row), replayed=configured.replayed, headers=[etag(row.version)]
+        200, wire.stock(done.row), replayed=done.replayed, headers=[etag(done.row.version)]
     )
