@@ -7,6 +7,7 @@ outcome stays unknown raises OutcomeUnknown: the same call with the same key or 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, Self, TypeVar, cast
 from urllib.parse import unquote
 
@@ -62,11 +63,13 @@ from engine.on_terms import OnTerms
 from engine.order_records import OrderRecords
 from engine.outcomes import (
     HoldfastError,
+    IdempotencyKeyReused,
     InsufficientStock,
     InvalidCommand,
     Outcome,
     OutcomeUnknown,
     Overloaded,
+    ReservationEnded,
     ReservationNotFound,
     RowNotFound,
     ShortLine,
@@ -1139,10 +1142,18 @@ class Inventory:
             lines = await self._read_lines(keys, reservation)
             if lines is None:
                 return False
-            if is_order_id(lines.order_ref) and not await self.order_records.lets_expire(
-                lines.order_ref, reservation
-            ):
-                await self.confirm(lines.merchant, reservation, actor="sweeper")
+            order = None
+            if is_order_id(lines.order_ref):
+                order = await self.order_records.keeper_of(lines.order_ref, reservation)
+            if order is not None:
+                # Whoever confirmed or ended it just now did so for good.
+                with suppress(ReservationNotFound, ReservationEnded, IdempotencyKeyReused):
+                    await self.confirm(
+                        lines.merchant,
+                        reservation,
+                        order_ref=order.body.order_ref,
+                        actor="sweeper",
+                    )
                 return False
             reply = await self._dispatch.run(
                 "expire",

@@ -9,10 +9,12 @@ import os
 from typing import Final
 from uuid import uuid4
 
+import structlog
+
 from engine.clock import ClockGuard
 from engine.inventory import Inventory
 from engine.leases import Lease
-from engine.order_records import RECHECK_MS, Order, OrderKind, OrderState
+from engine.order_records import GRACE_MS, RECHECK_MS, Order, OrderKind, OrderState
 from engine.orders import Orders
 from engine.outcomes import HoldfastError
 from engine.relocation import Relocation
@@ -23,6 +25,8 @@ MAX_DUE: Final = 200
 """Records of one partition in one round."""
 
 ACTOR: Final = "orders"
+
+log = structlog.get_logger()
 
 
 class OrderDriver:
@@ -63,10 +67,20 @@ class OrderDriver:
                 continue
             due += len(found)
             for the_id in found:
-                order = await self._inventory.order_records.read(the_id)
-                if order is not None:
-                    await self._look_at(order, now_ms)
+                await self._look_after(the_id, now_ms)
         return due
+
+    async def _look_after(self, the_id: str, now_ms: int) -> None:
+        """Look at one record; one that cannot be driven does not keep the others waiting."""
+        records = self._inventory.order_records
+        try:
+            order = await records.read(the_id)
+            if order is not None:
+                await self._look_at(order, now_ms)
+        except HoldfastError as error:
+            # Of a store that is away this raises, too, and the round is over.
+            await records.put_off(the_id, now_ms + GRACE_MS)
+            log.warning("an order waits", order=the_id, code=error.code, error=str(error))
 
     async def _look_at(self, order: Order, now_ms: int) -> None:
         records = self._inventory.order_records
@@ -83,7 +97,7 @@ class OrderDriver:
         elif order.state is OrderState.CONFIRMED:
             now = await self._orders.look_again(order, actor=ACTOR)
             if now == order:
-                await records.put_off(order, now_ms + RECHECK_MS)
+                await records.put_off(order.id, now_ms + RECHECK_MS)
 
     async def _times(self, meta: str) -> tuple[int, int]:
         """Return the server's clock, and the time as the scripts of a partition have it, in ms."""

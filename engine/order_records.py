@@ -391,14 +391,14 @@ class OrderRecords:
         )
         return [member.decode() for member in found]
 
-    async def put_off(self, order: Order, due_ms: int) -> None:
+    async def put_off(self, order: str, due_ms: int) -> None:
         """Have a record looked at later on."""
-        keys = self._keys_of(order.id)
+        keys = self._keys_of(order)
         if keys is not None:
-            await self._store.read([("ZADD", keys.driving, "XX", due_ms, order.id)])
+            await self._store.read([("ZADD", keys.driving, "XX", due_ms, order)])
 
-    async def lets_expire(self, order: str, reservation: str) -> bool:
-        """Decide whether a part whose time is up may be taken back; no is to confirm it.
+    async def keeper_of(self, order: str, reservation: str) -> Order | None:
+        """Return the order that keeps a part whose time is up; None where it may be taken back.
 
         The record decides, so that the parts of a decided order never expire: where it is undecided
         it is ended first, and whoever would decide finds that.
@@ -407,13 +407,13 @@ class OrderRecords:
             found = await self.read(order)
             part = None if found is None else found.part(reservation)
             if found is None or part is None:
-                return True
+                return None
             if not part.state.is_open or part.aim in (Aim.RELEASE, Aim.DROP):
-                return True
+                return None
             if found.state is OrderState.CONFIRMED:
-                return False
+                return found
             if found.state.is_ended:
-                return True
+                return None
             expired = msgspec.structs.replace(
                 found, state=OrderState.EXPIRED, settled=False, reason="its time was up"
             )
@@ -421,7 +421,7 @@ class OrderRecords:
                 await self.step(expired, "expire", actor="sweeper")
             except OrderChanged:
                 continue
-            return True
+            return None
         raise OutcomeUnknown()
 
     async def forget(self, order: Order) -> None:

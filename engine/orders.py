@@ -8,6 +8,7 @@ abort (Mohan, Lindsay 1983), the held reservations being the prepared state.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import msgspec
@@ -41,6 +42,8 @@ from engine.order_records import (
     WantedLine,
 )
 from engine.outcomes import (
+    BackorderUnfilled,
+    BuyerCapExceeded,
     HoldfastError,
     IdempotencyKeyReused,
     InsufficientOnHand,
@@ -70,6 +73,9 @@ from engine.validation import (
 
 MAX_ROUNDS: Final = 20
 """How often one caller looks at a record anew because somebody took a step on it."""
+
+NOT_PICKED: Final = (InsufficientOnHand, BackorderUnfilled)
+"""Of a commit: the units are not on the shelf, so the part stays as it is."""
 
 _GAVE_BACK: Final = (ReservationState.RELEASED, ReservationState.EXPIRED)
 
@@ -693,7 +699,7 @@ class Orders:
         """The units of a location's part, or of all parts, left the shelf; with `picks` only those.
 
         An order that is held is confirmed by it. Raises OrderNotFound, OrderEnded,
-        InsufficientOnHand (that part stays as it is), InvalidCommand.
+        InsufficientOnHand and BackorderUnfilled (that part stays as it is), InvalidCommand.
         """
         check_picks(picks)
         check_text("location", location)
@@ -725,7 +731,7 @@ class Orders:
             except OrderChanged as changed:
                 found = changed.order
                 continue
-            refusals: list[InsufficientOnHand] = []
+            refusals: list[HoldfastError] = []
             found, _ = await self._drive(found, actor=actor, refusals=refusals)
             if refusals:
                 raise refusals[0]
@@ -780,7 +786,7 @@ class Orders:
         order: Order,
         *,
         actor: str,
-        refusals: list[InsufficientOnHand] | None = None,
+        refusals: list[HoldfastError] | None = None,
     ) -> tuple[Order, list[ShortLine]]:
         """Return the order once it is settled, and what was short where it could not be held."""
         short: list[ShortLine] = []
@@ -813,10 +819,11 @@ class Orders:
                     raise InsufficientStock(
                         tuple(ShortLine(line.sku, line.quantity, 0) for line in part.lines)
                     )
-            except InsufficientStock as refused:
+            except (InsufficientStock, BuyerCapExceeded, InvalidCommand) as refused:
+                lines = _refused_lines(part, refused)
                 parts[i] = msgspec.structs.replace(part, state=PartState.REFUSED)
-                known |= {(part.location, line.sku): line.available for line in refused.lines}
-                short += refused.lines
+                known |= {(part.location, line.sku): line.available for line in lines}
+                short += lines
             else:
                 # Of a split row it may be in another partition than was planned.
                 the_id = made.reservation.id
@@ -917,7 +924,7 @@ class Orders:
         return Plan(tuple(parts), _passed_over(sourced, places))
 
     async def _carry_out(
-        self, order: Order, refusals: list[InsufficientOnHand] | None, *, actor: str
+        self, order: Order, refusals: list[HoldfastError] | None, *, actor: str
     ) -> Order:
         """Confirm the parts of a decided order, and commit or release those that are to be.
 
@@ -936,7 +943,7 @@ class Orders:
             if now.state.is_open and now.aim is Aim.COMMIT:
                 try:
                     now = await self._commit_part(order, now, actor=actor)
-                except InsufficientOnHand as refused:
+                except NOT_PICKED as refused:
                     now = msgspec.structs.replace(now, aim=Aim.NONE, picks=())
                     if refusals is not None:
                         refusals.append(refused)
@@ -958,14 +965,17 @@ class Orders:
         return await self._write(settled, "settle", actor=actor)
 
     async def _confirm_part(self, order: Order, part: Part, *, actor: str) -> Part:
-        return await self._settled_part(
-            order,
-            part,
-            f"confirm part {part.number}",
-            lambda: self._inventory.confirm(
-                order.body.merchant, part.reservation, order_ref=order.body.order_ref, actor=actor
-            ),
-        )
+        async def confirm() -> None:
+            # Where it was confirmed by its own id, with a reference of its own, it keeps that.
+            with suppress(IdempotencyKeyReused):
+                await self._inventory.confirm(
+                    order.body.merchant,
+                    part.reservation,
+                    order_ref=order.body.order_ref,
+                    actor=actor,
+                )
+
+        return await self._settled_part(order, part, f"confirm part {part.number}", confirm)
 
     async def _commit_part(self, order: Order, part: Part, *, actor: str) -> Part:
         return await self._settled_part(
@@ -1041,6 +1051,16 @@ def _short_lines(wanted: Iterable[Line], sourced: Sourced) -> tuple[ShortLine, .
         ShortLine(line.sku, units[line.sku], units[line.sku] - line.quantity)
         for line in sourced.missing
     )
+
+
+def _refused_lines(part: Part, refused: HoldfastError) -> tuple[ShortLine, ...]:
+    """Return what a part was refused for.
+
+    A row with a cap a buyer has nothing for an order that names none; which row is not said.
+    """
+    if isinstance(refused, InsufficientStock | BuyerCapExceeded):
+        return refused.lines
+    return tuple(ShortLine(x.sku, x.quantity, 0, limited_by="buyer") for x in part.lines)
 
 
 def _resourcing(order: Order, key: str) -> Resourcing | None:

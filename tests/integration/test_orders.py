@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from engine.model import Line, MovementType, ReservationState
+from engine.keys import order_id
+from engine.model import BuyerCap, Line, MovementType, ReservationState, Terms
 from engine.order_driver import OrderDriver
-from engine.order_records import Order, OrderState, PartState, WantedLine
+from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, PartState, WantedLine
 from engine.orders import Options, Orders
 from engine.outcomes import (
+    BackorderUnfilled,
     IdempotencyKeyReused,
     InsufficientOnHand,
     InsufficientStock,
@@ -20,7 +22,7 @@ from engine.outcomes import (
 )
 from engine.places import Place, Places
 from engine.sourcing import Strategy
-from tests.shop import ACTOR, Shop, new_key
+from tests.shop import ACTOR, LOCATION, Shop, new_key
 
 TWO_PLACES = [WantedLine("tea", 2, "depot"), WantedLine("milk", 1, "harbour")]
 
@@ -106,7 +108,8 @@ async def test_parts_of_a_decided_order_never_expire_and_others_always_do(own_sh
             raise KeyboardInterrupt
 
     orders = Orders(shop.inventory, watch=die)
-    decided, undecided = await place(orders, shop), await place(orders, shop, key="other")
+    placed = await orders.place(shop.merchant, TWO_PLACES, key="k", order_ref="web:1", actor=ACTOR)
+    decided, undecided = placed.order, await place(orders, shop, key="other")
     with pytest.raises(KeyboardInterrupt):
         await orders.confirm(shop.merchant, decided.id, actor=ACTOR)
     await shop.set_clock(undecided.expires_at_ms + 60_000)
@@ -114,7 +117,7 @@ async def test_parts_of_a_decided_order_never_expire_and_others_always_do(own_sh
     assert (expired.expired, await available(shop)) == (2, (3, 2))
     for part in decided.parts:
         found = await shop.inventory.reservation(shop.merchant, part.reservation)
-        assert found.state is ReservationState.CONFIRMED
+        assert (found.state, found.order_ref) == (ReservationState.CONFIRMED, "web:1")
     with pytest.raises(OrderEnded) as refused:
         await Orders(shop.inventory).confirm(shop.merchant, undecided.id, actor=ACTOR)
     assert refused.value.state == "expired"
@@ -143,6 +146,87 @@ async def test_parts_may_be_ended_by_their_own_ids(shop: Shop, orders: Orders) -
     found = await orders.look_again(order, actor=ACTOR)
     assert found.state is OrderState.FULFILLED
     await shop.audit()
+
+
+async def test_a_part_confirmed_for_somebody_elses_order_is_confirmed(
+    shop: Shop, orders: Orders
+) -> None:
+    await stock(shop)
+    order = await place(orders, shop)
+    part = order.parts[0].reservation
+    await shop.inventory.confirm(shop.merchant, part, order_ref="till 7", actor=ACTOR)
+    placed = await orders.place(shop.merchant, TWO_PLACES, key="2", order_ref="web:1", actor=ACTOR)
+    theirs = placed.order.parts[0].reservation
+    await shop.inventory.confirm(shop.merchant, theirs, order_ref="till 7", actor=ACTOR)
+    for one in (order, placed.order):
+        found = (await orders.confirm(shop.merchant, one.id, actor=ACTOR)).order
+        assert (found.state, found.settled) == (OrderState.CONFIRMED, True)
+        assert {part.state for part in found.parts} == {PartState.CONFIRMED}
+        done = await orders.commit(shop.merchant, one.id, actor=ACTOR)
+        assert done.order.state is OrderState.FULFILLED
+    await shop.audit()
+
+
+async def test_a_part_that_a_rows_terms_refuse_is_sourced_elsewhere_or_fails_the_order(
+    own_shop: Shop,
+) -> None:
+    shop, terms = own_shop, Terms(buyer_cap=BuyerCap(1, 60_000))
+    orders = Orders(shop.inventory)
+    await shop.receive("tea", 5)
+    await shop.receive("milk", 1, location="annex")
+    await shop.set_terms("tea", terms)
+    for lines in ([WantedLine("tea", 1)], [WantedLine("milk", 1, "annex"), WantedLine("tea", 1)]):
+        with pytest.raises(InsufficientStock) as refused:
+            await place(orders, shop, *lines, key=str(len(lines)))
+        assert [(line.sku, line.limited_by) for line in refused.value.lines] == [("tea", "buyer")]
+    await shop.receive("tea", 1, location="annex")
+    order = await place(orders, shop, WantedLine("tea", 1))
+    assert [part.location for part in order.parts if part.counts] == ["annex"]
+    assert (await shop.row("milk", location="annex")).reserved == 0
+    await shop.audit()
+
+
+async def test_units_that_have_not_come_keep_their_part(shop: Shop, orders: Orders) -> None:
+    await shop.receive("milk", 1, location="harbour")
+    await shop.set_terms("tea", Terms(backorder_limit=5))
+    wanted = [WantedLine("tea", 2, LOCATION), WantedLine("milk", 1, "harbour")]
+    order = await place(orders, shop, *wanted)
+    with pytest.raises(BackorderUnfilled):
+        await orders.commit(shop.merchant, order.id, actor=ACTOR)
+    found = await orders.read(shop.merchant, order.id)
+    assert (found.state, found.settled) == (OrderState.CONFIRMED, True)
+    states = {part.location: part.state for part in found.parts}
+    assert states == {LOCATION: PartState.CONFIRMED, "harbour": PartState.COMMITTED}
+    await shop.receive("tea", 2)
+    done = await orders.commit(shop.merchant, order.id, actor=ACTOR)
+    assert done.order.state is OrderState.FULFILLED
+    await shop.audit()
+
+
+async def test_an_order_that_cannot_be_driven_does_not_keep_the_others_waiting(
+    own_shop: Shop,
+) -> None:
+    shop = own_shop
+    await stock(shop)
+
+    def die(step: str) -> None:
+        if step == "before hold part 1":
+            raise KeyboardInterrupt
+
+    orders, ids = Orders(shop.inventory, watch=die), []
+    for key in ("damaged", "whole"):
+        with pytest.raises(KeyboardInterrupt):
+            await place(orders, shop, key=key)
+        ids.append(order_id(OrderKind.ORDER, shop.merchant, key, shop.inventory.partitions))
+    damaged, whole = ids
+    keys = shop.keys()
+    await shop.client.execute_command("HSET", keys.order(damaged), "plan", "no plan")
+    now_ms = await shop.inventory.now_ms((shop.merchant, "depot")) + GRACE_MS
+    await shop.set_clock(now_ms)
+    await OrderDriver(shop.inventory).round()
+    assert (await orders.read(shop.merchant, whole)).state is OrderState.HELD
+    due_ms = int(await shop.client.execute_command("ZSCORE", keys.driving, damaged))
+    assert due_ms >= now_ms + GRACE_MS, "it is looked at later"
 
 
 async def test_a_shelf_that_has_fewer_keeps_its_part(shop: Shop, orders: Orders) -> None:
