@@ -6,7 +6,7 @@ by whoever booked the units, or by the keeper of shortfalls, which reads the led
 """
 
 from engine.inventory import Inventory
-from engine.ledger import Operation
+from engine.ledger import Operation, OperationKind
 
 Place = tuple[str, str, str]
 """(merchant, location, SKU)."""
@@ -20,7 +20,9 @@ class Fillable:
         self._places: dict[Place, None] = {}
 
     def note(self, operation: Operation) -> None:
-        """Take note of what an operation left a row with."""
+        """Take note of what an operation left a row with, or of a queue that it mended."""
+        if operation.kind is OperationKind.REPAIR and operation.detail[0] == "queue":
+            self._places[operation.merchant, operation.location, operation.detail[4]] = None
         for change in operation.rows:
             levels = change.levels
             place = (operation.merchant, operation.location, change.sku)

@@ -77,6 +77,12 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
 Waiting = dict[str, tuple[int, int]]
 """Of a SKU, the units that a reservation waits for and its place in the row's queue."""
 
+
+def place_in_queue(wait: tuple[int, int]) -> int:
+    """Return the score that a reservation has in a row's queue while it waits so."""
+    return wait[1]
+
+
 _decode_body = msgspec.msgpack.Decoder(Body).decode
 _encode = msgspec.msgpack.Encoder().encode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode

@@ -15,6 +15,10 @@
 --   'index'        reservation id, own
 --                  Keys: reservation, then the open indexes that may name it; where own is 1 the
 --                  first is that of its location. The hold index and they say what the hash says.
+--   'queue'        reservation id, sku, token, place (false for none)
+--                  Keys: reservation, queue of the row. The token is of the reservation.
+--   'count'        sku, buyer, token, {{reservation id, units, until}, ...}
+--                  Keys: what counts for the buyer. What is over by now is left out.
 --   'listing'      sku ('' for the location alone), location member
 --                  Keys: row, SKU index, location index. The two list the row if it is there.
 --   'seen'         operation, token, fingerprint, reply without its code, ms to keep it
@@ -239,6 +243,49 @@ local function repair_index(command, first, last)
     {what, reason, finding, reservation})}
 end
 
+local function repair_queue(command, first)
+  local id, merchant, location, actor, what, reason, finding, reservation, sku, token, place =
+    unpack(command, 1, 11)
+  local kind = redis.call('TYPE', KEYS[first + 1])['ok']
+  if kind ~= 'zset' and kind ~= 'none' then return {'invalid', 'queue'} end
+  if place and not is_integer(place, 0, MAX_VERSION) then return {'invalid', 'place'} end
+  if changed_since(KEYS[first], token, RESERVATION_FIELDS) then return {'version_conflict', 0} end
+  if place then
+    write('ZADD', KEYS[first + 1], integer(place), reservation)
+  else
+    write('ZREM', KEYS[first + 1], reservation)
+  end
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, reservation, sku})}
+end
+
+local function repair_count(command, first)
+  local id, merchant, location, actor, what, reason, finding, sku, buyer, token, entries =
+    unpack(command, 1, 11)
+  local key, counted, latest, lasts = KEYS[first], {}, 0, false
+  for _, entry in ipairs(entries) do
+    local units, until_ms = entry[2], entry[3]
+    if not is_integer(units, 1, MAX_TOTAL) or not is_integer(until_ms, 0, MAX_VERSION) then
+      return {'invalid', 'entries'}
+    end
+    if until_ms == 0 or until_ms > now then
+      counted[entry[1]] = {units, until_ms}
+      lasts, latest = lasts or until_ms == 0, math.max(latest, until_ms)
+    end
+  end
+  if changed_since(key, token) then return {'version_conflict', 0} end
+  changed[key] = true
+  if not next(counted) then
+    write('DEL', key)
+  elseif lasts then
+    write('SET', key, cmsgpack.pack(counted))
+  else
+    write('SET', key, cmsgpack.pack(counted), 'PX', integer(latest - now))
+  end
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, sku, buyer})}
+end
+
 local function repair_listing(command, first)
   local id, merchant, location, actor, what, reason, finding, sku, member =
     unpack(command, 1, 9)
@@ -363,7 +410,7 @@ end
 
 local REPAIRS = {
   row = repair_row, reservation = repair_reservation, index = repair_index,
-  listing = repair_listing, seen = repair_seen, remove = repair_remove, gap = repair_range,
+  queue = repair_queue, count = repair_count, listing = repair_listing, seen = repair_seen, remove = repair_remove, gap = repair_range,
   known = repair_range, sequence = repair_sequence, source = repair_source,
   set_aside = repair_set_aside,
 }

@@ -93,8 +93,9 @@ class Account:
 
     @property
     def size(self) -> int:
-        """How much is kept in memory, in rows, reservations and records."""
-        return len(self.state.rows) + len(self.state.reservations) + len(self.state.seen)
+        """How much is kept in memory, in rows, reservations, records and buyers."""
+        state = self.state
+        return len(state.rows) + len(state.reservations) + len(state.seen) + len(state.buyers)
 
     async def open(self, *, snapshots: Snapshots | None = None, whole: bool = True) -> None:
         """Read up to the end of the archive.

@@ -71,7 +71,7 @@ _FIXED: Final = frozenset(
 )
 _OF_PARTS: Final = frozenset({"stock", "recent", "open", "skus"})
 _WORKING: Final = frozenset(
-    {"lease", "probe", "rates", "offline", "buyer", "order", "orders", "orderrefs", "driving"}
+    {"lease", "probe", "rates", "offline", "order", "orders", "orderrefs", "driving"}
 )
 
 
@@ -300,6 +300,7 @@ class Audit:
             account = await self._open(number)
         comparison = Comparison(self._store, account, self._pace)
         fed: list[ParsedKey] = []
+        pledged: list[ParsedKey] = []
         for stray in strays:
             if stray.noun in ("stock", "recent"):
                 merchant, location, sku = stray.parts
@@ -308,6 +309,8 @@ class Audit:
                 comparison.suspect(reservations=stray.parts)
             elif stray.noun in ("feed", "prints", "feeds", "quarantine"):
                 fed.append(stray)
+            elif stray.noun in ("waiting", "buyer"):
+                pledged.append(stray)
             elif stray.noun == "seen":
                 merchant, operation = stray.parts
                 comparison.suspect(records=[(merchant, operation)])
@@ -316,6 +319,7 @@ class Audit:
                 await comparison.suspect_members((merchant, location))
         await comparison.look_again()
         await comparison.look_at_feeds(fed)
+        await comparison.look_at_pledges(pledged)
         self.dropped += comparison.dropped
         self.now_ms = comparison.now_ms
         # An index that nothing names has members that were found by another way before.
@@ -455,6 +459,9 @@ def _unknown_key(name: str, parsed: ParsedKey | None) -> Finding:
     )
 
 
+_OF_A_RESERVATION: Final = frozenset({"reservation", "index", "queue"})
+"""What a repair is of whose detail names a reservation."""
+
 _PARTS: Final = {
     "stock": 3,
     "recent": 3,
@@ -467,6 +474,7 @@ _PARTS: Final = {
     "feeds": 2,
     "quarantine": 2,
     "waiting": 3,
+    "buyer": 4,
 }
 
 
@@ -478,7 +486,7 @@ def _key_of(keys: PartitionKeys, parsed: ParsedKey) -> str | None:
         return keys.stock(parts[0], parts[1], parts[2])
     if parsed.noun == "rsv":
         return keys.reservation(parts[0])
-    if parsed.noun in ("recent", "feed", "prints", "waiting"):
+    if parsed.noun in ("recent", "feed", "prints", "waiting", "buyer"):
         return str(getattr(keys, parsed.noun)(*parts))
     if parsed.noun in ("feeds", "quarantine"):
         return str(getattr(keys, parsed.noun)(*parts))
@@ -497,6 +505,7 @@ def _expected_keys(account: Account) -> "array[int]":
     digests += [hash(keys.seen(seen.merchant, the_id)) for the_id, seen in state.seen.items()]
     digests += [hash(keys.recent(*key)) for key, row in state.rows.items() if row.past is not None]
     digests += [hash(keys.waiting(*key)) for key, row in state.rows.items() if row.terms]
+    digests += [hash(keys.buyer(*key)) for key in state.buyers]
     for name in state.sources:
         digests += [hash(keys.feed(*name)), hash(keys.prints(*name)), hash(keys.feeds(*name[:2]))]
     digests += [
@@ -538,7 +547,7 @@ def _subject(finding: Finding) -> RowKey | str | None:
 def _subjects(operation: Operation) -> Iterable[RowKey | str]:
     for change in operation.changes:
         yield (operation.merchant, operation.location, change.sku)
-    if operation.kind is OperationKind.REPAIR and operation.detail[0] in ("reservation", "index"):
+    if operation.kind is OperationKind.REPAIR and operation.detail[0] in _OF_A_RESERVATION:
         yield operation.detail[3]
     yield operation.id
 

@@ -6,7 +6,7 @@ ledger's place in one step and folds the account to just there, so traffic makes
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
@@ -34,7 +34,7 @@ from reconciler.findings import (
     RecordEvidence,
     RowEvidence,
 )
-from reconciler.fold import FoldedReservation, FoldedRow, FoldedSeen, RowKey
+from reconciler.fold import BuyerKey, FoldedReservation, FoldedRow, FoldedSeen, RowKey
 from reconciler.inspection import (
     MAX_INSPECTED,
     Inspection,
@@ -42,21 +42,21 @@ from reconciler.inspection import (
     Value,
     WrongType,
     inspect,
+    is_over,
     reservation_token,
     row_token,
+    score_of,
     text_token,
 )
 from reconciler.order_comparison import OrderComparison
 from reconciler.past import Past, is_same_past
+from reconciler.pledge_comparison import PledgeComparison
 from reconciler.sources import SourceKey
 
 MAX_SUSPECTS: Final = 10_000
 """Rows, reservations and records each that are looked at again; the rest are counted."""
 
 INDEX_PAGE: Final = 500
-RETENTION_MARGIN_MS: Final = 60_000
-"""Around the end of its retention a key may be there or not."""
-
 ROW_LOOKS: Final = 4
 HOLD_LOOKS: Final = 3
 MAX_PLACES: Final = 3
@@ -119,6 +119,7 @@ class Comparison:
         await self._pass_records()
         await self._pass_index_members()
         self.findings += await FeedComparison(self._account, self._look).run()
+        await self._compare_pledges()
         await self._compare_definitions()
         self.findings += await OrderComparison(self._account, self._look).run()
         await self._suspect_noted()
@@ -311,7 +312,7 @@ class Comparison:
             ):
                 self.suspect_hold(the_id, place)
 
-    async def _members(self, index: str) -> Any:
+    async def _members(self, index: str) -> AsyncIterator[str]:
         """Go through the members of a sorted set that stay in it all the while."""
         if index in self._bad_indexes:
             return
@@ -365,6 +366,19 @@ class Comparison:
         (value,) = (await self._look([look])).values
         said = self._account.state.definitions[what, merchant].fields()
         return value != {field.encode(): text.encode() for field, text in said.items()}
+
+    async def _compare_pledges(self) -> None:
+        comparison = PledgeComparison(self._account, self._look, self._members)
+        self.findings += await comparison.run()
+        self.dropped += comparison.dropped
+
+    async def look_at_pledges(self, strays: Sequence[ParsedKey]) -> None:
+        """Make findings of queues and buyers' counts that the ledger does not know."""
+        rows = [cast(RowKey, one.parts) for one in strays if one.noun == "waiting"]
+        buyers = [cast(BuyerKey, one.parts) for one in strays if one.noun == "buyer"]
+        comparison = PledgeComparison(self._account, self._look, self._members)
+        self.findings += await comparison.look_at(rows, buyers)
+        self.dropped += comparison.dropped
 
     async def look_at_feeds(self, strays: Sequence[ParsedKey]) -> None:
         """Make findings of keys of sources and quarantines that the ledger does not know."""
@@ -440,7 +454,7 @@ class Comparison:
         again: list[str] = []
         for the_id, ordered in wanted:
             value, hold_score = next(values), next(values)
-            scores = {place: _score(next(values)) for place in ordered}
+            scores = {place: score_of(next(values)) for place in ordered}
             live = to_reservation(value)
             ledger = self._account.state.reservations.get(the_id)
             if (
@@ -464,7 +478,7 @@ class Comparison:
                 now_ms=inspection.now_ms,
                 live=live,
                 ledger=ledger,
-                hold_score=_score(hold_score),
+                hold_score=score_of(hold_score),
                 open_score=None if own is None else scores.pop(own, None),
             )
             self.findings += reservation_findings(
@@ -574,7 +588,7 @@ def _is_as_wanted(
     value, hold_score, open_score = found
     wanted_hold = wanted.expires_at_ms if wanted.state is ReservationState.HELD else None
     wanted_open = wanted.body.created_at_ms if wanted.is_open else None
-    if (_score(hold_score), _score(open_score)) != (wanted_hold, wanted_open):
+    if (score_of(hold_score), score_of(open_score)) != (wanted_hold, wanted_open):
         return False
     if value is None:
         return not wanted.is_open and _is_old(wanted.ended_at_ms, inspection)
@@ -599,20 +613,12 @@ def _read_record(value: Value) -> tuple[str, tuple[Any, ...]]:
 
 
 def _is_old(ended_at_ms: int, inspection: Inspection, keep_ms: int = RETENTION_MS) -> bool:
-    """Tell whether what ended then may be gone: its retention is over, or nearly.
-
-    A key's own time runs on the server's clock, which may have gone back behind the partition's.
-    """
-    ahead_ms = max(0, inspection.clock_ms - inspection.now_ms)
-    return ended_at_ms + keep_ms <= inspection.now_ms + ahead_ms + RETENTION_MARGIN_MS
+    """Tell whether what ended then may be gone: its retention is over, or nearly."""
+    return is_over(ended_at_ms + keep_ms, inspection)
 
 
 def _is_score(value: Value) -> bool:
     return isinstance(value, bytes)
-
-
-def _score(value: Value) -> int | None:
-    return int(float(value)) if isinstance(value, bytes) else None
 
 
 def _texts(value: Value) -> dict[str, str] | None:

@@ -36,8 +36,18 @@ _ROW_FIELDS: Final = (
 _OPTIONAL: Final = frozenset({b"deficit", b"low_stock_threshold", b"backordered"})
 """Fields that a row does not have which never had a deficit, has no threshold, or no backorders."""
 
+
+class _Pool(msgspec.Struct):
+    held: int
+
+
+class _Pools(msgspec.Struct):
+    channels: dict[str, _Pool] = {}
+
+
 _decode_body = msgspec.msgpack.Decoder(Body).decode
 _decode_terms = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_check_pools = msgspec.msgpack.Decoder(_Pools).decode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
 
 
@@ -53,7 +63,10 @@ def to_row(value: Value) -> RowFacts | None:
     if max(msgspec.structs.astuple(levels)) > MAX_TOTAL or version == 0:
         return None
     try:
-        terms = _decode_terms(value[b"terms"]) if b"terms" in value else None
+        terms = None
+        if b"terms" in value:
+            _check_pools(value[b"terms"])
+            terms = _decode_terms(value[b"terms"])
     except (ValueError, msgspec.MsgspecError):
         return None
     return RowFacts(levels, version, terms)
@@ -184,6 +197,12 @@ def _consequences(
         yield Invariant.CONSERVATION, Code.BOOKS_DIFFER, detail, remedy
     if live.levels.reserved != row.held:
         text = f"{live.levels.reserved} reserved, but its holds sum to {row.held}"
+        yield Invariant.HOLDS_SUM, Code.RESERVED_DIFFERS, text, remedy
+    if live.levels.backordered != row.waiting:
+        text = f"{live.levels.backordered} backordered, but {row.waiting} wait"
+        yield Invariant.HOLDS_SUM, Code.RESERVED_DIFFERS, text, remedy
+    if held_in_pools(live.terms) != row.pooled:
+        text = f"its pools hold {held_in_pools(live.terms)}, but its holds {row.pooled}"
         yield Invariant.HOLDS_SUM, Code.RESERVED_DIFFERS, text, remedy
     if (
         live.levels.reserved > live.levels.on_hand

@@ -59,6 +59,8 @@ class Code(StrEnum):
     BOOKS_DIFFER = "books_differ"
     RESERVED_DIFFERS = "reserved_differs"
     OVERSOLD = "oversold"
+    # What else promises on a row's terms leave behind.
+    BUYER_COUNT_DIFFERS = "buyer_count_differs"
     # A reservation in the store beside the ledger's.
     RESERVATION_DIFFERS = "reservation_differs"
     RESERVATION_MISSING = "reservation_missing"
@@ -68,6 +70,7 @@ class Code(StrEnum):
     # The indexes.
     HOLD_INDEX_DIFFERS = "hold_index_differs"
     OPEN_INDEX_DIFFERS = "open_index_differs"
+    QUEUE_DIFFERS = "queue_differs"
     LISTING_DIFFERS = "listing_differs"
     INDEX_UNREADABLE = "index_unreadable"
     # Idempotency records.
@@ -115,6 +118,8 @@ _WARNINGS: Final = frozenset(
         Code.PAST_DIFFERS,
         Code.HOLD_INDEX_DIFFERS,
         Code.OPEN_INDEX_DIFFERS,
+        Code.QUEUE_DIFFERS,
+        Code.BUYER_COUNT_DIFFERS,
         Code.RECORD_MISSING,
         Code.RECORD_UNKNOWN,
         Code.CLOCK_FELL,
@@ -207,6 +212,30 @@ class HoldEvidence(msgspec.Struct, frozen=True, kw_only=True):
     open_score: int | None = None
 
 
+class QueueEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """A reservation's place in a row's queue as it was found, and by the ledger; None for none.
+
+    `token` is of the reservation: what it waits for says what the queue must say.
+    """
+
+    token: str
+    found: int | None
+    place: int | None
+
+
+class CountEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts for a buyer of a row, as it was found, None where it cannot be read.
+
+    `buyer` is their digest. The units of each reservation, and until when they count (ms since
+    1970; 0: as long as they are promised).
+    """
+
+    token: str
+    buyer: str
+    live: dict[str, tuple[int, int]] | None
+    ledger: dict[str, tuple[int, int]]
+
+
 class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """An idempotency record: how it was found, and what the ledger says that it should say.
 
@@ -295,6 +324,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     last: int = 0
     row: RowEvidence | None = None
     hold: HoldEvidence | None = None
+    queue: QueueEvidence | None = None
+    count: CountEvidence | None = None
     record: RecordEvidence | None = None
     source: SourceEvidence | None = None
     aside: AsideEvidence | None = None

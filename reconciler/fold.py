@@ -14,7 +14,7 @@ from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange, un
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
 from engine.order_records import OrderBody, OrderState, Plan
-from engine.reservations import Body, Extras, Waiting, amended, decided
+from engine.reservations import Body, Extras, Waiting, amended, decided, place_in_queue
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
@@ -97,6 +97,23 @@ class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
     def is_open(self) -> bool:
         """True while it holds units."""
         return self.state in _OPEN
+
+    def place_at(self, key: RowKey) -> int | None:
+        """Return its place in a row's queue; None where it waits for nothing of the row."""
+        wait = self.waiting.get(key[2])
+        if wait is None or (self.body.merchant, self.body.location) != key[:2]:
+            return None
+        return place_in_queue(wait)
+
+    def counts(self) -> Iterator[tuple[BuyerKey, tuple[int, int]]]:
+        """Yield what it counts for its buyer, each with (units, until); of nothing, 0 units."""
+        body, extras = self.body, self.body.extras
+        if extras is None:
+            return
+        left = {line.sku: line.quantity for line in (body.lines if self.is_open else self.picked)}
+        for sku, window_ms in extras.capped.items():
+            until_ms = 0 if self.is_open else self.ended_at_ms + window_ms
+            yield (body.merchant, body.location, sku, extras.buyer), (left.get(sku, 0), until_ms)
 
     def units(self) -> Iterator[tuple[RowKey, int, int]]:
         """Yield each row with the units that it holds there and those that it waits for."""
@@ -465,18 +482,12 @@ class Fold:
             Line(change.sku, change.deltas.reserved + change.deltas.backordered)
             for change in operation.changes
         ]
-        if extras is not None:
-            for line in held:
-                if line.sku in extras.capped:
-                    key = (operation.merchant, operation.location, line.sku, extras.buyer)
-                    counted = self.state.buyers.setdefault(key, {})
-                    counted[operation.id] = (line.quantity, 0)
         waiting = {
             change.sku: (change.deltas.backordered, change.version)
             for change in operation.changes
             if change.deltas.backordered
         }
-        self.state.reservations[operation.id] = FoldedReservation(
+        reservation = FoldedReservation(
             ReservationState.HELD,
             expires_at_ms,
             0,
@@ -498,6 +509,8 @@ class Fold:
             ),
             waiting,
         )
+        self.state.reservations[operation.id] = reservation
+        self._count_for_buyer(operation.id, reservation)
 
     def _change_reservation(self, operation: Operation, sequence: int, at_ms: int) -> None:
         reservation = self.state.reservations.get(operation.id)
@@ -532,7 +545,7 @@ class Fold:
             )
         elif kind is OperationKind.DECIDE:
             reservation.body = decided(reservation.body, detail)
-            self._count_what_is_left(operation, reservation)
+            self._count_for_buyer(operation.id, reservation)
         elif kind is OperationKind.FILL:
             sku, _, left = detail
             waiting = dict(reservation.waiting)
@@ -558,41 +571,19 @@ class Fold:
             reservation.state = _ENDINGS[kind]
             reservation.ended_at_ms = at_ms
             reservation.waiting = {}
-            self._count_for_buyer(operation, reservation, at_ms)
             if kind is _COMMIT:
                 reservation.picked = tuple([Line(sku, units) for sku, units in detail[2]])
             elif kind is OperationKind.RELEASE and len(detail) > _MOVED:
                 reservation.order_ref = detail[_MOVED]
+            self._count_for_buyer(operation.id, reservation)
 
-    def _count_what_is_left(self, operation: Operation, reservation: FoldedReservation) -> None:
-        """Let what a decision about substitutes left of a promise count for its buyer."""
-        body, extras = reservation.body, reservation.body.extras
-        if extras is None:
-            return
-        held = {line.sku: line.quantity for line in body.lines}
-        for sku in extras.capped:
-            key = (operation.merchant, operation.location, sku, extras.buyer)
+    def _count_for_buyer(self, the_id: str, reservation: FoldedReservation) -> None:
+        """Let a reservation count for its buyer as it stands now."""
+        for key, (units, until_ms) in reservation.counts():
             counted = self.state.buyers.setdefault(key, {})
-            counted.pop(operation.id, None)
-            if sku in held:
-                counted[operation.id] = (held[sku], 0)
-            if not counted:
-                del self.state.buyers[key]
-
-    def _count_for_buyer(
-        self, operation: Operation, reservation: FoldedReservation, at_ms: int
-    ) -> None:
-        """Let what was picked count for as long as the cap said, and the rest no longer."""
-        extras = reservation.body.extras
-        if extras is None:
-            return
-        picked = dict(operation.detail[2]) if operation.kind is _COMMIT else {}
-        for sku, window_ms in extras.capped.items():
-            key = (operation.merchant, operation.location, sku, extras.buyer)
-            counted = self.state.buyers.setdefault(key, {})
-            counted.pop(operation.id, None)
-            if picked.get(sku):
-                counted[operation.id] = (picked[sku], at_ms + window_ms)
+            counted.pop(the_id, None)
+            if units:
+                counted[the_id] = (units, until_ms)
             if not counted:
                 del self.state.buyers[key]
 
@@ -607,14 +598,16 @@ class Fold:
         if gap is not None:
             self._acknowledged.append(gap)
         elif detail[0] == "reservation":
-            self.state.reservations[detail[3]] = msgspec.convert(detail[4], FoldedReservation)
+            right = msgspec.convert(detail[4], FoldedReservation)
+            self.state.reservations[detail[3]] = right
+            self._count_for_buyer(detail[3], right)
         elif detail[0] == "source":
             name = (operation.merchant, operation.location, detail[3])
             before = self.state.sources.get(name)
-            right = msgspec.convert(detail[4], FoldedSource)
-            if before is not None and before.highest == right.highest:
-                right.prints = before.prints
-            self.state.sources[name] = right
+            source = msgspec.convert(detail[4], FoldedSource)
+            if before is not None and before.highest == source.highest:
+                source.prints = before.prints
+            self.state.sources[name] = source
         elif detail[0] == "seen":
             _, _, _, the_id, fingerprint, reply, keep_ms = detail
             self.state.seen[the_id] = FoldedSeen(

@@ -20,6 +20,9 @@ from engine.store import Store
 MAX_INSPECTED: Final = 400
 """Keys in one call: some 1 ms of the server's time."""
 
+RETENTION_MARGIN_MS: Final = 60_000
+"""Around the end of its retention a key may be there or not."""
+
 MISSING: Final = "missing"
 """The token of a key that is not there."""
 
@@ -97,6 +100,20 @@ def _value(look: Look, value: Any) -> Value:
             return WrongType(value[0].decode())
         return dict(zip(value[::2], value[1::2], strict=True))
     return cast(bytes | int, value)
+
+
+def score_of(value: Value) -> int | None:
+    """Return a member's score; None where it is not in there."""
+    return int(float(value)) if isinstance(value, bytes) else None
+
+
+def is_over(until_ms: int, inspection: Inspection) -> bool:
+    """Tell whether what is kept until then may be gone: its time is over, or nearly.
+
+    A key's own time runs on the server's clock, which may have gone back behind the partition's.
+    """
+    ahead_ms = max(0, inspection.clock_ms - inspection.now_ms)
+    return until_ms <= inspection.now_ms + ahead_ms + RETENTION_MARGIN_MS
 
 
 def row_token(value: Value) -> str:

@@ -17,8 +17,10 @@ from engine.model import ReservationState
 from reconciler.findings import (
     LOSSES,
     Code,
+    CountEvidence,
     Finding,
     HoldEvidence,
+    QueueEvidence,
     RowEvidence,
     RowFacts,
     SourceEvidence,
@@ -28,11 +30,13 @@ from reconciler.inspection import MISSING
 from reconciler.sources import FoldedSource
 from reconciler.steps import (
     AsideStep,
+    CountStep,
     HoldStep,
     IndexStep,
     KnownStep,
     ListingStep,
     Place,
+    QueueStep,
     RecordStep,
     RemoveStep,
     RepairStep,
@@ -268,7 +272,8 @@ class _PartitionPlan:
             return None
         ledger = _NOTHING if row.ledger is None else row.ledger.levels
         base = self._base(row)
-        levels = base.levels
+        levels, waiting = base.levels, row.waiting + freed[1]
+        terms = _with_pledges(base.terms, row.pooled, waiting)
         books = levels.on_hand - levels.deficit - row.books_drift
         right = Levels(
             max(0, books),
@@ -277,12 +282,14 @@ class _PartitionPlan:
             max(0, -books),
             levels.low_stock_threshold,
             0,
-            row.waiting + freed[1],
+            waiting,
         )
         has_history = any(finding.code in _HISTORY for finding in findings)
         readable = row.live is not None or row.token == MISSING
         is_as_told = row.live == row.ledger and right == ledger and not row.past_differs
         is_as_told = is_as_told and not row.split_differs
+        if row.ledger is not None:
+            is_as_told = is_as_told and terms == row.ledger.terms
         if readable and is_as_told and not has_history:
             # Its holds did not sum up, and with the reservations that are put right they do.
             return None
@@ -300,7 +307,7 @@ class _PartitionPlan:
             deltas=_minus(right, ledger),
             found=row.live_text,
             past=row.past,
-            terms=_with_pools(base.terms, row.pooled),
+            terms=terms,
             split=row.split,
         )
 
@@ -359,6 +366,10 @@ class _PartitionPlan:
                     event=finding.aside,
                 )
             ]
+        if finding.queue is not None:
+            return [_queue_step(finding, partition, finding.queue)]
+        if finding.count is not None:
+            return [_count_step(finding, partition, finding.count)]
         record = finding.record
         # A record of an operation that the ledger lost keeps a retry from having its effect again.
         is_lost = self._is_lossy and record is not None and record.fingerprint != ""
@@ -398,13 +409,26 @@ def _own_place(hold: HoldEvidence) -> Place:
     return ("", "") if known is None else (known.body.merchant, known.body.location)
 
 
-def _with_pools(terms: dict[str, Any] | None, pooled: Mapping[str, int]) -> dict[str, Any] | None:
-    """Return terms whose pools hold what the open reservations have of them."""
-    channels = (terms or {}).get("channels")
-    if terms is None or not channels:
-        return terms
-    right = {name: {**pool, "held": pooled.get(name, 0)} for name, pool in channels.items()}
-    return {**terms, "channels": right}
+def _with_pledges(
+    terms: dict[str, Any] | None, pooled: Mapping[str, int], waiting: int
+) -> dict[str, Any] | None:
+    """Return terms whose pools hold what the open reservations have of them.
+
+    As the scripts have it, a pool that was ended stays while it holds anything, and a row keeps
+    terms while units of it wait.
+    """
+    right = dict(terms or {})
+    channels = right.pop("channels", {})
+    pools = {
+        name: {**channels.get(name, {}), "held": pooled.get(name, 0)}
+        for name in channels.keys() | pooled.keys()
+    }
+    pools = {name: pool for name, pool in pools.items() if pool["held"] or len(pool) > 1}
+    if pools:
+        right["channels"] = pools
+    if waiting and not right:
+        right["backorder_limit"] = 0
+    return right or None
 
 
 def _note_change(
@@ -470,6 +494,35 @@ def _source_step(
         why=why,
         token=found.token,
         right=msgspec.structs.replace(right, skipped=0),
+    )
+
+
+def _queue_step(finding: Finding, partition: int, queue: QueueEvidence) -> QueueStep:
+    why = "taken out: it waits for nothing" if queue.place is None else f"put at {queue.place}"
+    return QueueStep(
+        partition=partition,
+        merchant=finding.merchant,
+        location=finding.location,
+        sku=finding.sku,
+        reservation=finding.reservation,
+        sequence=finding.sequence,
+        finding=finding.code,
+        why=f"in the queue of {finding.sku} {why}",
+        token=queue.token,
+        place=queue.place,
+    )
+
+
+def _count_step(finding: Finding, partition: int, count: CountEvidence) -> CountStep:
+    return CountStep(
+        partition=partition,
+        merchant=finding.merchant,
+        location=finding.location,
+        sku=finding.sku,
+        sequence=finding.sequence,
+        finding=finding.code,
+        why=f"what counts for buyer {count.buyer} is written again as the ledger says",
+        count=count,
     )
 
 

@@ -12,7 +12,7 @@ from engine.dispatch import Command
 from engine.keys import PartitionKeys, digest, location_member
 from engine.ledger import Levels
 from engine.packing import passed_on
-from reconciler.findings import AsideEvidence, RecordEvidence, SegmentEvidence
+from reconciler.findings import AsideEvidence, CountEvidence, RecordEvidence, SegmentEvidence
 from reconciler.fold import FoldedReservation
 from reconciler.past import Past
 from reconciler.sources import FoldedSource, quarantine_text
@@ -158,6 +158,67 @@ class ListingStep(msgspec.Struct, frozen=True, kw_only=True, tag="listing"):
                 *_head(self, "listing", actor, reason),
                 self.sku,
                 location_member(self.merchant, self.location),
+            ),
+        )
+
+
+class QueueStep(msgspec.Struct, frozen=True, kw_only=True, tag="queue"):
+    """A row's queue has a reservation at `place`, or not at all where that is None."""
+
+    partition: int
+    merchant: str
+    location: str
+    sku: str
+    reservation: str
+    sequence: int
+    finding: str
+    why: str
+    token: str
+    place: int | None
+
+    def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
+        """Make the command."""
+        return Command(
+            (
+                keys.reservation(self.reservation),
+                keys.waiting(self.merchant, self.location, self.sku),
+            ),
+            (
+                _id(self, self.sku, self.reservation),
+                *_head(self, "queue", actor, reason),
+                self.reservation,
+                self.sku,
+                self.token,
+                False if self.place is None else self.place,
+            ),
+        )
+
+
+class CountStep(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
+    """What counts for a buyer of a row becomes what the ledger says."""
+
+    partition: int
+    merchant: str
+    location: str
+    sku: str
+    sequence: int
+    finding: str
+    why: str
+    count: CountEvidence
+
+    def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
+        """Make the command."""
+        count = self.count
+        entries = [(the_id, *entry) for the_id, entry in count.ledger.items()]
+        return Command(
+            (keys.buyer(self.merchant, self.location, self.sku, count.buyer),),
+            (
+                _id(self, self.sku, count.buyer, count.token),
+                *_head(self, "count", actor, reason),
+                self.sku,
+                count.buyer,
+                count.token,
+                entries,
             ),
         )
 
@@ -354,6 +415,8 @@ ScriptStep = (
     | HoldStep
     | IndexStep
     | ListingStep
+    | QueueStep
+    | CountStep
     | RecordStep
     | SourceStep
     | AsideStep
@@ -366,8 +429,8 @@ RepairStep = ScriptStep | SegmentStep
 WAVES: Final[tuple[tuple[type[msgspec.Struct], ...], ...]] = (
     (SequenceStep,),
     (RemoveStep,),
-    (RowStep, HoldStep, RecordStep, SourceStep, AsideStep),
-    (IndexStep, ListingStep),
+    (RowStep, HoldStep, CountStep, RecordStep, SourceStep, AsideStep),
+    (IndexStep, QueueStep, ListingStep),
     (SegmentStep,),
     (KnownStep,),
 )

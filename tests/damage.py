@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 
 from engine.keys import PartitionKeys
-from engine.model import MovementType
+from engine.model import BuyerCap, MovementType, Pool, Terms
 from reconciler.archive import Archive, open_archive
 from reconciler.archiver import Archiver, ArchiverSettings
 from reconciler.audit import AuditSettings, audit
@@ -76,6 +76,15 @@ class DamagedShop:
         unpacked: list[Any] = msgpack.unpackb(flat[b"ops"], raw=False)
         return unpacked
 
+    def queue_key(self, sku: str) -> str:
+        """Return the key of who waits for units of a row."""
+        return self.keys.waiting(self.shop.merchant, LOCATION, sku)
+
+    async def buyer_key(self) -> str:
+        """Return the key of what counts for the one buyer."""
+        (key,) = await self.run("KEYS", f"{self.keys.tag}:buyer:*")
+        return str(key.decode())
+
     def segments(self) -> list[Path]:
         """Return the files of the main location's segments, in order."""
         folder = self.folder / self.archive.store_id / "ledger" / f"{self.keys.partition:04d}"
@@ -131,6 +140,27 @@ async def trade(shop: Shop) -> list[str]:
     await shop.release(ids[2])
     await shop.commit(ids[3], [("apple", 2)])
     await shop.receive("quince", 7, location="back room")
+    return ids
+
+
+async def trade_on_terms(shop: Shop) -> list[str]:
+    """Promise units before they come, to channels and to capped buyers.
+
+    Returns reservations: three that wait for tea, the first of which got some of it, and two of
+    milk for one buyer, the second of which was picked.
+    """
+    await shop.set_terms("tea", Terms(backorder_limit=9))
+    await shop.set_terms(
+        "milk",
+        Terms(channels={"web": Pool(cap=6)}, buyer_cap=BuyerCap(5, 48 * 3_600_000)),
+    )
+    await shop.receive("milk", 10)
+    ids = [(await shop.reserve([("tea", units)])).reservation.id for units in (3, 2, 1)]
+    await shop.receive("tea", 1)
+    for units in (2, 1):
+        milk = await shop.reserve([("milk", units)], channel="web", buyer="ann")
+        ids.append(milk.reservation.id)
+    await shop.commit(ids[-1])
     return ids
 
 

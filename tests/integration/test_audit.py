@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from engine.keys import AUDIT_KEY
-from engine.model import MovementType
-from engine.outcomes import HoldfastError, StoreReadOnly
+from engine.model import BuyerCap, MovementType, Pool, Terms
+from engine.outcomes import BackorderUnfilled, HoldfastError, StoreReadOnly
 from reconciler.archive import open_archive
 from reconciler.audit import AuditSettings, audit
 from reconciler.continuous_audit import ContinuousAudit, FindingsOfPartition, read_findings
@@ -19,7 +20,16 @@ from reconciler.rebuild import rebuild
 from reconciler.rebuild_plan import RebuildRequest
 from reconciler.repair import mend
 from reconciler.snapshots import Snapshots
-from tests.damage import DamagedShop, archived, codes, damaged_shop, flip, only, trade
+from tests.damage import (
+    DamagedShop,
+    archived,
+    codes,
+    damaged_shop,
+    flip,
+    only,
+    trade,
+    trade_on_terms,
+)
 from tests.shop import ACTOR, LOCATION, open_shop
 from tests.stores import KINDS, MakeStore, set_up
 
@@ -310,6 +320,76 @@ async def test_what_no_operation_made_is_found_by_the_scan(damaged: DamagedShop)
     assert (await damaged.audit(AuditSettings(scan=False))).findings == ()
 
 
+async def test_a_row_s_queue_is_held_against_who_waits(damaged: DamagedShop) -> None:
+    first, second, third, milk, _ = await trade_on_terms(damaged.shop)
+    assert (await damaged.audit()).findings == ()
+    queue = damaged.queue_key("tea")
+    (place,) = await damaged.run("ZMSCORE", queue, second)
+    await damaged.run("ZREM", queue, first)
+    await damaged.run("ZADD", queue, 1, second, 2, milk, 3, GHOST)
+    # Of a row without terms: nothing but the scan comes by there.
+    await damaged.run("ZADD", damaged.queue_key("nothing"), 4, third)
+
+    findings = {
+        (one.sku, one.reservation): one.queue
+        for one in (await damaged.audit()).findings
+        if (one.code, one.location) == (Code.QUEUE_DIFFERS, LOCATION)
+    }
+
+    assert {
+        what: evidence and (evidence.found, evidence.place) for what, evidence in findings.items()
+    } == {
+        ("tea", first): (None, int(place) - 1),
+        ("tea", second): (1, int(place)),
+        ("tea", milk): (2, None),
+        ("tea", GHOST): (3, None),
+        ("nothing", third): (4, None),
+    }
+
+
+async def test_what_counts_for_a_buyer_is_held_against_their_promises(
+    damaged: DamagedShop,
+) -> None:
+    *_, open_one, picked = await trade_on_terms(damaged.shop)
+    key = await damaged.buyer_key()
+    counted = msgspec.msgpack.decode(await damaged.run("GET", key), type=dict[str, list[int]])
+    assert (counted[open_one], counted[picked][0]) == ([2, 0], 1)
+    nobody = f"{key[:-1]}{'0' if key[-1] != '0' else '1'}"
+    await damaged.run("SET", nobody, msgspec.msgpack.encode({GHOST: [7, 0]}))
+    counted[open_one] = [1, 0]
+    await damaged.run("SET", key, msgspec.msgpack.encode(counted))
+
+    report = await damaged.audit()
+
+    assert codes(report.findings) == {Code.BUYER_COUNT_DIFFERS}
+    finding, planted = sorted(report.findings, key=lambda one: one.key != key)
+    assert (finding.sku, finding.reservation) == ("milk", open_one)
+    text = f"{open_one} counts 1 while promised, by the ledger 2 while promised"
+    assert finding.detail == f"for buyer {key.rpartition(':')[2]} of the row {text}"
+    assert [touch.kind.value for touch in finding.operations] == ["reserve"]
+    assert (planted.key, planted.reservation) == (nobody, GHOST)
+
+
+async def test_what_a_row_says_of_pools_and_backorders_is_held_against_its_promises(
+    damaged: DamagedShop,
+) -> None:
+    await trade_on_terms(damaged.shop)
+    terms = msgspec.msgpack.decode(await damaged.run("HGET", damaged.stock_key("milk"), "terms"))
+    terms["channels"]["web"]["held"] = 6
+    packed = msgspec.msgpack.encode(terms)
+    await damaged.run("HSET", damaged.stock_key("milk"), "terms", packed)
+    await damaged.run("HSET", damaged.stock_key("tea"), "backordered", 4)
+
+    report = await damaged.audit()
+
+    told = {one.sku: one.detail for one in report.findings if one.code is Code.RESERVED_DIFFERS}
+    assert told == {
+        "milk": "its pools hold {'web': 6}, but its holds {'web': 2}",
+        "tea": "4 backordered, but 5 wait",
+    }
+    assert {one.sku for one in report.findings if one.code is Code.ROW_DIFFERS} == {"milk", "tea"}
+
+
 async def test_an_entry_that_is_none_is_found(damaged: DamagedShop) -> None:
     await damaged.shop.receive("apple", 5)
     await damaged.run("XADD", damaged.keys.ledger, "*", "hello", "world")
@@ -493,6 +573,14 @@ async def test_traffic_makes_no_false_alarm(damaged: DamagedShop) -> None:
     shop = damaged.shop
     for number in range(30):
         await shop.receive(f"sku-{number}", 1_000)
+    await shop.set_terms(
+        "new",
+        Terms(
+            backorder_limit=10_000,
+            channels={"online": Pool(cap=9_000)},
+            buyer_cap=BuyerCap(1_000, 3_600_000),
+        ),
+    )
     stop = asyncio.Event()
     orders = 0
 
@@ -503,6 +591,13 @@ async def test_traffic_makes_no_false_alarm(damaged: DamagedShop) -> None:
                 return
             sku = f"sku-{(name * 7 + turn) % 30}"
             held = await shop.reserve([(sku, 1), (f"sku-{name}", 1)], ttl_ms=1_000)
+            new = await shop.reserve([("new", 2)], ttl_ms=1_000, buyer=f"{name} {turn % 9}")
+            if turn % 3 == 0:
+                await shop.receive("new", 3)
+                with suppress(BackorderUnfilled):
+                    await shop.commit(new.reservation.id)
+            elif turn % 7 == 0:
+                await shop.release(new.reservation.id)
             end = turn % 5
             if end == 0:
                 await shop.commit(held.reservation.id)

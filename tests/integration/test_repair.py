@@ -3,11 +3,18 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from engine.limits import RETENTION_MS
 from engine.model import MovementType, ReservationState
-from engine.outcomes import InvalidCommand, ReservationNotFound, StoreReadOnly
+from engine.outcomes import (
+    BuyerCapExceeded,
+    InvalidCommand,
+    ReservationNotFound,
+    StoreReadOnly,
+)
+from engine.shortfalls import ShortfallKeeper
 from reconciler.audit import audit
 from reconciler.findings import Code, Finding
 from reconciler.repair import Verdict, accept, apply, plan
@@ -22,6 +29,7 @@ from tests.damage import (
     flip,
     only,
     trade,
+    trade_on_terms,
 )
 from tests.shop import ACTOR, LOCATION, open_shop
 from tests.stores import KINDS, MakeStore, RealCluster
@@ -174,12 +182,111 @@ HARMS: list[Harm] = [
 ]
 
 
+async def mix_up_queues(it: DamagedShop, ids: list[str]) -> None:
+    await it.run("ZREM", it.queue_key("tea"), ids[0])
+    await it.run("ZADD", it.queue_key("tea"), 1, ids[1], 2, ids[3], 3, GHOST)
+    await it.run("ZADD", it.queue_key("nothing"), 4, ids[2])
+
+
+async def retype_queue(it: DamagedShop, _: list[str]) -> None:
+    await it.run("SET", it.queue_key("tea"), "no queue")
+    await it.run("SET", it.queue_key("nothing"), "no queue")
+
+
+async def edit_count(it: DamagedShop, ids: list[str]) -> None:
+    await it.run("SET", await it.buyer_key(), msgpack.packb({ids[3]: [9, 0], GHOST: [1, 0]}))
+
+
+async def delete_count(it: DamagedShop, _: list[str]) -> None:
+    await it.run("DEL", await it.buyer_key())
+
+
+async def retype_count(it: DamagedShop, _: list[str]) -> None:
+    key = await it.buyer_key()
+    await it.run("DEL", key)
+    await it.run("RPUSH", key, "no count")
+    await it.run("SET", f"{key[:-1]}{'0' if key[-1] != '0' else '1'}", "no count")
+
+
+async def edit_terms(it: DamagedShop, _: list[str]) -> None:
+    terms = msgpack.unpackb(await it.run("HGET", it.stock_key("milk"), "terms"))
+    terms["channels"]["web"]["held"] = 0
+    await it.run("HSET", it.stock_key("milk"), "terms", msgpack.packb(terms))
+    await it.run("HDEL", it.stock_key("tea"), "backordered")
+
+
+async def spoil_terms(it: DamagedShop, _: list[str]) -> None:
+    await it.run("HSET", it.stock_key("milk"), "terms", msgpack.packb({"channels": {"web": 1}}))
+    await it.run("HSET", it.stock_key("tea"), "terms", "no terms")
+
+
+async def lose_a_promise(it: DamagedShop, _: list[str]) -> None:
+    """Lose the ledger's word of a promise that the store still has."""
+    await it.shop.reserve([("milk", 1), ("tea", 2)], channel="web", buyer="ann")
+    await it.run("XDEL", it.keys.ledger, (await it.ledger_ids())[-1])
+
+
+HARMS_ON_TERMS: list[Harm] = [
+    mix_up_queues,
+    retype_queue,
+    edit_count,
+    delete_count,
+    retype_count,
+    edit_terms,
+    spoil_terms,
+    lose_a_promise,
+    delete_holds,
+    end_hold,
+]
+
+
+@pytest.mark.parametrize("harm", HARMS_ON_TERMS)
+async def test_what_was_harmed_of_promises_on_terms_is_mended(
+    damaged: DamagedShop, harm: Harm
+) -> None:
+    ids = await trade_on_terms(damaged.shop)
+    await harm(damaged, ids)
+
+    await check_mended(damaged)
+
+    # What came is given in order of promise, and the buyer is told of the cap that was there.
+    await damaged.shop.receive("tea", 9)
+    (row,) = await damaged.inventory.rows(damaged.shop.merchant, [(LOCATION, "tea")])
+    assert row is not None
+    assert row.backordered == 0
+    with pytest.raises(BuyerCapExceeded):
+        await damaged.shop.reserve([("milk", 3)], buyer="ann")
+    assert (await damaged.audit()).findings == ()
+
+
+async def test_what_a_lost_place_in_the_queue_missed_is_given_after_the_repair(
+    damaged: DamagedShop,
+) -> None:
+    first, *_ = await trade_on_terms(damaged.shop)
+    await damaged.run("DEL", damaged.queue_key("tea"))
+    await damaged.shop.receive("tea", 9)
+    assert (await damaged.shop.row("tea")).backordered == 5, "nobody could be found to have it"
+
+    await damaged.mend()
+    await ShortfallKeeper(damaged.inventory).round()
+
+    assert (await damaged.shop.row("tea")).backordered == 0
+    await damaged.shop.commit(first)
+    assert (await damaged.audit()).findings == ()
+
+
 @pytest.mark.parametrize("harm", HARMS)
 async def test_what_was_harmed_is_mended_through_the_ledger_and_once(
     damaged: DamagedShop, harm: Harm
 ) -> None:
     ids = await trade(damaged.shop)
     await harm(damaged, ids)
+
+    await check_mended(damaged)
+
+
+async def check_mended(damaged: DamagedShop) -> None:
+    """Mend, and check that all is well then, by operations of the ledger, and stays so."""
 
     mended = await damaged.mend()
 

@@ -23,6 +23,7 @@ from engine.shortfalls import ShortfallKeeper
 from engine.store import Store, close_quietly, connect
 from reconciler.archive import Archive, read_store_id
 from reconciler.archiver import Archiver, ArchiverSettings
+from reconciler.audit import audit
 from reconciler.fold import Fold, PartitionState
 from reconciler.objects import Objects
 from reconciler.reader import LedgerReader
@@ -117,6 +118,7 @@ class Example:
             reader = LedgerReader(inventory.store, inventory.keys, archive)
             for partition in range(self.partitions):
                 await self._check_folds(reader, archive, partition)
+            assert (await audit(inventory, archive)).findings == ()
             await self._check_rebuilt(inventory, trades, target_partitions)
             await inventory.close()
 
