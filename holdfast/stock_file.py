@@ -1,9 +1,10 @@
 """Stock files: what `holdfast import` reads and `holdfast export` writes, as CSV or NDJSON.
 
-The columns are `location`, `sku`, `on_hand` and, optionally, `safety_stock`. A row becomes a
-`count` movement whose idempotency key is the import's id and the row's line number, so an import
-that was cut short is run again and finds by itself what it had applied. Memory stays bounded: a
-file is read a batch at a time, however long it is.
+The columns are `location`, `sku`, `on_hand` and, optionally, `safety_stock` and those of a row's
+terms (`holdfast.stock_terms`). A row becomes a `count` movement whose idempotency key is the
+import's id and the row's line number, so an import that was cut short is run again and finds by
+itself what it had applied. Memory stays bounded: a file is read a batch at a time, however long it
+is.
 """
 
 import asyncio
@@ -13,11 +14,11 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import IO, Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -25,11 +26,14 @@ from engine.limits import MAX_BATCH_MOVEMENTS, MAX_QUANTITY, MAX_TOTAL
 from engine.model import MovementType
 from engine.outcomes import InvalidCommand
 from engine.validation import check_id
+from holdfast import stock_terms
 from holdfast.calls import BatchVerdict, NewMovement, Stock
 from holdfast.client import ApiError, AsyncClient
+from holdfast.stock_terms import AskedTerms, read_terms, write_terms
 
 REQUIRED_COLUMNS: Final = ("location", "sku", "on_hand")
-COLUMNS: Final = (*REQUIRED_COLUMNS, "safety_stock")
+STOCK_COLUMNS: Final = (*REQUIRED_COLUMNS, "safety_stock")
+COLUMNS: Final = (*STOCK_COLUMNS, *stock_terms.COLUMNS)
 
 MAX_LINE_CHARACTERS: Final = 65_536
 """Of one line: two ids and two numbers fit a hundred times."""
@@ -45,10 +49,11 @@ MAX_IMPORT_ID_CHARACTERS: Final = 100
 `import:` within the 200 bytes of a reference."""
 
 MAX_SETTINGS_AT_ONCE: Final = 32
-"""Calls for `safety_stock` under way at once; each is a call of its own."""
+"""Calls for settings under way at once; each row's `safety_stock` is a call, and so are its terms.
+"""
 
 MAX_SETTINGS_ATTEMPTS: Final = 10
-"""Times that one row's `safety_stock` is tried while shoppers keep changing the row's version."""
+"""Times that a setting of one row is tried while shoppers keep changing the row's version."""
 
 MAX_KEPT_PROBLEMS: Final = 100
 """Rows that were not taken which a report names; the file of verdicts names all."""
@@ -82,13 +87,14 @@ class FileRefused(Exception):
 
 
 class StockRow(msgspec.Struct, frozen=True):
-    """A row to import; `safety_stock` is None where the file leaves the setting as it is."""
+    """A row to import; settings are None where the file leaves them as they are."""
 
     line: int
     location: str
     sku: str
     on_hand: int
     safety_stock: int | None
+    terms: AskedTerms | None = None
 
 
 class BadRow(msgspec.Struct, frozen=True):
@@ -168,14 +174,18 @@ def is_import_id(text: str) -> bool:
     return _IMPORT_ID.fullmatch(text) is not None
 
 
-def write_rows(stream: IO[str], rows: Iterable[Stock], file_format: Format) -> int:
-    """Write rows as `import` takes them back; return how many."""
+def write_rows(
+    stream: IO[str], rows: Iterable[Stock], file_format: Format, *, terms: bool = False
+) -> int:
+    """Write rows as `import` takes them back, with their `terms` if asked to; return how many."""
     count = 0
     writer = csv.writer(stream, lineterminator="\n")
     if file_format is Format.CSV:
-        writer.writerow(COLUMNS)
+        writer.writerow(COLUMNS if terms else STOCK_COLUMNS)
     for row in rows:
-        cells = {column: getattr(row, column) for column in COLUMNS}
+        cells = {column: getattr(row, column) for column in STOCK_COLUMNS}
+        if terms:
+            cells |= write_terms(row.terms)
         if file_format is Format.CSV:
             writer.writerow(cells.values())
         else:
@@ -290,7 +300,11 @@ def _row(line: int, cells: Mapping[str, Any]) -> StockRow | BadRow:
     safety_stock = None if asked in (None, "") else _units(asked, MAX_QUANTITY)
     if safety_stock is None and asked not in (None, ""):
         return BadRow(line, "safety_stock", _wanted_units(asked, MAX_QUANTITY), **named)
-    return StockRow(line, cells["location"], cells["sku"], on_hand, safety_stock)
+    try:
+        terms = read_terms(cells)
+    except InvalidCommand as fault:
+        return BadRow(line, fault.field, fault.remedy, **named)
+    return StockRow(line, cells["location"], cells["sku"], on_hand, safety_stock, terms)
 
 
 def _units(cell: object, most: int) -> int | None:
@@ -334,9 +348,9 @@ class ImportReport(msgspec.Struct, kw_only=True):
     """What became of an import; it is kept up to date while the import goes on.
 
     `applied_through_line` is the last line up to which every row has its verdict, so a reader knows
-    what an import that stopped had done. `settings_set` counts the rows whose `safety_stock` this
-    import set, now or in the run that it resumes. `stopped_by` says what made the service's answers
-    end, if something did. `problems` are the first rows not taken.
+    what an import that stopped had done. `settings_set` counts the rows whose `safety_stock` or
+    terms this import set, now or in the run that it resumes. `stopped_by` says what made the
+    service's answers end, if something did. `problems` are the first rows not taken.
     """
 
     merchant: str
@@ -448,7 +462,7 @@ class StockImport:
     async def _settle(
         self, row: StockRow, answer: BatchVerdict, places: asyncio.Semaphore
     ) -> RowVerdict:
-        """Set the row's safety_stock once its count stands, and return what became of the row."""
+        """Set what the row has of settings once its count stands; return what became of the row."""
         if answer.movement is None:
             problem = answer.error
             return _verdict(
@@ -457,48 +471,80 @@ class StockImport:
                 code=problem.code if problem else answer.status,
                 detail=problem.detail if problem else "",
             )
-        if row.safety_stock is not None:
-            async with places:
+        seen, is_set = answer.movement.stock, False
+        async with places:
+            for setting in self._settings(row):
                 try:
-                    await self._configure(row, row.safety_stock, answer.movement.stock)
+                    after = await self._set(row, seen, setting)
                 except ApiError as refusal:
-                    detail = f"the count was {answer.status}, its safety_stock not: {refusal}"
+                    detail = f"the count was {answer.status}, its {setting.name} not: {refusal}"
                     return _verdict(
                         row,
                         Verdict.REFUSED,
                         code=refusal.code,
-                        column="safety_stock",
+                        column=setting.column,
                         detail=detail,
                     )
+                if after is not None:
+                    seen, is_set = after, True
+        self.report.settings_set += is_set
         return _verdict(row, Verdict(answer.status))
 
-    async def _configure(self, row: StockRow, safety_stock: int, seen: Stock) -> None:
-        """Set safety_stock at the version just seen, or at a newer one where the row moved on.
+    def _settings(self, row: StockRow) -> "Iterator[_Setting]":
+        place = (self._merchant, row.location, row.sku)
+        if row.safety_stock is not None:
+            units = row.safety_stock
+
+            async def set_safety_stock(seen: Stock, key: str) -> Stock | None:
+                if seen.safety_stock == units:
+                    return None
+                return await self._client.configure(
+                    *place, safety_stock=units, expected_version=seen.version, key=key
+                )
+
+            yield _Setting("safety_stock", "safety_stock", set_safety_stock)
+        if row.terms is not None:
+            asked = row.terms
+
+            async def set_terms(seen: Stock, key: str) -> Stock | None:
+                terms = asked.over(seen.terms)
+                if terms == AskedTerms().over(seen.terms):
+                    return None
+                return await self._client.set_terms(
+                    *place, terms, expected_version=seen.version, key=key
+                )
+
+            yield _Setting("terms", asked.column, set_terms)
+
+    async def _set(self, row: StockRow, seen: Stock, setting: "_Setting") -> Stock | None:
+        """Set something at the version just seen, or at a newer one where the row moved on.
 
         A run that resumes sees the version that the first run saw, because the count's answer is
         replayed, so the first attempt is a replay too and later changes by others are left alone.
         """
-        key = f"{self._import_id}:{row.line}:safety_stock"
-        for attempt in range(1, MAX_SETTINGS_ATTEMPTS + 1):
-            if seen.safety_stock == safety_stock:
-                return
+        key = f"{self._import_id}:{row.line}:{setting.name}"
+        attempt = 1
+        while True:
             try:
-                await self._client.configure(
-                    self._merchant,
-                    row.location,
-                    row.sku,
-                    safety_stock=safety_stock,
-                    expected_version=seen.version,
-                    # A key stands for one request, and the expected version is part of it.
-                    key=key if attempt == 1 else f"{key}:{seen.version}",
-                )
+                # A key stands for one request, and the expected version is part of it.
+                return await setting.set_at(seen, key if attempt == 1 else f"{key}:{seen.version}")
             except ApiError as refusal:
                 if refusal.code != "version_conflict" or attempt == MAX_SETTINGS_ATTEMPTS:
                     raise
-                seen = await self._client.stock(self._merchant, row.location, row.sku, strong=True)
-            else:
-                self.report.settings_set += 1
-                return
+            seen = await self._client.stock(self._merchant, row.location, row.sku, strong=True)
+            attempt += 1
+
+
+class _Setting(NamedTuple):
+    """A setting of a row; `column` says it.
+
+    `set_at` sets it at the version of a row as it was seen, under an idempotency key, and returns
+    the row after it; None where it is so already.
+    """
+
+    name: str
+    column: str
+    set_at: Callable[[Stock, str], Awaitable[Stock | None]]
 
 
 def _verdict(

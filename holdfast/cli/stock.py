@@ -204,6 +204,7 @@ def split(
     type=click.Choice([one.value for one in Format]),
     help="How to write it.  [default: by the file's name, else csv]",
 )
+@click.option("--terms", is_flag=True, help="Also write on what terms units are promised.")
 @service_options
 @json_option
 def export(
@@ -212,6 +213,7 @@ def export(
     merchant: str,
     path: Path | None,
     file_format: str | None,
+    terms: bool,
     output: Output,
 ) -> None:
     """Write the stock of LOCATION, or of every location, as `holdfast import` takes it back.
@@ -230,10 +232,10 @@ def export(
         if path is None:
             # Newlines within an id must reach the file as they are, on every system.
             sys.stdout.flush()
-            write_rows(sys.stdout, rows, chosen)
+            write_rows(sys.stdout, rows, chosen, terms=terms)
             return
         with output.progress("rows") as bar, _whole_file(path) as stream:
-            count = write_rows(stream, _counted(rows, bar), chosen)
+            count = write_rows(stream, _counted(rows, bar), chosen, terms=terms)
     output.document({"path": str(path), "format": chosen, "rows": count})
     output.text(f"{count:,} rows written to {path}")
 
@@ -273,9 +275,10 @@ def import_stock(
 ) -> None:
     """Set the stock of the rows in FILE (`-` for standard input) to what it says.
 
-    The columns are location, sku, on_hand and, optionally, safety_stock. Each row is booked as a
-    count. A bad row is named by line and column and the rest applied. An import that was cut short
-    resumes when the same command is run again: rows that were applied say replayed.
+    The columns are location, sku, on_hand and, optionally, safety_stock, backorder_limit, buyer_cap
+    and channels. Each row is booked as a count. A bad row is named by line and column and the rest
+    applied. An import that was cut short resumes when the same command is run again: rows that were
+    applied say replayed.
     """
     if import_id is not None and not is_import_id(import_id):
         raise click.BadParameter(

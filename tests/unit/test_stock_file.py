@@ -8,7 +8,7 @@ import pytest
 
 from engine.limits import MAX_BATCH_MOVEMENTS
 from holdfast import stock_file
-from holdfast.calls import Stock
+from holdfast.calls import Pool, Stock
 from holdfast.client import ApiError, AsyncClient, RetryPolicy, ServiceUnreachable
 from holdfast.stock_file import (
     BadRow,
@@ -21,6 +21,7 @@ from holdfast.stock_file import (
     Verdict,
     write_rows,
 )
+from holdfast.stock_terms import AskedTerms
 
 QUICK = RetryPolicy(max_attempts=2, first_wait_seconds=0.0, max_wait_seconds=0.0)
 
@@ -169,6 +170,7 @@ class Shelves:
         self.applied: set[str] = set()
         self.versions: dict[str, int] = {}
         self.moves_on = 0
+        self.terms: dict[str, Any] = {}
         self.away_after_batches: int | None = None
 
     def stock(self, sku: str) -> dict[str, Any]:
@@ -183,6 +185,7 @@ class Shelves:
             "shortfall": 0,
             "deficit": 0,
             "version": self.versions.get(sku, 1),
+            "terms": self.terms,
         }
 
     def handle(self, request: httpx.Request) -> httpx.Response:
@@ -336,6 +339,36 @@ async def test_safety_stock_that_is_so_already_costs_no_call() -> None:
     shelves = Shelves()
     await run_import(shelves, rows_of(3, safety_stock=0))
     assert shelves.settings == []
+
+
+async def test_terms_are_set_after_the_safety_stock_over_what_the_row_has() -> None:
+    shelves = Shelves()
+    shelves.terms = {"backorder_limit": 4, "buyer_cap": {"units": 2, "window_seconds": 60}}
+    shelves.moves_on = 1
+    rows: list[StockRow | BadRow] = [
+        StockRow(2, "leeds", "mug", 5, 3, AskedTerms(buyer_cap=None)),
+        StockRow(3, "leeds", "cup", 5, None, AskedTerms(backorder_limit=4)),
+    ]
+    job, verdicts = await run_import(shelves, rows)
+    sent = [
+        (request.url.path.rpartition("/")[2], json.loads(request.content))
+        for request in shelves.settings
+    ]
+    # The first met a version that had moved on; cup has these terms already.
+    settings, terms = ("settings", {"safety_stock": 3}), ("terms", {"backorder_limit": 4})
+    assert sent == [settings, settings, terms]
+    assert shelves.settings[2].headers["Idempotency-Key"] == "i1:2:terms"
+    assert {verdict.verdict for verdict in verdicts} == {Verdict.APPLIED}
+    assert job.report.settings_set == 1
+
+
+async def test_terms_that_are_refused_are_named_by_their_column() -> None:
+    shelves = Shelves()
+    shelves.moves_on = 1_000
+    asked = AskedTerms(channels={"web": Pool(cap=3)})
+    _, verdicts = await run_import(shelves, [StockRow(2, "leeds", "mug", 5, None, asked)])
+    assert (verdicts[0].verdict, verdicts[0].column) == (Verdict.REFUSED, "channels")
+    assert "the count was applied, its terms not" in verdicts[0].detail
 
 
 async def test_a_row_that_moves_on_meanwhile_is_tried_at_its_new_version() -> None:

@@ -114,6 +114,42 @@ def test_what_is_exported_is_imported_again(cli: CommandLine, tmp_path: Path, su
     )
 
 
+def test_terms_are_imported_again_and_exported(cli: CommandLine, tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "location,sku,on_hand,safety_stock,backorder_limit,buyer_cap,channels\n"
+        "leeds,poster,40,1,20,2 per day,partner:x cap 10; store minimum 5\n"
+        "leeds,mug,5,,,,\n"
+        "leeds,cup,5,,9,2 per fortnight,\n",
+    )
+    result = cli.run("import", path, expect=1)
+    assert "line 4, column buyer_cap: is '2 per fortnight'; write it as" in result.stderr
+    poster = cli.json("stock", "leeds", "poster")
+    assert poster["terms"] == {
+        "backorder_limit": 20,
+        "buyer_cap": {"units": 2, "window_seconds": 86_400},
+        "channels": {
+            "partner:x": {"cap": 10, "minimum": 0, "held": 0},
+            "store": {"cap": None, "minimum": 5, "held": 0},
+        },
+    }
+    # Run again it changes nothing; what a later file leaves out stays, what it names ends.
+    assert cli.json("import", path, expect=1)["replayed"] == 2
+    assert cli.json("stock", "leeds", "poster") == poster
+    some = "location,sku,on_hand,buyer_cap,channels\nleeds,poster,40,none,web cap 7\n"
+    assert cli.json("import", write(tmp_path, some))["settings_set"] == 1
+
+    out = cli.run("export", "--terms").stdout
+    assert out.splitlines() == [
+        "location,sku,on_hand,safety_stock,backorder_limit,buyer_cap,channels",
+        "leeds,mug,5,0,0,none,none",
+        "leeds,poster,40,1,20,none,web cap 7",
+    ]
+    other = CommandLine(cli.environment, f"{cli.merchant}-copy")
+    assert other.json("import", write(tmp_path, out))["applied"] == 2
+    assert other.run("export", "--terms").stdout == out
+
+
 def test_standard_input_is_imported(cli: CommandLine) -> None:
     result = cli.run("import", "-", stdin=GOOD.encode())
     assert "3 applied" in result.stdout
