@@ -34,7 +34,10 @@ class ItemAnswer(msgspec.Struct, frozen=True):
 
 
 class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
-    """A row that fits, and its item; `low` is true at or below the row's threshold."""
+    """A row that fits, and its item; `low` is true at or below the row's threshold.
+
+    `backordered` units are owed, and `backorder_available` more can be promised before they come.
+    """
 
     sku: str
     location: str
@@ -43,6 +46,8 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     available: int
     on_hand: int
     reserved: int
+    backordered: int
+    backorder_available: int
     low: bool
     version: Version
 
@@ -70,6 +75,8 @@ def hit(found: Hit) -> SearchHit:
         available=row.available,
         on_hand=row.on_hand,
         reserved=row.reserved,
+        backordered=row.backordered,
+        backorder_available=row.backorder_available,
         low=threshold > 0 and row.available <= threshold,
         version=row.version,
     )

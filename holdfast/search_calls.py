@@ -28,6 +28,8 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
     reserved: int
     low: bool
     version: int
+    backordered: int = 0
+    backorder_available: int = 0
 
 
 class SearchPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -46,11 +46,12 @@ _PAST_ALL: Final = "\U0010ffff" * 51
 
 
 class Stocked(StrEnum):
-    """What a question wants of the rows: units that can be promised, none, or few."""
+    """What a question wants of the rows: units that can be promised, none, few, or owed ones."""
 
     IN = "in"
     OUT = "out"
     LOW = "low"
+    BACKORDERED = "backordered"
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -61,10 +62,53 @@ class Item(msgspec.Struct, frozen=True):
     attributes: dict[str, str]
 
 
+class IndexedRow(msgspec.Struct, frozen=True):
+    """What the index has of a row, in units; as the store has them but for what follows from it.
+
+    `backorder_limit` is 0 where the row has no terms.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    on_hand: int
+    reserved: int
+    safety_stock: int
+    deficit: int
+    version: int
+    low_stock_threshold: int
+    backordered: int
+    backorder_limit: int
+    available: int
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        """Take what the index has of it."""
+        return cls(
+            row.merchant,
+            row.location,
+            row.sku,
+            row.on_hand,
+            row.reserved,
+            row.safety_stock,
+            row.deficit,
+            row.version,
+            row.low_stock_threshold,
+            row.backordered,
+            0 if row.terms is None else row.terms.backorder_limit,
+            row.available,
+        )
+
+    @property
+    def backorder_available(self) -> int:
+        """Units that can be promised beyond those that are available."""
+        return max(0, self.backorder_limit - self.backordered)
+
+
 class Hit(msgspec.Struct, frozen=True):
     """A row that was found, with its item's title and attributes."""
 
-    row: Row
+    row: IndexedRow
     title: str
     attributes: dict[str, str]
 
@@ -93,21 +137,21 @@ class Found(NamedTuple):
     as_of_ms: int
 
 
-_FIELDS: Final = (
-    "merchant",
-    "location",
-    "sku",
-    "on_hand",
-    "reserved",
-    "safety_stock",
-    "deficit",
-    "version",
-    "low_stock_threshold",
-)
-_COLUMNS: Final = ", ".join(_FIELDS)
+_FIELDS: Final = IndexedRow.__struct_fields__
+_COLUMNS: Final = ", ".join((*_FIELDS, "partition", "stale"))
 _UPDATES: Final = ", ".join(
-    f"{name} = excluded.{name}" for name in (*_FIELDS[3:], "available", "partition", "stale")
+    f"{name} = excluded.{name}" for name in (*_FIELDS[3:], "partition", "stale")
 )
+_PUT_ROW: Final = (
+    f"INSERT INTO rows ({_COLUMNS}) "  # noqa: S608 - ours
+    f"VALUES ({', '.join('?' * (len(_FIELDS) + 2))}) "
+    f"ON CONFLICT (merchant, sku, location) DO UPDATE SET {_UPDATES}"
+)
+
+LAYOUT: Final = "2"
+"""Of the rows. An index with another has them dropped, and is filled anew from the store; items
+stay. A process of another version that still writes fails, rather than write rows without all
+columns."""
 
 
 class Database(ABC):
@@ -129,6 +173,10 @@ class Database(ABC):
     @abstractmethod
     def connect(self) -> Any:
         """Make a DB-API connection for the calling thread."""
+
+    lock: str
+    """Lets one process at a time make the tables: those that start together would get in each
+    other's way."""
 
     @abstractmethod
     def schema(self) -> Iterable[str]:
@@ -157,11 +205,22 @@ class Database(ABC):
     # Life
 
     async def prepare(self) -> None:
-        """Make the tables where they are not there."""
+        """Make the tables where they are not there, or the rows are of another layout."""
 
         def make(connection: Any) -> None:
+            connection.execute(self.lock)
+            connection.execute(_META)
+            layout = "SELECT value FROM meta WHERE name = 'layout'"
+            if self._run(connection, layout).fetchone() != (LAYOUT,):
+                connection.execute("DROP TABLE IF EXISTS rows")
+                connection.execute("DROP TABLE IF EXISTS progress")
             for statement in self.schema():
                 connection.execute(statement)
+            note = (
+                "INSERT INTO meta (name, value) VALUES ('layout', ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+            )
+            self._run(connection, note, (LAYOUT,))
 
         await self._write(make)
 
@@ -180,12 +239,7 @@ class Database(ABC):
 
     async def take(self, partition: int, rows: Sequence[Row], *, as_of_ms: int) -> None:
         """Take rows that are newer than those that the index has."""
-        sql = (
-            f"INSERT INTO rows ({_COLUMNS}, available, partition, stale) "  # noqa: S608 - ours
-            f"VALUES ({', '.join('?' * (len(_FIELDS) + 3))}) "
-            f"ON CONFLICT (merchant, sku, location) DO UPDATE SET {_UPDATES} "
-            "WHERE excluded.version > rows.version"
-        )
+        sql = f"{_PUT_ROW} WHERE excluded.version > rows.version"
 
         def write(connection: Any) -> None:
             self._many(connection, sql, [_values(row, partition) for row in rows])
@@ -208,14 +262,9 @@ class Database(ABC):
 
     async def replace(self, partition: int, rows: Sequence[Row]) -> None:
         """Take rows whatever the index has."""
-        sql = (
-            f"INSERT INTO rows ({_COLUMNS}, available, partition, stale) "  # noqa: S608 - ours
-            f"VALUES ({', '.join('?' * (len(_FIELDS) + 3))}) "
-            f"ON CONFLICT (merchant, sku, location) DO UPDATE SET {_UPDATES}"
-        )
 
         def write(connection: Any) -> None:
-            self._many(connection, sql, [_values(row, partition) for row in rows])
+            self._many(connection, _PUT_ROW, [_values(row, partition) for row in rows])
             self._catalogue(connection, rows)
 
         await self._write(write)
@@ -377,22 +426,22 @@ class Database(ABC):
         )
         found = self._run(connection, sql, values).fetchall()
         return [
-            Hit(Row(*one[: len(_FIELDS)]), one[len(_FIELDS)], _attributes(one[len(_FIELDS) + 1]))
+            Hit(IndexedRow(*one[:-2]), one[-2], _attributes(one[-1]))
             for one in map(self.read_names, found)
         ]
 
     # Anti-entropy
 
-    async def page(self, partition: int, after: Key | None, limit: int) -> list[Row]:
+    async def page(self, partition: int, after: Key | None, limit: int) -> list[IndexedRow]:
         """Return a partition's rows in the order of their keys, from past `after`."""
         sql = (
-            f"SELECT {_COLUMNS} FROM rows WHERE partition = ? "  # noqa: S608 - ours
+            f"SELECT {', '.join(_FIELDS)} FROM rows WHERE partition = ? "  # noqa: S608 - ours
             "AND (merchant, location, sku) > (?, ?, ?) "
             f"ORDER BY merchant, location, sku LIMIT {int(limit)}"
         )
         values = (partition, *(after or ("", "", "")))
         found = await self._read(lambda connection: self._run(connection, sql, values).fetchall())
-        return [Row(*one) for one in map(self.read_names, found)]
+        return [IndexedRow(*one) for one in map(self.read_names, found)]
 
     async def known(self, rows: Sequence[Row]) -> set[Key]:
         """Return which of the rows the index has, of whatever version."""
@@ -407,13 +456,13 @@ class Database(ABC):
 
         return await self._read(read)
 
-    async def mend(self, partition: int, pairs: Sequence[tuple[Row, Row | None]]) -> int:
+    async def mend(self, partition: int, pairs: Sequence[tuple[IndexedRow, Row | None]]) -> int:
         """Put what the store says in place of what the index said; return how many that were.
 
         A row that the index has changed meanwhile is left alone.
         """
         delete = "DELETE FROM rows WHERE merchant = ? AND sku = ? AND location = ? AND version = ?"
-        columns = [*_FIELDS[3:], "available", "partition", "stale"]
+        columns = [*_FIELDS[3:], "partition", "stale"]
         update = (
             f"UPDATE rows SET {', '.join(f'{name} = ?' for name in columns)} "  # noqa: S608 - ours
             "WHERE merchant = ? AND sku = ? AND location = ? AND version = ?"
@@ -480,6 +529,7 @@ class Database(ABC):
 _STOCKED: Final = {
     Stocked.IN: "rows.available > 0",
     Stocked.OUT: "rows.available = 0",
+    Stocked.BACKORDERED: "rows.backordered > 0",
     Stocked.LOW: "(rows.low_stock_threshold > 0 AND rows.available <= rows.low_stock_threshold)",
 }
 
@@ -489,7 +539,7 @@ def _key(row: Row) -> Key:
 
 
 def _values(row: Row, partition: int) -> tuple[Any, ...]:
-    return (*(getattr(row, name) for name in _FIELDS), row.available, partition, 0)
+    return (*msgspec.structs.astuple(IndexedRow.of(row)), partition, 0)
 
 
 def _attributes(text: str) -> dict[str, str]:
@@ -512,6 +562,7 @@ class Sqlite(Database):
     """SQLite in a file: for one machine. Any number of processes may read, and write in turn."""
 
     faults = (sqlite3.Error, OSError)
+    lock = "BEGIN IMMEDIATE"
 
     def __init__(self, path: Path) -> None:
         """Keep the path."""
@@ -569,17 +620,21 @@ SCARCE: Final = (
     "CREATE INDEX IF NOT EXISTS rows_out ON rows (merchant, sku, location) WHERE available = 0",
     """CREATE INDEX IF NOT EXISTS rows_low ON rows (merchant, sku, location)
         WHERE low_stock_threshold > 0 AND available <= low_stock_threshold""",
+    """CREATE INDEX IF NOT EXISTS rows_backordered ON rows (merchant, sku, location)
+        WHERE backordered > 0""",
 )
-"""Indexes of the rows that are out or low: few among many, so they are not to be looked for."""
+"""Indexes of the rows that are out, low or owe units: few among many, so they are not to be looked
+for."""
 
+_META: Final = "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)"
 _TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS progress (
         partition INTEGER PRIMARY KEY, as_of_ms INTEGER NOT NULL)""",
     """CREATE TABLE IF NOT EXISTS rows (
         merchant TEXT NOT NULL, sku TEXT NOT NULL, location TEXT NOT NULL,
         on_hand INTEGER NOT NULL, reserved INTEGER NOT NULL, safety_stock INTEGER NOT NULL,
         deficit INTEGER NOT NULL, version INTEGER NOT NULL, low_stock_threshold INTEGER NOT NULL,
+        backordered INTEGER NOT NULL, backorder_limit INTEGER NOT NULL,
         available INTEGER NOT NULL, partition INTEGER NOT NULL, stale INTEGER NOT NULL,
         PRIMARY KEY (merchant, sku, location)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS rows_by_location ON rows (merchant, location, sku)",

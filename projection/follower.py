@@ -18,7 +18,7 @@ from engine.limits import MAX_BATCH_ROWS
 from engine.model import Row
 from engine.outcomes import HoldfastError
 from engine.tasks import end_task
-from projection.database import Database, Key
+from projection.database import Database, IndexedRow, Key
 
 READER: Final = "index"
 """What the consumer is known by in the store."""
@@ -157,7 +157,11 @@ async def _check_indexed(
     while page := await database.page(partition, after, MAX_BATCH_ROWS):
         # The store is read after the index, so it is never the older of the two.
         truth = await _truth(inventory, page)
-        wrong = [(had, row) for had, row in zip(page, truth, strict=True) if had != row]
+        wrong = [
+            (had, row)
+            for had, row in zip(page, truth, strict=True)
+            if row is None or had != IndexedRow.of(row)
+        ]
         late = sum(row is not None and row.version > had.version for had, row in wrong)
         if wrong:
             mended += max(0, await database.mend(partition, wrong) - late)
@@ -182,7 +186,7 @@ async def _check_missing(
     return mended
 
 
-async def _truth(inventory: Inventory, rows: list[Row]) -> list[Row | None]:
+async def _truth(inventory: Inventory, rows: list[IndexedRow]) -> list[Row | None]:
     """Read the same rows from the store, merchant by merchant."""
     found: dict[Key, Row | None] = {}
     for merchant in {row.merchant for row in rows}:

@@ -14,14 +14,14 @@ except ImportError as error:
     ) from error
 
 _LOCK: Final = 7_241_001
-"""Of the advisory lock under which the tables are made: processes that start together would
-otherwise make them at once, and one of them would fail."""
+"""Of the advisory lock under which the tables are made."""
 
 
 class Postgres(Database):
     """PostgreSQL by URL. Any number of machines may use it."""
 
     faults = (psycopg.Error, OSError)
+    lock = f"SELECT pg_advisory_xact_lock({_LOCK})"
 
     def __init__(self, url: str) -> None:
         """Keep the URL."""
@@ -38,7 +38,6 @@ class Postgres(Database):
 
     def schema(self) -> Iterable[str]:
         """Return the tables; names compare by byte, as in the store."""
-        yield f"SELECT pg_advisory_xact_lock({_LOCK})"
         yield from _TABLES
 
     matched_skus = (
@@ -81,12 +80,12 @@ def _unescape(text: str) -> str:
 
 _NAME: Final = 'TEXT COLLATE "C" NOT NULL'
 _TABLES: Final = (
-    "CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS progress (partition INTEGER PRIMARY KEY, as_of_ms BIGINT NOT NULL)",
     f"""CREATE TABLE IF NOT EXISTS rows (
         merchant {_NAME}, sku {_NAME}, location {_NAME},
         on_hand BIGINT NOT NULL, reserved BIGINT NOT NULL, safety_stock BIGINT NOT NULL,
         deficit BIGINT NOT NULL, version BIGINT NOT NULL, low_stock_threshold BIGINT NOT NULL,
+        backordered BIGINT NOT NULL, backorder_limit BIGINT NOT NULL,
         available BIGINT NOT NULL, partition INTEGER NOT NULL, stale INTEGER NOT NULL,
         PRIMARY KEY (merchant, sku, location))""",
     "CREATE INDEX IF NOT EXISTS rows_by_location ON rows (merchant, location, sku)",

@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 Command = Callable[..., object]
 
 DEFAULT_SHOWN: Final = 50
+_COLUMNS: Final = ("sku", "location", "title", "available", "on_hand", "backordered", "low")
 IMPORTS_AT_ONCE: Final = 32
 MAX_SHOWN_PROBLEMS: Final = 20
 
@@ -48,7 +49,7 @@ MAX_SHOWN_PROBLEMS: Final = 20
 @click.option(
     "--stock",
     type=click.Choice([one.value for one in Stocked]),
-    help="Only what can be promised (in), cannot (out), or is low.",
+    help="Only what can be promised (in), cannot (out), is low, or is owed (backordered).",
 )
 @click.option(
     "--limit",
@@ -77,11 +78,8 @@ def search(
         output.document(hit)
     if not output.as_json:
         output.table(
-            ["sku", "location", "title", "available", "on_hand", "low"],
-            [
-                [one.sku, one.location, one.title, one.available, one.on_hand, one.low]
-                for one in found[:limit]
-            ],
+            _COLUMNS,
+            [[getattr(one, column) for column in _COLUMNS] for one in found[:limit]],
         )
     if len(found) > limit:
         output.note(f"There are more than {limit}; ask for more with --limit.")

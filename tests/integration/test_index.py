@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from engine.consumer import Reason, Resync, list_readers
-from engine.model import MovementType, Row
+from engine.model import MovementType, Row, Terms
 from engine.outcomes import IndexUnavailable, ItemNotFound
 from projection import follower
 from projection.database import (
     Database,
     Hit,
+    IndexedRow,
     Item,
     Question,
     Stocked,
@@ -110,16 +111,16 @@ async def until_same(shop: Shop, database: Database) -> None:
     await eventually(same, within_seconds=WAIT_SECONDS)
 
 
-async def indexed(shop: Shop, database: Database) -> dict[tuple[str, str], Row]:
+async def indexed(shop: Shop, database: Database) -> dict[tuple[str, str], IndexedRow]:
     rows = [one.row for one in await ask(database, shop.merchant)]
     return {(row.location, row.sku): row for row in rows}
 
 
-async def stored(shop: Shop) -> dict[tuple[str, str], Row]:
-    found: dict[tuple[str, str], Row] = {}
+async def stored(shop: Shop) -> dict[tuple[str, str], IndexedRow]:
+    found: dict[tuple[str, str], IndexedRow] = {}
     for partition in range(shop.inventory.partitions):
         async for rows in Resync(shop.inventory, partition, Reason.START).rows():
-            found |= {(row.location, row.sku): row for row in rows}
+            found |= {(row.location, row.sku): IndexedRow.of(row) for row in rows}
     return found
 
 
@@ -207,7 +208,7 @@ async def test_text_stock_and_pages(
         assert await found(nothing) == [], nothing
     (hit,) = await ask(database, merchant, sku="mug-blue")
     assert (hit.title, hit.attributes) == ("Becher, gro\u00df & Tasse", {"ean": "4006"})
-    assert hit.row == await shop.row("mug-blue")
+    assert hit.row == IndexedRow.of(await shop.row("mug-blue"))
 
     # Pages in byte order, complete, each row once.
     whole = await places(database, merchant)
@@ -277,6 +278,57 @@ async def test_a_rebuild_keeps_items_and_a_check_mends_what_was_changed_by_hand(
     assert (await database.item(shop.merchant, "sku-1")).title == "One"
 
 
+async def test_what_is_owed_is_found_and_the_check_knows_rows_on_terms(
+    shop: Shop, database: Database, index_url: str
+) -> None:
+    await shop.receive("tea", 2)
+    await shop.receive("mug", 2)
+    for sku in ("tea", "mug"):
+        await shop.set_terms(sku, Terms(backorder_limit=9))
+    async with followed(shop, database):
+        await shop.reserve([("tea", 5)])
+        await until_same(shop, database)
+    assert await places(database, shop.merchant, stocked=Stocked.BACKORDERED) == [("tea", LOCATION)]
+    tea, mug = sorted(
+        [hit.row for hit in await ask(database, shop.merchant)], key=lambda row: row.available
+    )
+    assert (tea.available, tea.backordered, tea.backorder_available) == (0, 3, 6)
+    assert (mug.available, mug.backordered, mug.backorder_available) == (2, 0, 9)
+    assert await follower.check(shop.inventory, database) == 0
+    _execute(index_url, "UPDATE rows SET backordered = 0 WHERE sku = 'tea'")
+    assert await follower.check(shop.inventory, database) == 1
+    assert await indexed(shop, database) == await stored(shop)
+
+
+async def test_an_index_of_another_layout_is_filled_anew_and_keeps_its_items(
+    shop: Shop, database: Database, index_url: str
+) -> None:
+    await shop.receive("tea", 2)
+    async with followed(shop, database):
+        await until_same(shop, database)
+    await database.put_item(shop.merchant, Item("tea", "Sencha", {}))
+    await database.close()
+    for statement in (
+        "DELETE FROM meta WHERE name = 'layout'",
+        "DROP INDEX rows_backordered",
+        "ALTER TABLE rows DROP COLUMN backordered",
+    ):
+        _execute(index_url, statement)
+
+    upgraded, other = open_database(index_url), open_database(index_url)
+    # As processes that start together do.
+    await asyncio.gather(upgraded.prepare(), other.prepare())
+    await other.close()
+    assert await ask(upgraded, shop.merchant) == []
+    async with followed(shop, upgraded):
+        await until_same(shop, upgraded)
+    assert await places(upgraded, shop.merchant, text="sencha") == [("tea", LOCATION)]
+    # Once more is nothing more.
+    await upgraded.prepare()
+    assert await indexed(shop, upgraded) == await stored(shop)
+    await upgraded.close()
+
+
 async def test_an_index_that_cannot_be_had_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "junk.db").write_bytes(b"no database" * 1000)
     for url in (
@@ -299,7 +351,7 @@ HISTORY: list[Row] = [
     row("tea", 1, 5), row("tea", 2, 4), row("tea", 3, 3), row("tea", 4, 13),
     row("mug", 1, 1), row("mug", 2, 0),
 ]  # fmt: skip
-FINAL = {"tea": HISTORY[3], "mug": HISTORY[5]}
+FINAL = [HISTORY[3], HISTORY[5]]
 
 
 class Rows(Resync):
@@ -340,12 +392,12 @@ def test_whatever_comes_in_whatever_order_the_end_is_the_same(tmp_path: Path) ->
                 if fork:
                     # What a failover undid: rows at versions that never come again.
                     await database.take(0, [row("tea", 9, 99), row("jug", 1, 7)], as_of_ms=1)
-                await follower.IndexHandler(database).resync(Rows(list(FINAL.values())))
+                await follower.IndexHandler(database).resync(Rows(FINAL))
                 # And what the tail repeats behind it.
                 await database.take(0, order, as_of_ms=2)
-            found = {one.row.sku: one.row for one in await ask(database, "m")}
+            found = {one.row for one in await ask(database, "m")}
             await database.close()
-            assert found == FINAL
+            assert found == {IndexedRow.of(one) for one in FINAL}
 
         asyncio.run(go())
 
