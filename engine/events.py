@@ -169,13 +169,17 @@ class ShortfallData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OrderPartData(msgspec.Struct, frozen=True):
-    """One location's part of an order; `picked` is what left the shelf, empty before that."""
+    """One location's part of an order; `picked` is what left the shelf, empty before that.
+
+    `proposed` are the SKUs whose substitutes are to be accepted yet.
+    """
 
     location: str
     reservation: str
     state: str
     lines: tuple[LineData, ...]
     picked: tuple[LineData, ...]
+    proposed: tuple[str, ...] = ()
 
 
 class OrderData(msgspec.Struct, frozen=True, kw_only=True):
@@ -644,12 +648,16 @@ def _order_events(operation: Operation, time: str, stem: str) -> list[AnyEvent]:
 def _order_part(part: Sequence[Any]) -> OrderPartData:
     """Read a part as the record has it; `engine.order_records.Part` names its elements."""
     _, location, reservation, _, lines, state, _, _, picked = part[:9]
+    stands_for, proposed, backordered = part[13:16] if part[13:] else ((), (), ())
+    stands = msgspec.convert(stands_for, tuple[StandsFor, ...])
+    late = dict(backordered)
     return OrderPartData(
         location,
         reservation,
         state,
-        tuple([LineData(sku, units) for sku, units in lines]),
+        tuple([LineData(sku, units, late.get(sku, 0), _told(sku, stands)) for sku, units in lines]),
         tuple([LineData(sku, units) for sku, units in picked]),
+        tuple(proposed),
     )
 
 

@@ -164,6 +164,11 @@ _ARRIVE_OR_SELL: Final = frozenset(
 """What is refused of a kit. What it was stocked with before may still be counted or taken away."""
 
 
+def digest_of_buyer(merchant: str, buyer: str) -> str:
+    """Return what is kept of a buyer's name; nothing of an empty one."""
+    return digest("buyer", merchant, buyer) if buyer else ""
+
+
 class DueHolds(msgspec.Struct, frozen=True):
     """What `Inventory.expire_due` found and did in one partition."""
 
@@ -677,6 +682,7 @@ class Inventory:
         stock_only: bool = False,
         channel: str = "",
         buyer: str = "",
+        buyer_digest: str = "",
         first_attempt: bool = False,
         actor: str,
     ) -> ReservationResult:
@@ -685,7 +691,7 @@ class Inventory:
         Of a row with terms that allow it, units are promised that are not on the shelf yet, unless
         `stock_only`; the reservation names them as `backordered`. `channel` is through which it is
         asked for (`online` unless it is said), `buyer` who by: 128 bytes at most, of which a digest
-        is kept where a row has a cap.
+        is kept where a row has a cap. Who knows only that says `buyer_digest`.
 
         A line that is a Wish may be served by what stands for it, and a kit is served by its
         components: the reservation's `lines` are what is held, its `stands_for` what for.
@@ -701,15 +707,15 @@ class Inventory:
         check_text("order_ref", order_ref)
         the_id = reservation_id(keys.partition, merchant, location, key)
         asked = [str(ttl_ms), order_ref, str(partial), *wish_texts(lines)]
-        asks = stock_only or bool(channel) or bool(buyer)
+        asks = stock_only or bool(channel) or bool(buyer) or bool(buyer_digest)
         if asks:
             check_name("channel", channel)
             check_name("buyer", buyer)
-            asked += ["stock_only" if stock_only else "", channel, buyer]
+            asked += ["stock_only" if stock_only else "", channel, buyer or buyer_digest]
         asker = {
             "channel": channel or DEFAULT_CHANNEL,
             "promise": "stock" if stock_only else "",
-            "buyer": digest("buyer", merchant, buyer) if buyer else "",
+            "buyer": digest_of_buyer(merchant, buyer) or buyer_digest,
         }
         fingerprint = digest(*asked)
         promise = _Promise(

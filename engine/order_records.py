@@ -23,7 +23,7 @@ from engine.keys import (
     reservation_hash,
 )
 from engine.limits import FAILED_ORDER_RETENTION_MS, RETENTION_MS
-from engine.model import Line
+from engine.model import Line, StandsFor
 from engine.outcomes import (
     IdempotencyKeyReused,
     OrderNotFound,
@@ -34,7 +34,10 @@ from engine.outcomes import (
 from engine.packing import passed_on
 from engine.refusals import refusal
 from engine.scripts import script
+from engine.served import served
 from engine.store import Store
+from engine.substitutes import Alternative
+from engine.wishes import Fill, Substitution, Wish
 
 GRACE_MS: Final = 5_000
 """How long whoever took a step may take for what follows from it, before somebody else looks."""
@@ -126,11 +129,25 @@ class Aim(StrEnum):
 
 
 class WantedLine(msgspec.Struct, frozen=True, array_like=True):
-    """Units of one SKU, at a location or wherever they can be had."""
+    """Units of one SKU, at a location or wherever they can be had; the rest is as of a Wish."""
 
     sku: str
     quantity: int
     location: str = ""
+    substitutes: Substitution = Substitution.NONE
+    fill: Fill = Fill.MIXED
+    alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def wish(self) -> Wish:
+        """The line as a reserve takes it."""
+        return Wish(
+            sku=self.sku,
+            quantity=self.quantity,
+            substitutes=self.substitutes,
+            fill=self.fill,
+            alternatives=self.alternatives,
+        )
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -138,6 +155,11 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
     `picks` go with the aim to commit, empty for every line whole; `picked` is what left the shelf.
     `why` says why the location was chosen, `replaces` which part it stands in for (0: none).
+
+    `lines` are what is asked for until the part is held, and what is held from then on; `asked` is
+    there where that is not the same. `substitutes` are the SKUs that others may stand for here, and
+    `stands_for`, `proposed`, `backordered` and `missing` what the reservation says. `accepts` are
+    those proposals that are to be accepted, `accepted` those that were.
     """
 
     number: int
@@ -151,6 +173,19 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     picked: tuple[Line, ...] = ()
     why: str = ""
     replaces: int = 0
+    asked: tuple[Line, ...] = ()
+    substitutes: tuple[str, ...] = ()
+    stands_for: tuple[StandsFor, ...] = ()
+    proposed: tuple[str, ...] = ()
+    backordered: tuple[Line, ...] = ()
+    missing: tuple[Line, ...] = ()
+    accepts: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def asks(self) -> tuple[Line, ...]:
+        """What it is to serve of the order's lines."""
+        return self.asked or self.lines
 
     @property
     def counts(self) -> bool:
@@ -159,11 +194,13 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def brings(self) -> tuple[Line, ...]:
-        """The units that left the shelf, or are held in order to."""
+        """What it serves of the order's lines, by units that left the shelf or are held."""
         if self.state is PartState.COMMITTED:
-            return self.picked
+            return served(self.lines, self.stands_for, self.picked)
         is_held = self.state in (PartState.HELD, PartState.CONFIRMED)
-        return self.lines if is_held and self.aim not in (Aim.RELEASE, Aim.DROP) else ()
+        if not is_held or self.aim in (Aim.RELEASE, Aim.DROP):
+            return ()
+        return served(self.lines, self.stands_for, self.lines)
 
 
 class PassedOver(msgspec.Struct, frozen=True, array_like=True):
@@ -191,11 +228,15 @@ class Resourcing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
-    """The parts of an order so far, which locations were passed over, what was sourced anew."""
+    """The parts of an order so far, which locations were passed over, what was sourced anew.
+
+    `declined` are the SKUs whose substitutes were declined, which ended the order.
+    """
 
     parts: tuple[Part, ...]
     passed_over: tuple[PassedOver, ...] = ()
     resourcings: tuple[Resourcing, ...] = ()
+    declined: tuple[str, ...] = ()
 
     @property
     def pending(self) -> Resourcing | None:

@@ -14,19 +14,25 @@ from typing import Final, TypeVar
 import msgspec
 
 from engine import reservations
-from engine.inventory import Inventory
+from engine.candidates import Candidates, Known
+from engine.inventory import Inventory, digest_of_buyer
 from engine.keys import digest, encode, order_id, reservation_id
 from engine.limits import (
     DEFAULT_PAGE,
     DEFAULT_TTL_MS,
-    MAX_BATCH_ROWS,
     MAX_LINES,
     MAX_ORDER_PARTS,
     MAX_ORDER_PLANS,
     MAX_SOURCING_LOCATIONS,
 )
-from engine.model import Line, Page, ReservationResult, ReservationState
-from engine.offline import LIVE, FreshnessView
+from engine.model import (
+    Line,
+    Page,
+    ProposalDecision,
+    Reservation,
+    ReservationResult,
+    ReservationState,
+)
 from engine.order_records import (
     Aim,
     Order,
@@ -53,23 +59,27 @@ from engine.outcomes import (
     OrderEnded,
     OrderNotFound,
     OutcomeUnknown,
+    ProposalDecided,
+    ProposalOpen,
     ReservationEnded,
     ReservationNotFound,
     ShortLine,
 )
-from engine.places import Places, check_coordinates
+from engine.places import check_coordinates
 from engine.resourcing import Failed, StandIn, allot_picks, failed_parts, lay_out
-from engine.sourcing import Candidate, Coordinates, Sourced, Strategy, source
+from engine.sourcing import Coordinates, Sourced, Strategy, source
 from engine.validation import (
     check_batch,
     check_id,
     check_key,
+    check_name,
     check_page,
     check_picks,
     check_quantity,
     check_text,
     check_ttl,
 )
+from engine.wishes import Substitution, Wish, check_wishes, wish_texts
 
 MAX_ROUNDS: Final = 20
 """How often one caller looks at a record anew because somebody took a step on it."""
@@ -85,7 +95,8 @@ Answer = TypeVar("Answer")
 class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How lines that name no location are sourced; kept with the order, for what comes later.
 
-    `degraded` allows locations whose tills are silent, last; `stock_only` is as for a reserve.
+    `degraded` allows locations whose tills are silent, last. `stock_only` and `channel` are as for
+    a reserve, `buyer` is the digest of who it is for.
     """
 
     strategy: Strategy = Strategy.FEWEST_SPLITS
@@ -93,6 +104,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     longitude: float | None = None
     degraded: bool = True
     stock_only: bool = False
+    channel: str = ""
+    buyer: str = ""
 
     @property
     def destination(self) -> Coordinates | None:
@@ -132,8 +145,7 @@ class Orders:
         """Nothing is read yet."""
         self._inventory = inventory
         self._records = inventory.order_records
-        self._places = Places(inventory.store)
-        self._freshness = FreshnessView(inventory)
+        self._candidates = Candidates(inventory)
         self._watch = watch
 
     async def _take(self, step: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -171,10 +183,15 @@ class Orders:
 
         Nothing is written: whoever drives the order does that.
         """
-        if order.state is not OrderState.CONFIRMED:
-            return order
-        parts = [await self._part_now(order, part) for part in order.parts]
-        return _with_parts(order, parts)
+        if order.state is OrderState.CONFIRMED:
+            return _with_parts(order, [await self._part_now(order, x) for x in order.parts])
+        if order.state is OrderState.HELD and any(map(_may_change, order.parts)):
+            parts = [
+                await self._part_now(order, part) if _may_change(part) else part
+                for part in order.parts
+            ]
+            return _with_parts(order, parts)
+        return order
 
     async def _part_now(self, order: Order, part: Part) -> Part:
         if part.state not in (PartState.HELD, PartState.CONFIRMED):
@@ -184,7 +201,7 @@ class Orders:
         except ReservationNotFound:
             return msgspec.structs.replace(part, state=PartState.RELEASED)
         return msgspec.structs.replace(
-            part, state=PartState(found.state), lines=found.lines, picked=found.picked or ()
+            _as_held(part, found), state=PartState(found.state), picked=found.picked or ()
         )
 
     async def listed(
@@ -255,14 +272,21 @@ class Orders:
         ttl_ms: int = DEFAULT_TTL_MS,
         order_ref: str = "",
         options: Options | None = None,
+        buyer: str = "",
         actor: str,
     ) -> OrderResult:
         """Hold the units of all lines for `ttl_ms`, at the locations they name or at sourced ones.
 
-        A retry under the same key finds its own order. Raises InsufficientStock, and then holds
-        nothing, IdempotencyKeyReused, InvalidCommand, LimitExceeded.
+        Others stand for a line that allows it where there is too little of it at all locations
+        together, or at the one that it names. A retry under the same key finds its own order.
+        Raises InsufficientStock, or BuyerCapExceeded where nothing else is in the way, and then
+        holds nothing, IdempotencyKeyReused, InvalidCommand, LimitExceeded.
         """
         options = options or Options()
+        check_name("channel", options.channel)
+        check_name("buyer", buyer)
+        if buyer:
+            options = msgspec.structs.replace(options, buyer=digest_of_buyer(merchant, buyer))
         check_id("merchant", merchant)
         check_key(key)
         check_ttl(ttl_ms)
@@ -270,7 +294,7 @@ class Orders:
         _check_wanted(lines)
         options.check()
         text = msgspec.json.encode(options).decode()
-        said = [f"{line.quantity} {line.sku}\0{line.location}" for line in lines]
+        said = [_said(line) for line in lines]
         body = OrderBody(
             kind=OrderKind.ORDER,
             merchant=merchant,
@@ -288,7 +312,7 @@ class Orders:
             replayed = False
             order, short = await self._place_again(order, actor=actor)
         if order.state is OrderState.FAILED:
-            raise InsufficientStock(tuple(short) or _shorts(order))
+            raise _refusal(order, short)
         if not replayed and order.state.gives_back:
             raise _ended(order)
         return OrderResult(order, replayed)
@@ -326,7 +350,15 @@ class Orders:
         wanted, why = _laid_out(body, sourced)
         self._check_parts(wanted)
         parts = tuple(
-            self._planned(the_id, body.merchant, location, lines, number=number, why=why[location])
+            self._planned(
+                the_id,
+                body.merchant,
+                location,
+                lines,
+                number=number,
+                why=why[location],
+                substitutes=_substituted(body, location, lines, sourced),
+            )
             for number, (location, lines) in enumerate(sorted(wanted.items()), first)
         )
         return Plan(parts, _passed_over(sourced, wanted))
@@ -346,11 +378,21 @@ class Orders:
         number: int,
         why: str,
         replaces: int = 0,
+        substitutes: tuple[str, ...] = (),
     ) -> Part:
         key = f"{the_id}/{number}"
         partition = self._inventory.keys_of(merchant, location).partition
         made = reservation_id(partition, merchant, location, key)
-        return Part(number, location, made, key, lines, why=why, replaces=replaces)
+        return Part(
+            number,
+            location,
+            made,
+            key,
+            lines,
+            why=why,
+            replaces=replaces,
+            substitutes=substitutes,
+        )
 
     async def _source_once_more(self, plan: Callable[[], Awaitable[Sourced]]) -> Sourced:
         """Plan, and where units are missing once more without the holds whose time is up.
@@ -369,64 +411,52 @@ class Orders:
         body: OrderBody,
         wanted: Sequence[Line],
         *,
-        own: Iterable[Part] = (),
-        known: dict[tuple[str, str], int] | None = None,
+        own: Collection[Part] = (),
+        known: Known | None = None,
         move: Resourcing | None = None,
         left_out: Mapping[str, str] | None = None,
+        is_decided: bool = False,
     ) -> Sourced:
         """Plan where units come from, by the live rows.
 
-        `own` parts hold units that count as free; `known` is what refusals said of rows. Of an
-        order that is placed already, `move` has the options, and `left_out` says why not there.
+        Others stand for a line only where all locations together have too little of it. `own` parts
+        hold units that count as free; `known` is what refusals said of rows. Of an order that is
+        placed already, `move` has the options, and `left_out` says why not there; once it
+        `is_decided`, nobody is asked to accept anything any more.
         """
         if not wanted:
             return Sourced((), (), ())
         options = _options(body) if move is None else _decode_options(move.options)
-        candidates, passed = [], []
-        for candidate, ships_not in await self._candidates(body.merchant, wanted, known or {}):
-            why_not = (left_out or {}).get(candidate.location, ships_not)
-            if why_not or (candidate.is_degraded and not options.degraded):
-                passed.append((candidate.location, why_not or "its tills are silent"))
-            else:
-                # What lines that name the location need of it is held once the order is placed.
-                free = _with_own(candidate, own)
-                candidates.append(free if move is not None else _left_for(body, free))
-        plan = source(wanted, candidates, options.strategy, destination=options.destination)
-        return msgspec.structs.replace(plan, passed_over=(*passed, *plan.passed_over))
 
-    async def _candidates(
-        self, merchant: str, wanted: Sequence[Line], known: dict[tuple[str, str], int]
-    ) -> list[tuple[Candidate, str]]:
-        """Read the merchant's locations as candidates, with why one is none."""
-        page = await self._inventory.list_locations(merchant, limit=MAX_SOURCING_LOCATIONS)
-        locations = list(page.items)
-        places = await self._places.of(merchant, locations)
-        fresh = await self._freshness.of(merchant, locations)
-        asked = [(location, line.sku) for location in locations for line in wanted]
-        units: dict[tuple[str, str], int] = {}
-        for start in range(0, len(asked), MAX_BATCH_ROWS):
-            some = asked[start : start + MAX_BATCH_ROWS]
-            for name, row in zip(some, await self._inventory.rows(merchant, some), strict=True):
-                units[name] = 0 if row is None else row.available
-        return [
-            (
-                Candidate(
-                    location=location,
-                    available={
-                        line.sku: min(
-                            units[location, line.sku],
-                            known.get((location, line.sku), units[location, line.sku]),
-                        )
-                        for line in wanted
-                    },
-                    priority=place.priority,
-                    coordinates=place.coordinates,
-                    is_degraded=fresh[location] != LIVE,
-                ),
-                "" if place.ships else "it does not ship",
-            )
-            for location, place in zip(locations, places, strict=True)
-        ]
+        async def plan(substituted: Collection[str]) -> Sourced:
+            wishes = [
+                _wish(body, line, is_decided=is_decided)
+                if line.sku in substituted
+                else Wish(sku=line.sku, quantity=line.quantity)
+                for line in wanted
+            ]
+            candidates, passed = [], []
+            for candidate, ships_not in await self._candidates.read(
+                body.merchant,
+                wishes,
+                known=known or {},
+                channel=options.channel,
+                own=own,
+                # What lines that name a location need there is held once the order is placed.
+                named={} if move is not None else _named(body),
+            ):
+                why_not = (left_out or {}).get(candidate.location, ships_not)
+                if why_not or (candidate.is_degraded and not options.degraded):
+                    passed.append((candidate.location, why_not or "its tills are silent"))
+                else:
+                    candidates.append(candidate)
+            found = source(wanted, candidates, options.strategy, destination=options.destination)
+            return msgspec.structs.replace(found, passed_over=(*passed, *found.passed_over))
+
+        first = await plan(())
+        short = {line.sku for line in first.missing}
+        may = [sku for sku in _substitutable(body, is_decided=is_decided) if sku in short]
+        return _explained(await plan(may), may) if may else first
 
     # Sourcing anew
 
@@ -530,7 +560,13 @@ class Orders:
         wanted = reservations.summed([line for one in failed for line in one.lines])
         left_out = _left_out(order, move)
         sourced = await self._source_once_more(
-            lambda: self._source(order.body, wanted, move=move, left_out=left_out)
+            lambda: self._source(
+                order.body,
+                wanted,
+                move=move,
+                left_out=left_out,
+                is_decided=not order.state.is_undecided,
+            )
         )
         if sourced.missing:
             raise InsufficientStock(_short_lines(wanted, sourced), sourced.passed_over)
@@ -553,13 +589,12 @@ class Orders:
                 number=number,
                 why=why[one.location],
                 replaces=one.replaces,
+                substitutes=tuple(x.sku for x in one.lines if x.sku in sourced.substituted),
             )
             for number, one in enumerate(laid_out, _next_number(order.parts))
         ]
 
-    async def _next_stand_ins(
-        self, order: Order, move: Resourcing, known: dict[tuple[str, str], int]
-    ) -> Plan | None:
+    async def _next_stand_ins(self, order: Order, move: Resourcing, known: Known) -> Plan | None:
         """Plan stand-ins anew with what the refusals taught; None where nothing is left to try."""
         mine = [part for part in order.parts if part.number >= move.first]
         tried = sum(part.state is PartState.REFUSED for part in mine)
@@ -568,7 +603,13 @@ class Orders:
         wanted = reservations.summed([line for one in failed for line in one.lines])
         left_out = _left_out(order, move)
         sourced = await self._source(
-            order.body, wanted, own=held, known=known, move=move, left_out=left_out
+            order.body,
+            wanted,
+            own=held,
+            known=known,
+            move=move,
+            left_out=left_out,
+            is_decided=not order.state.is_undecided,
         )
         if tried >= MAX_ORDER_PLANS or sourced.missing:
             return None
@@ -576,7 +617,7 @@ class Orders:
         kept = {
             part.number
             for part in held
-            if laid_out.pop((part.location, part.replaces, part.lines), None) is not None
+            if laid_out.pop((part.location, part.replaces, part.asks), None) is not None
         }
         parts = [
             part if part.number < move.first or part.number in kept else _dropping(part)
@@ -593,12 +634,13 @@ class Orders:
         self,
         order: Order,
         move: Resourcing,
-        known: dict[tuple[str, str], int],
+        known: Known,
+        short: Sequence[ShortLine],
         *,
         actor: str,
     ) -> Order:
         """Record that the stand-ins are held, or the next plan, or that there is none."""
-        if not known:
+        if not short:
             failed = failed_parts(order, move.location, before=move.first) or []
             numbers = {one.number for one in failed}
             parts = tuple(
@@ -623,7 +665,8 @@ class Orders:
     async def confirm(self, merchant: str, order: str, *, actor: str) -> OrderResult:
         """Decide: from here on the parts are kept until they are committed or the order cancelled.
 
-        Raises OrderNotFound, OrderEnded.
+        Raises OrderNotFound, OrderEnded, ProposalOpen where a part's substitutes were not accepted
+        yet. Where they were declined by the part's own id the order is short, and so it fails.
         """
         found = await self._find(merchant, order)
         for _ in range(MAX_ROUNDS):
@@ -649,16 +692,108 @@ class Orders:
         lost = [
             part
             for part, before in zip(parts, order.parts, strict=True)
-            if before.state.is_open and not part.state.is_open
+            if before.state.is_open and (not part.state.is_open or part.missing)
         ]
         if not lost:
-            decided = msgspec.structs.replace(order, state=OrderState.CONFIRMED, settled=False)
+            for part in parts:
+                if part.state.is_open and part.proposed:
+                    raise ProposalOpen(part.reservation, skus=part.proposed)
+            seen = [
+                msgspec.structs.replace(part, state=before.state)
+                for part, before in zip(parts, order.parts, strict=True)
+            ]
+            decided = msgspec.structs.replace(
+                _with_parts(order, seen), state=OrderState.CONFIRMED, settled=False
+            )
             return await self._write(decided, "confirm", actor=actor)
         reason = f"the part at {lost[0].location} was {lost[0].state}"
+        if lost[0].state.is_open:
+            reason = f"{_declined(lost[0].missing)} at {lost[0].location}"
         failed = msgspec.structs.replace(
             _with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
         )
         return await self._write(failed, "fail", actor=actor)
+
+    async def accept(
+        self, merchant: str, order: str, *, skus: Sequence[str] = (), actor: str
+    ) -> OrderResult:
+        """Accept that others stand for these SKUs, or for all of which that is proposed.
+
+        Raises OrderNotFound, OrderEnded, ProposalDecided where one was declined, InvalidCommand.
+        """
+        found = await self._find(merchant, order)
+        for _ in range(MAX_ROUNDS):
+            found, _ = await self._drive(found, actor=actor)
+            now = await self._seen_now(found)
+            if now.state.gives_back:
+                raise _ended(now)
+            _check_proposed(now, skus)
+            for part in now.parts:
+                if part.state.is_open and any(x.sku in skus or not skus for x in part.missing):
+                    raise ProposalDecided(part.reservation)
+            parts = [
+                msgspec.structs.replace(
+                    part, accepts=tuple(x for x in part.proposed if x in skus or not skus)
+                )
+                if part.state.is_open
+                else part
+                for part in now.parts
+            ]
+            if not any(part.accepts for part in parts):
+                return OrderResult(now, replayed=True)
+            aimed = msgspec.structs.replace(_with_parts(now, parts), settled=False)
+            try:
+                found = await self._write(aimed, "accept", actor=actor)
+            except OrderChanged as changed:
+                found = changed.order
+                continue
+            refusals: list[HoldfastError] = []
+            found, _ = await self._drive(found, actor=actor, refusals=refusals)
+            if refusals:
+                raise refusals[0]
+            return OrderResult(found, replayed=False)
+        raise OutcomeUnknown()
+
+    async def decline(
+        self, merchant: str, order: str, *, skus: Sequence[str] = (), actor: str
+    ) -> OrderResult:
+        """Decline that others stand for these SKUs, or for all of which that is proposed.
+
+        The order is short of them then, so it fails and gives back what it holds. Raises
+        OrderNotFound, OrderEnded, ProposalDecided where one was accepted, InvalidCommand.
+        """
+        found = await self._find(merchant, order)
+        for _ in range(MAX_ROUNDS):
+            found, _ = await self._drive(found, actor=actor)
+            if found.plan.declined and set(skus) <= set(found.plan.declined):
+                return OrderResult(found, replayed=True)
+            now = await self._seen_now(found)
+            if now.state.gives_back:
+                raise _ended(now)
+            _check_proposed(now, skus)
+            open_now = {
+                sku
+                for part in now.parts
+                if part.state.is_open
+                for sku in (*part.proposed, *(line.sku for line in part.missing))
+            }
+            declined = tuple(dict.fromkeys(skus or sorted(open_now)))
+            for part in now.parts:
+                if part.counts and set(part.accepted) & set(declined or part.accepted):
+                    raise ProposalDecided(part.reservation)
+            plan = msgspec.structs.replace(now.plan, declined=declined)
+            lines = [Line(sku, 1) for sku in declined]
+            failed = msgspec.structs.replace(
+                now, state=OrderState.FAILED, settled=False, reason=_declined(lines), plan=plan
+            )
+            try:
+                found = await self._write(failed, "decline", actor=actor)
+            except OrderChanged as changed:
+                found = changed.order
+                continue
+            found, _ = await self._drive(found, actor=actor)
+            return OrderResult(found, replayed=False)
+        raise OutcomeUnknown()
 
     async def cancel(
         self, merchant: str, order: str, *, reason: str = "", actor: str
@@ -790,6 +925,7 @@ class Orders:
     ) -> tuple[Order, list[ShortLine]]:
         """Return the order once it is settled, and what was short where it could not be held."""
         short: list[ShortLine] = []
+        known: dict[tuple[str, str, bool], int] = {}
         for _ in range(MAX_ROUNDS):
             if order.settled:
                 return order, short
@@ -797,20 +933,29 @@ class Orders:
                 if order.state.gives_back:
                     order = await self._give_back(order, actor=actor)
                 elif order.state is OrderState.PLACING or order.plan.pending is not None:
-                    order = await self._hold_parts(order, short, actor=actor)
+                    order = await self._hold_parts(order, short, known, actor=actor)
                 else:
                     order = await self._carry_out(order, refusals, actor=actor)
             except OrderChanged as changed:
                 order = changed.order
         raise OutcomeUnknown()
 
-    async def _hold_parts(self, order: Order, short: list[ShortLine], *, actor: str) -> Order:
-        """Make the planned parts; the next best plan where one is refused, or none is left."""
+    async def _hold_parts(
+        self,
+        order: Order,
+        short: list[ShortLine],
+        known: dict[tuple[str, str, bool], int],
+        *,
+        actor: str,
+    ) -> Order:
+        """Make the planned parts; the next best plan where one is refused, or none is left.
+
+        What refusals say is added to `known`, and is to be thought of until all parts are held.
+        """
         parts = [await self._dropped(order, part, actor=actor) for part in order.parts]
-        known: dict[tuple[str, str], int] = {}
         short.clear()
         for i, part in enumerate(parts):
-            if part.state is not PartState.PLANNED or part.aim is Aim.DROP or known:
+            if part.state is not PartState.PLANNED or part.aim is Aim.DROP or short:
                 continue
             try:
                 made = await self._hold_part(order, part, actor=actor)
@@ -819,15 +964,24 @@ class Orders:
                     raise InsufficientStock(
                         tuple(ShortLine(line.sku, line.quantity, 0) for line in part.lines)
                     )
-            except (InsufficientStock, BuyerCapExceeded, InvalidCommand) as refused:
+            except (
+                InsufficientStock,
+                BuyerCapExceeded,
+                InvalidCommand,
+                LimitExceeded,
+            ) as refused:
                 lines = _refused_lines(part, refused)
                 parts[i] = msgspec.structs.replace(part, state=PartState.REFUSED)
-                known |= {(part.location, line.sku): line.available for line in lines}
+                known |= {
+                    (part.location, line.sku, line.sku in part.substitutes): line.available
+                    for line in lines
+                }
                 short += lines
             else:
                 # Of a split row it may be in another partition than was planned.
                 the_id = made.reservation.id
-                parts[i] = msgspec.structs.replace(part, state=PartState.HELD, reservation=the_id)
+                held = _as_held(part, made.reservation)
+                parts[i] = msgspec.structs.replace(held, state=PartState.HELD, reservation=the_id)
         order = _with_parts(order, parts)
         try:
             return await self._held_or_next(order, known, short, actor=actor)
@@ -851,15 +1005,15 @@ class Orders:
     async def _held_or_next(
         self,
         order: Order,
-        known: dict[tuple[str, str], int],
-        short: "Sequence[ShortLine]",
+        known: Known,
+        short: Sequence[ShortLine],
         *,
         actor: str,
     ) -> Order:
         pending = order.plan.pending
         if pending is not None:
-            return await self._stand_in_or_next(order, pending, known, actor=actor)
-        if not known:
+            return await self._stand_in_or_next(order, pending, known, short, actor=actor)
+        if not short:
             held = msgspec.structs.replace(order, state=OrderState.HELD, settled=True)
             return await self._write(held, "hold", actor=actor)
         plan = await self._next_plan(order, known)
@@ -870,17 +1024,25 @@ class Orders:
         return await self._write(failed, "fail", actor=actor)
 
     async def _hold_part(self, order: Order, part: Part, *, actor: str) -> ReservationResult:
+        options, is_decided = _options(order.body), not order.state.is_undecided
         return await self._take(
             f"hold part {part.number}",
             lambda: self._inventory.reserve(
                 order.body.merchant,
                 part.location,
-                part.lines,
+                [
+                    _wish(order.body, line, is_decided=is_decided)
+                    if line.sku in part.substitutes
+                    else line
+                    for line in part.lines
+                ],
                 key=part.key,
                 ttl_ms=order.body.ttl_ms,
                 # By this the sweeper knows whose part it is, and asks before it takes it back.
                 order_ref=order.id,
-                stock_only=_options(order.body).stock_only,
+                stock_only=options.stock_only,
+                channel=options.channel,
+                buyer_digest=options.buyer,
                 actor=actor,
             ),
         )
@@ -891,14 +1053,15 @@ class Orders:
             return part
         return await self._release_part(order, part, "another plan", actor=actor)
 
-    async def _next_plan(self, order: Order, known: dict[tuple[str, str], int]) -> Plan | None:
+    async def _next_plan(self, order: Order, known: Known) -> Plan | None:
         """Plan anew with what the refusals taught; None where nothing is left to try."""
         body = order.body
         tried = sum(part.state is PartState.REFUSED for part in order.parts)
         held = [p for p in order.parts if p.state is PartState.HELD and p.aim is Aim.NONE]
         sourced = await self._source(body, _free(body), own=held, known=known)
         is_named_short = any(
-            known.get((line.location, line.sku), line.quantity) < line.quantity
+            known.get((line.location, line.sku, _may_be_substituted(line)), line.quantity)
+            < line.quantity
             for line in body.lines
             if line.location
         )
@@ -908,7 +1071,8 @@ class Orders:
         places = set(wanted)
         parts = []
         for part in order.parts:
-            if part.state is PartState.HELD and wanted.get(part.location) == part.lines:
+            lines = wanted.get(part.location)
+            if part.state is PartState.HELD and lines == part.asks:
                 del wanted[part.location]
             elif part.state.is_open:
                 part = msgspec.structs.replace(part, aim=Aim.DROP)  # noqa: PLW2901
@@ -917,7 +1081,13 @@ class Orders:
             return None
         parts += [
             self._planned(
-                order.id, body.merchant, location, lines, number=number, why=why[location]
+                order.id,
+                body.merchant,
+                location,
+                lines,
+                number=number,
+                why=why[location],
+                substitutes=_substituted(body, location, lines, sourced),
             )
             for number, (location, lines) in enumerate(sorted(wanted.items()), _next_number(parts))
         ]
@@ -940,6 +1110,14 @@ class Orders:
             is_kept = now.state is PartState.HELD and now.aim in (Aim.NONE, Aim.COMMIT)
             if is_kept and order.state is not OrderState.HELD:
                 now = await self._confirm_part(order, now, actor=actor)
+            if now.state.is_open and now.accepts:
+                try:
+                    now = await self._accept_part(order, now, actor=actor)
+                except ProposalDecided as refused:
+                    now = await self._part_now(order, now)
+                    if refusals is not None:
+                        refusals.append(refused)
+                now = msgspec.structs.replace(now, accepts=())
             if now.state.is_open and now.aim is Aim.COMMIT:
                 try:
                     now = await self._commit_part(order, now, actor=actor)
@@ -984,6 +1162,20 @@ class Orders:
             f"commit part {part.number}",
             lambda: self._inventory.commit(
                 order.body.merchant, part.reservation, picks=part.picks, actor=actor
+            ),
+        )
+
+    async def _accept_part(self, order: Order, part: Part, *, actor: str) -> Part:
+        return await self._settled_part(
+            order,
+            part,
+            f"accept part {part.number}",
+            lambda: self._inventory.decide(
+                order.body.merchant,
+                part.reservation,
+                ProposalDecision.ACCEPTED,
+                skus=part.accepts,
+                actor=actor,
             ),
         )
 
@@ -1041,7 +1233,100 @@ def _chosen(body: OrderBody, options: Options | None) -> Options:
     if options.destination is None and options.latitude is None and options.longitude is None:
         options = msgspec.structs.replace(options, latitude=own.latitude, longitude=own.longitude)
     options.check()
-    return msgspec.structs.replace(options, stock_only=own.stock_only)
+    return msgspec.structs.replace(
+        options, stock_only=own.stock_only, channel=own.channel, buyer=own.buyer
+    )
+
+
+def _as_held(part: Part, found: Reservation) -> Part:
+    """Return a part with what its reservation says; what is asked of it stays known."""
+    is_plain = not (part.asked or part.substitutes or found.stands_for)
+    decided = [sku for sku in part.proposed if sku not in found.proposed]
+    declined = {line.sku for line in found.missing}
+    return msgspec.structs.replace(
+        part,
+        lines=found.lines,
+        asked=() if is_plain else part.asks,
+        stands_for=found.stands_for,
+        proposed=found.proposed,
+        backordered=found.backordered,
+        missing=found.missing,
+        accepted=(*part.accepted, *(x for x in decided if x not in declined)),
+    )
+
+
+def _may_change(part: Part) -> bool:
+    """Say whether a part's reservation may have come to hold something else by itself."""
+    return bool(part.proposed or part.backordered)
+
+
+def _may_be_substituted(line: WantedLine) -> bool:
+    return line.substitutes is not Substitution.NONE
+
+
+def _substitutable(body: OrderBody, *, is_decided: bool) -> list[str]:
+    """Return the SKUs that others may stand for: of a decided order without asking anybody."""
+    allowed = (
+        (Substitution.ALLOWED,) if is_decided else (Substitution.ALLOWED, Substitution.APPROVE)
+    )
+    return list(dict.fromkeys(x.sku for x in body.lines if x.substitutes in allowed))
+
+
+def _substituted(
+    body: OrderBody, location: str, lines: Sequence[Line], sourced: Sourced
+) -> tuple[str, ...]:
+    """Return the SKUs of a part that others may stand for: where no line names it, by the plan."""
+    named = {x.sku for x in body.lines if x.location == location and _may_be_substituted(x)}
+    return tuple(x.sku for x in lines if x.sku in named or x.sku in sourced.substituted)
+
+
+def _wish(body: OrderBody, line: Line, *, is_decided: bool) -> Wish:
+    """Return units of a SKU that others may stand for, as the order's line says how."""
+    wanted = next(one for one in body.lines if one.sku == line.sku)
+    return msgspec.structs.replace(wanted.wish, quantity=line.quantity, is_decided=is_decided)
+
+
+def _explained(sourced: Sourced, substituted: Sequence[str]) -> Sourced:
+    """Say of each location for which lines others may stand there, and why."""
+    sources = []
+    for one in sourced.sources:
+        skus = [line.sku for line in one.lines if line.sku in substituted]
+        told = f"; others may stand for {', '.join(skus)}, of which there is too little"
+        sources.append(msgspec.structs.replace(one, why=one.why + told) if skus else one)
+    return msgspec.structs.replace(
+        sourced, sources=tuple(sources), substituted=frozenset(substituted)
+    )
+
+
+def _said(line: WantedLine) -> str:
+    """Return what tells a line from another, for the order's fingerprint."""
+    return f"{line.quantity} {line.sku}\0{line.location}{_terms_of(line)}"
+
+
+def _terms_of(line: WantedLine) -> str:
+    """Return what a line says of substitutes; nothing of a plain one."""
+    if line.wish == Wish(sku=line.sku, quantity=line.quantity):
+        return ""
+    return "\0".join(["", *list(wish_texts([line.wish]))[1:]])
+
+
+def _declined(lines: Sequence[Line]) -> str:
+    return f"the substitutes for {', '.join(line.sku for line in lines)} were declined"
+
+
+def _check_proposed(order: Order, skus: Sequence[str]) -> None:
+    """Take SKUs of which something was proposed once, if it was decided since. InvalidCommand."""
+    known = {
+        sku
+        for part in order.parts
+        if part.counts
+        for sku in (*part.proposed, *part.accepted, *(line.sku for line in part.missing))
+    }
+    for i, sku in enumerate(skus):
+        if sku not in known:
+            raise InvalidCommand(f"skus[{i}]", "nothing was proposed for it")
+    if not known:
+        raise InvalidCommand("skus", "nothing was proposed for this order")
 
 
 def _short_lines(wanted: Iterable[Line], sourced: Sourced) -> tuple[ShortLine, ...]:
@@ -1060,7 +1345,8 @@ def _refused_lines(part: Part, refused: HoldfastError) -> tuple[ShortLine, ...]:
     """
     if isinstance(refused, InsufficientStock | BuyerCapExceeded):
         return refused.lines
-    return tuple(ShortLine(x.sku, x.quantity, 0, limited_by="buyer") for x in part.lines)
+    limited_by = "buyer" if isinstance(refused, InvalidCommand) else "stock"
+    return tuple(ShortLine(x.sku, x.quantity, 0, limited_by=limited_by) for x in part.lines)
 
 
 def _resourcing(order: Order, key: str) -> Resourcing | None:
@@ -1104,24 +1390,13 @@ def _with_parts(order: Order, parts: Iterable[Part]) -> Order:
     return msgspec.structs.replace(order, plan=plan)
 
 
-def _with_own(candidate: Candidate, own: Iterable[Part]) -> Candidate:
-    """Count what the order's own parts hold at a location as free."""
-    available = dict(candidate.available)
-    for part in own:
-        if part.location == candidate.location:
-            for line in part.lines:
-                if line.sku in available:
-                    available[line.sku] += line.quantity
-    return msgspec.structs.replace(candidate, available=available)
-
-
-def _left_for(body: OrderBody, candidate: Candidate) -> Candidate:
-    """Take off what lines that name the location need of it."""
-    available = dict(candidate.available)
+def _named(body: OrderBody) -> dict[str, list[Wish]]:
+    """Return what lines ask for of the locations that they name."""
+    named: dict[str, list[Wish]] = {}
     for line in body.lines:
-        if line.location == candidate.location and line.sku in available:
-            available[line.sku] = max(0, available[line.sku] - line.quantity)
-    return msgspec.structs.replace(candidate, available=available)
+        if line.location:
+            named.setdefault(line.location, []).append(line.wish)
+    return named
 
 
 def _free(body: OrderBody) -> list[Line]:
@@ -1131,11 +1406,12 @@ def _free(body: OrderBody) -> list[Line]:
 
 def _summed(lines: Sequence[WantedLine]) -> tuple[WantedLine, ...]:
     """Add up the lines of one SKU and location, in the order of their first appearance."""
-    units: dict[tuple[str, str], int] = {}
+    found: dict[tuple[str, str], WantedLine] = {}
     for line in lines:
-        name = (line.sku, line.location)
-        units[name] = units.get(name, 0) + line.quantity
-    return tuple(WantedLine(sku, quantity, location) for (sku, location), quantity in units.items())
+        earlier = found.get((line.sku, line.location))
+        units = line.quantity + (0 if earlier is None else earlier.quantity)
+        found[line.sku, line.location] = msgspec.structs.replace(line, quantity=units)
+    return tuple(found.values())
 
 
 def _laid_out(
@@ -1161,10 +1437,19 @@ def _passed_over(sourced: Sourced, wanted: Collection[str]) -> tuple[PassedOver,
     )
 
 
+def _refusal(order: Order, short: Sequence[ShortLine]) -> HoldfastError:
+    """Return why an order could not be held."""
+    if short and all(line.limited_by == "buyer" for line in short):
+        if not _options(order.body).buyer:
+            return InvalidCommand("buyer", "must be named: a row has a cap a buyer")
+        return BuyerCapExceeded(tuple(short))
+    return InsufficientStock(tuple(short) or _shorts(order))
+
+
 def _shorts(order: Order) -> tuple[ShortLine, ...]:
     """Name the lines of the parts that were refused, where nobody remembers what was there."""
     refused = [part for part in order.parts if part.state is PartState.REFUSED] or order.parts
-    return tuple(ShortLine(x.sku, x.quantity, 0) for part in refused for x in part.lines)
+    return tuple(ShortLine(x.sku, x.quantity, 0) for part in refused for x in part.asks)
 
 
 def _ended(order: Order) -> OrderEnded:
@@ -1180,6 +1465,13 @@ def _check_wanted(lines: Sequence[WantedLine]) -> None:
         check_quantity(f"lines[{i}].quantity", line.quantity)
         if line.location:
             check_text(f"lines[{i}].location", line.location)
+    check_wishes([line.wish for line in lines])
+    said: dict[str, str] = {}
+    for i, line in enumerate(lines):
+        if said.setdefault(line.sku, _terms_of(line)) != _terms_of(line):
+            raise InvalidCommand(
+                f"lines[{i}].substitutes", "must be the same in all lines of one SKU"
+            )
 
 
 def _check_held(due: Sequence[Part], picks: Sequence[Line]) -> None:

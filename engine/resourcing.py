@@ -39,7 +39,7 @@ def failed_parts(order: Order, location: str, *, before: int = 0) -> list[Failed
     there = [part for part in parts if part.location == location]
     failed = []
     for part in there:
-        lines = part.lines if part.state.is_open else _left_missing(part, parts, missing)
+        lines = part.asks if part.state.is_open else _left_missing(part, parts, missing)
         if lines:
             failed.append(Failed(part.number, lines))
     return failed if there else None
@@ -47,9 +47,9 @@ def failed_parts(order: Order, location: str, *, before: int = 0) -> list[Failed
 
 def _left_missing(part: Part, parts: Sequence[Part], missing: dict[str, int]) -> tuple[Line, ...]:
     """Take what a part did not bring from what is missing of the order."""
-    gone = {line.sku: line.quantity for line in part.lines}
-    brought = part.picked if part.state is PartState.COMMITTED else ()
-    for line in (*brought, *(x for one in parts if one.replaces == part.number for x in one.lines)):
+    gone = {line.sku: line.quantity for line in part.asks}
+    brought = part.brings if part.state is PartState.COMMITTED else ()
+    for line in (*brought, *(x for one in parts if one.replaces == part.number for x in one.asks)):
         gone[line.sku] = gone.get(line.sku, 0) - line.quantity
     lines = []
     for sku, units in gone.items():

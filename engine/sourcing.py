@@ -5,7 +5,7 @@ is wanted any more. What they are told of stock may be stale; the decision is ta
 itself, and what its refusal says of a row is what the next plan goes by.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from itertools import combinations
 from math import asin, cos, inf, radians, sin, sqrt
@@ -46,17 +46,98 @@ class Coordinates(msgspec.Struct, frozen=True):
     longitude: float
 
 
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A location as a plan sees it: `available` units by SKU, 0 where a SKU is not named.
+class Way(msgspec.Struct, frozen=True):
+    """How a SKU may be served: `of` units of something stand for `for_` units of it.
 
-    `is_degraded` says that its tills are silent, so its numbers are less sure: it comes last.
+    A unit of that takes so many units of each of `rows`.
+    """
+
+    of: int
+    for_: int
+    rows: tuple[tuple[str, int], ...]
+
+    def most(self, available: Mapping[str, int]) -> int:
+        """Return how many units of the SKU can be served of what is available by row."""
+        room = min(available.get(sku, 0) // units for sku, units in self.rows)
+        return room * self.for_ // self.of
+
+    def take(self, served: int, available: dict[str, int]) -> None:
+        """Take what it needs to serve so many units."""
+        units = -(-served * self.of // self.for_)
+        for sku, each in self.rows:
+            available[sku] -= units * each
+
+
+class Ways(msgspec.Struct, frozen=True):
+    """All ways to serve a SKU at a location, the first of them first.
+
+    With `is_whole` one of them serves all that is wanted of it, or none does.
+    """
+
+    ways: tuple[Way, ...]
+    is_whole: bool = False
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A location as a plan sees it: `available` units by row, 0 where a row is not named.
+
+    A SKU is served by its own row unless `ways` has others, and `most` bounds what may be had of
+    it. `is_degraded` says that the location's tills are silent, so its numbers are less sure: it
+    comes last.
     """
 
     location: str
     available: Mapping[str, int]
+    ways: Mapping[str, Ways] = {}
+    most: Mapping[str, int] = {}
     priority: int = 0
     coordinates: Coordinates | None = None
     is_degraded: bool = False
+
+    def ways_of(self, sku: str) -> Ways:
+        """Return how a SKU may be served."""
+        return self.ways.get(sku) or Ways((Way(1, 1, ((sku, 1),)),))
+
+    def serve(self, wanted: Iterable[Line]) -> dict[str, int]:
+        """Return how many units of each SKU can be had there, line after line.
+
+        What two of them need is counted once. Lines that only their own row can serve come first,
+        as they do in a reserve.
+        """
+        if not self.ways:
+            return {
+                x.sku: min(
+                    x.quantity, self.available.get(x.sku, 0), self.most.get(x.sku, x.quantity)
+                )
+                for x in wanted
+            }
+        available = dict(self.available)
+        in_turn = sorted(wanted, key=lambda line: line.sku in self.ways)
+        return {line.sku: self._serve_line(line, available) for line in in_turn}
+
+    def without(self, lines: Sequence[Line]) -> "Candidate":
+        """Return what is left there for others once these lines have what they can have."""
+        available = dict(self.available)
+        for line in lines:
+            self._serve_line(line, available)
+        return msgspec.structs.replace(self, available=available)
+
+    def _serve_line(self, line: Line, available: dict[str, int]) -> int:
+        wanted = min(line.quantity, self.most.get(line.sku, line.quantity))
+        ways = self.ways_of(line.sku)
+        if ways.is_whole:
+            whole = [way for way in ways.ways if way.most(available) >= line.quantity == wanted]
+            if not whole:
+                return 0
+            whole[0].take(wanted, available)
+            return wanted
+        left = wanted
+        for way in ways.ways:
+            served = min(left, way.most(available))
+            if served:
+                way.take(served, available)
+                left -= served
+        return wanted - left
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -68,11 +149,15 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Sourced(msgspec.Struct, frozen=True):
-    """A plan: what comes from where, what nobody has, and which locations were passed over."""
+    """A plan: what comes from where, what nobody has, and which locations were passed over.
+
+    `substituted` are the SKUs that others may stand for, since there is too little of them.
+    """
 
     sources: tuple[Source, ...]
     missing: tuple[Line, ...]
     passed_over: tuple[tuple[str, str], ...]
+    substituted: frozenset[str] = frozenset()
 
 
 def source(
@@ -90,15 +175,13 @@ def source(
     useful = [one for one in candidates if _covered(one, wanted)]
     ordered = sorted(useful, key=lambda one: _rank(one, wanted, strategy, destination=destination))
     if strategy is Strategy.FEWEST_SPLITS:
-        ordered = _fewest(ordered, wanted)
+        ordered = _fewest(ordered, _scarcest_first(useful, wanted))
     left = {line.sku: line.quantity for line in wanted}
+    in_turn = [line.sku for line in _scarcest_first(useful, wanted)]
     sources: list[Source] = []
     for one in ordered:
-        lines = tuple(
-            Line(sku, min(units, one.available.get(sku, 0)))
-            for sku, units in left.items()
-            if units and one.available.get(sku, 0)
-        )
+        served = one.serve([Line(sku, left[sku]) for sku in in_turn if left[sku]])
+        lines = tuple(Line(sku, served[sku]) for sku in left if served.get(sku))
         if not lines:
             continue
         for line in lines:
@@ -130,7 +213,7 @@ def distance_km(one: Coordinates, other: Coordinates) -> float:
 
 def _covered(one: Candidate, wanted: Sequence[Line]) -> int:
     """Return how many of the wanted units a location has."""
-    return sum(min(line.quantity, one.available.get(line.sku, 0)) for line in wanted)
+    return sum(one.serve(wanted).values())
 
 
 def _rank(
@@ -147,7 +230,7 @@ def _rank(
         if one.coordinates is not None and destination is not None:
             first = distance_km(one.coordinates, destination)
     elif strategy is Strategy.MOST_STOCK:
-        first = -sum(one.available.get(line.sku, 0) for line in wanted)
+        first = -_stock(one, wanted)
     return one.is_degraded, first, one.priority, one.location
 
 
@@ -181,15 +264,37 @@ def _greedy(pool: Sequence[Candidate], wanted: Sequence[Line]) -> list[Candidate
             break
         rest.remove(best)
         chosen.append(best)
-        units = [(x.sku, x.quantity - best.available.get(x.sku, 0)) for x in left]
-        left = [Line(sku, quantity) for sku, quantity in units if quantity > 0]
+        left = _left_after(best, left)
     return chosen
 
 
 def _has_all(some: Sequence[Candidate], wanted: Sequence[Line]) -> bool:
-    return all(
-        sum(one.available.get(line.sku, 0) for one in some) >= line.quantity for line in wanted
-    )
+    left = list(wanted)
+    for one in some:
+        left = _left_after(one, left)
+    return not left
+
+
+def _left_after(one: Candidate, wanted: Sequence[Line]) -> list[Line]:
+    """Return what is still wanted once a location served what it can."""
+    served = one.serve(wanted)
+    return [
+        Line(line.sku, line.quantity - served[line.sku])
+        for line in wanted
+        if served[line.sku] < line.quantity
+    ]
+
+
+def _scarcest_first(some: Sequence[Candidate], wanted: Sequence[Line]) -> Sequence[Line]:
+    """Put lines that can be had hardly anywhere before those that may leave them what they need."""
+    if not any(one.ways for one in some):
+        return wanted
+    return sorted(wanted, key=lambda x: sum(_stock(one, [x]) for one in some) / x.quantity)
+
+
+def _stock(one: Candidate, wanted: Sequence[Line]) -> int:
+    """Return how many units of what is wanted there are, of each SKU by itself."""
+    return sum(sum(way.most(one.available) for way in one.ways_of(x.sku).ways) for x in wanted)
 
 
 def _why(one: Candidate, strategy: Strategy, *, is_whole: bool) -> str:

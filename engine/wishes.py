@@ -40,7 +40,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Units of one SKU, or of what may stand for it.
 
     `alternatives` take the place of the merchant's rules where there are any; the first comes
-    first, whatever priority it has.
+    first, whatever priority it has. With `is_decided` only what nobody has to accept may stand for
+    it.
     """
 
     sku: str
@@ -48,6 +49,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     substitutes: Substitution = Substitution.NONE
     fill: Fill = Fill.MIXED
     alternatives: tuple[Alternative, ...] = ()
+    is_decided: bool = False
 
 
 class Asked(NamedTuple):
@@ -129,7 +131,9 @@ def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> 
         others = [
             (one.of, one.for_, one.approval, SUBSTITUTE, ((one.sku, row(one.sku), 1),))
             for one in _alternatives(wish, choices, location)
-            if one.sku not in parts and one.sku not in kits
+            if one.sku not in parts
+            and one.sku not in kits
+            and not (wish.is_decided and one.approval)
         ]
         asked.append(
             (
@@ -153,6 +157,8 @@ def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
             yield f"{wish.substitutes} {wish.fill}"
             for one in wish.alternatives:
                 yield msgspec.json.encode(one).decode()
+            if wish.is_decided:
+                yield "decided"
 
 
 def _own(wish: Wish, kits: Kits, row: Callable[[str], int]) -> list[tuple[Any, ...]]:

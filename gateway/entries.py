@@ -90,6 +90,8 @@ class OrderPart(msgspec.Struct, frozen=True):
     reservation: str
     state: PartState
     lines: list[PickedLine]
+    stands_for: list[StandsForLine] | UnsetType = UNSET
+    proposed: list[str] | UnsetType = UNSET
 
 
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -317,6 +319,8 @@ def _ordered(detail: Sequence[Any]) -> Details:
                 part.reservation,
                 part.state,
                 [PickedLine(line.sku, line.quantity) for line in part.lines],
+                [StandsForLine(*msgspec.structs.astuple(x)) for x in part.stands_for] or UNSET,
+                list(part.proposed) or UNSET,
             )
             for part in msgspec.convert(plan, Plan).parts
         ],

@@ -7,27 +7,39 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from engine import order_records
-from engine.limits import DEFAULT_TTL_MS, MAX_LINES, MAX_SOURCING_LOCATIONS
-from engine.model import Line, time_text
+from engine.limits import (
+    DEFAULT_CHANNEL,
+    DEFAULT_TTL_MS,
+    MAX_LINES,
+    MAX_NAME_BYTES,
+    MAX_SOURCING_LOCATIONS,
+)
+from engine.model import time_text
 from engine.order_records import OrderState, PartState, WantedLine
 from engine.orders import Options, OrderResult, Orders
 from engine.places import MAX_PRIORITY, Place, Places
 from engine.sourcing import Strategy
+from engine.substitutes import Alternative
+from engine.wishes import Fill, Substitution
 from gateway.calls import Answer, Call, answer_once
 from gateway.idempotency import key_of
 from gateway.paging import QUERY as PAGE_QUERY
 from gateway.paging import cursor, limit_of, place_of
 from gateway.reservations import PLACE, refuse_repeated
 from gateway.wire import (
+    DecisionRequest,
     Id,
-    LineRequest,
+    LineAlternativeRequest,
     MissingLine,
     Page,
     PickRequest,
     Request,
+    ReservationLine,
     Text,
     Time,
     TtlSeconds,
+    WishRequest,
+    held_lines,
     lines,
 )
 
@@ -38,8 +50,12 @@ Latitude = Annotated[float, Meta(ge=-90, le=90, description="Degrees north, WGS 
 Longitude = Annotated[float, Meta(ge=-180, le=180, description="Degrees east, WGS 84.")]
 
 
-class OrderLineRequest(LineRequest, frozen=True, kw_only=True):
-    """Units of one SKU, at a location or, without one, wherever they can be had."""
+class OrderLineRequest(WishRequest, frozen=True, kw_only=True):
+    """Units of one SKU, at a location or, without one, wherever they can be had.
+
+    Where others may stand for it, they do so where there is too little of it at the location that
+    the line names, or at all of them together.
+    """
 
     location: Id | None = None
 
@@ -60,13 +76,24 @@ class SourcingRequest(Request, frozen=True, kw_only=True):
 class OrderRequest(Request, frozen=True, kw_only=True):
     """An order over any number of locations: all of it is held, or nothing.
 
-    With `stock_only` no part is a backorder, whatever the terms of its rows.
+    With `stock_only` no part is a backorder, whatever the terms of its rows. `channel` and `buyer`
+    are as of a reservation: each part is made with them.
     """
 
     lines: Annotated[list[OrderLineRequest], Meta(min_length=1, max_length=MAX_LINES)]
     ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
     order_ref: Text = ""
     stock_only: bool = False
+    channel: Annotated[
+        str, Meta(max_length=MAX_NAME_BYTES, description="Through which units are asked for.")
+    ] = DEFAULT_CHANNEL
+    buyer: Annotated[
+        str,
+        Meta(
+            max_length=MAX_NAME_BYTES,
+            description="Who buys, where a row has a cap a buyer; only a digest of it is kept.",
+        ),
+    ] = ""
     sourcing: SourcingRequest = msgspec.field(default_factory=SourcingRequest)
 
 
@@ -103,33 +130,35 @@ class CommitOrderRequest(Request, frozen=True, kw_only=True):
 
 
 class OrderLine(msgspec.Struct, frozen=True):
-    """Units of one SKU that were asked for; `location` is null where it was left to sourcing."""
+    """Units of one SKU that were asked for; `location` is null where it was left to sourcing.
+
+    `substitutes`, `fill` and `alternatives` are there where others may stand for it.
+    """
 
     sku: str
     quantity: int
     location: str | None
-
-
-class PartLine(msgspec.Struct, frozen=True):
-    """Units of one SKU at one location; `picked` is null unless the part is committed."""
-
-    sku: str
-    quantity: int
-    picked: int | None
+    substitutes: Substitution | UnsetType = UNSET
+    fill: Fill | UnsetType = UNSET
+    alternatives: list[LineAlternativeRequest] | UnsetType = UNSET
 
 
 class OrderPart(msgspec.Struct, frozen=True):
     """One location's part, which is the reservation of this id.
 
-    `why` says why the location was chosen. `replaces` is the location's that could not fulfil.
+    `lines` are what it holds. `why` says why the location was chosen. `replaces` is the location's
+    that could not fulfil. `proposed` are SKUs whose substitutes there have to be accepted before
+    the order can be confirmed, `declined` those for which somebody said no.
     """
 
     location: str
     reservation: str
     state: PartState
-    lines: list[PartLine]
+    lines: list[ReservationLine]
     why: str
     replaces: str | None
+    proposed: list[str] | UnsetType = UNSET
+    declined: list[str] | UnsetType = UNSET
 
 
 class PassedOver(msgspec.Struct, frozen=True):
@@ -184,11 +213,16 @@ async def place(call: Call, body: OrderRequest) -> Answer:
     """Hold an order over its locations."""
     result = await _orders(call).place(
         call.merchant,
-        [WantedLine(line.sku, line.quantity, line.location or "") for line in body.lines],
+        [_wanted(line) for line in body.lines],
         key=key_of(call),
         ttl_ms=body.ttl_seconds * 1000,
         order_ref=body.order_ref,
-        options=_options(body.sourcing, stock_only=body.stock_only),
+        options=msgspec.structs.replace(
+            _options(body.sourcing),
+            stock_only=body.stock_only,
+            channel="" if body.channel == DEFAULT_CHANNEL else body.channel,
+        ),
+        buyer=body.buyer,
         actor=call.actor,
     )
     found = result.order
@@ -223,6 +257,22 @@ async def read(call: Call, _body: None) -> Answer:
 async def confirm(call: Call, _body: None) -> Answer:
     """Decide: keep the parts until they are committed or the order cancelled."""
     result = await _orders(call).confirm(call.merchant, call.path["order"], actor=call.actor)
+    return _answer(call, result)
+
+
+async def accept(call: Call, body: DecisionRequest) -> Answer:
+    """Accept that others stand for what was asked for, in all parts."""
+    result = await _orders(call).accept(
+        call.merchant, call.path["order"], skus=body.skus, actor=call.actor
+    )
+    return _answer(call, result)
+
+
+async def decline(call: Call, body: DecisionRequest) -> Answer:
+    """Decline that others stand for what was asked for: the order fails."""
+    result = await _orders(call).decline(
+        call.merchant, call.path["order"], skus=body.skus, actor=call.actor
+    )
     return _answer(call, result)
 
 
@@ -289,13 +339,23 @@ def _sourcing(found: Place) -> LocationSourcing:
     )
 
 
-def _options(sourcing: SourcingRequest, *, stock_only: bool = False) -> Options:
+def _options(sourcing: SourcingRequest) -> Options:
     return Options(
         strategy=sourcing.strategy,
         latitude=sourcing.latitude,
         longitude=sourcing.longitude,
         degraded=sourcing.degraded,
-        stock_only=stock_only,
+    )
+
+
+def _wanted(line: OrderLineRequest) -> WantedLine:
+    return WantedLine(
+        line.sku,
+        line.quantity,
+        line.location or "",
+        line.substitutes,
+        line.fill,
+        tuple(Alternative(sku=one.sku, of=one.of, for_=one.for_) for one in line.alternatives),
     )
 
 
@@ -328,7 +388,7 @@ def order(found: order_records.Order) -> Order:
         found.settled,
         found.revision,
         body.order_ref,
-        [OrderLine(line.sku, line.quantity, line.location or None) for line in body.lines],
+        [_order_line(line) for line in body.lines],
         [_part(part, places) for part in shown],
         [MissingLine(line.sku, line.quantity) for line in found.missing()],
         [PassedOver(one.location, one.why) for one in found.plan.passed_over],
@@ -341,20 +401,31 @@ def order(found: order_records.Order) -> Order:
 
 
 def _part(part: order_records.Part, places: dict[int, str]) -> OrderPart:
-    picked = {line.sku: line.quantity for line in part.picked}
     is_committed = part.state is PartState.COMMITTED
     return OrderPart(
         part.location,
         part.reservation,
         part.state,
-        [_line(line, picked.get(line.sku, 0) if is_committed else None) for line in part.lines],
+        held_lines(
+            part.lines, part.picked if is_committed else None, part.stands_for, part.backordered
+        ),
         part.why,
         places.get(part.replaces),
+        list(part.proposed) or UNSET,
+        [line.sku for line in part.missing] or UNSET,
     )
 
 
-def _line(line: Line, picked: int | None) -> PartLine:
-    return PartLine(line.sku, line.quantity, picked)
+def _order_line(line: WantedLine) -> OrderLine:
+    place = line.location or None
+    if line.substitutes is Substitution.NONE:
+        return OrderLine(line.sku, line.quantity, place)
+    alternatives = [
+        LineAlternativeRequest(sku=one.sku, of=one.of, for_=one.for_) for one in line.alternatives
+    ]
+    return OrderLine(
+        line.sku, line.quantity, place, line.substitutes, line.fill, alternatives or UNSET
+    )
 
 
 def _optional(time_ms: int) -> str | None:

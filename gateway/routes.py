@@ -569,7 +569,7 @@ OPERATIONS: Final = (
         changes=True,
         successes=(Success(201, orders.Order, "The order, held", ("Location", _REPLAYED)),),
         header_fields=(IDEMPOTENCY_KEY,),
-        problems=(InsufficientStock, LimitExceeded, OrderEnded),
+        problems=(InsufficientStock, BuyerCapExceeded, LimitExceeded, OrderEnded),
         items=lambda body: len(body.lines),
     ),
     Operation(
@@ -604,7 +604,27 @@ OPERATIONS: Final = (
         role=Role.RESERVE,
         changes=True,
         successes=(Success(200, orders.Order, "The order, confirmed", (_REPLAYED,)),),
-        problems=_ORDER_ENDING,
+        problems=(*_ORDER_ENDING, ProposalOpen),
+    ),
+    *(
+        Operation(
+            name=f"{verb}Order",
+            method="POST",
+            path=f"{_ORDER}/{verb}",
+            tag="Orders",
+            summary=summary,
+            handler=handler,
+            request=wire.DecisionRequest,
+            body_required=False,
+            role=Role.RESERVE,
+            changes=True,
+            successes=(Success(200, orders.Order, "The order just after", (_REPLAYED,)),),
+            problems=(*_ORDER_ENDING, ProposalDecided),
+        )
+        for verb, summary, handler in (
+            ("accept", "Accept that others stand for what was asked for", orders.accept),
+            ("decline", "Decline it: the order fails and gives everything back", orders.decline),
+        )
     ),
     Operation(
         name="cancelOrder",

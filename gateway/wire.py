@@ -829,23 +829,12 @@ def movement(booked: model.Movement, moved: model.Moved) -> Movement:
 
 def reservation(found: model.Reservation) -> Reservation:
     """Make the answer of a reservation."""
-    picked = None if found.picked is None else {x.sku: x.quantity for x in found.picked}
-    waiting = {x.sku: x.quantity for x in found.backordered}
     return Reservation(
         found.id,
         found.merchant,
         found.location,
         found.state,
-        [
-            ReservationLine(
-                x.sku,
-                x.quantity,
-                None if picked is None else picked.get(x.sku, 0),
-                _stands_for(found, x.sku),
-                waiting.get(x.sku, UNSET),
-            )
-            for x in found.lines
-        ],
+        held_lines(found.lines, found.picked, found.stands_for, found.backordered),
         [MissingLine(x.sku, x.quantity) for x in found.missing],
         found.order_ref,
         time_text(found.created_at_ms),
@@ -863,12 +852,33 @@ def relocated(found: model.Reservation, before: str, location: str) -> Relocated
     )
 
 
-def _stands_for(found: model.Reservation, sku: str) -> list[StandsFor] | UnsetType:
-    if not found.stands_for:
+def held_lines(
+    held: Sequence[model.Line],
+    picked: Sequence[model.Line] | None,
+    stands_for: Sequence[model.StandsFor],
+    backordered: Sequence[model.Line],
+) -> list[ReservationLine]:
+    """Make the lines of a reservation; `picked` is None unless it is committed."""
+    left = None if picked is None else {x.sku: x.quantity for x in picked}
+    waiting = {x.sku: x.quantity for x in backordered}
+    return [
+        ReservationLine(
+            x.sku,
+            x.quantity,
+            None if left is None else left.get(x.sku, 0),
+            _stands_for(stands_for, x.sku),
+            waiting.get(x.sku, UNSET),
+        )
+        for x in held
+    ]
+
+
+def _stands_for(found: Sequence[model.StandsFor], sku: str) -> list[StandsFor] | UnsetType:
+    if not found:
         return UNSET
     return [
         StandsFor(one.asked, one.served, one.units, one.of, one.for_, one.kind)
-        for one in found.stands_for
+        for one in found
         if one.sku == sku
     ] or UNSET
 

@@ -8,34 +8,40 @@ import msgspec
 
 from engine.order_records import OrderState, PartState
 from engine.sourcing import Strategy
-from holdfast.calls import Call, Line, Page, path_of
+from engine.wishes import Fill, Substitution
+from holdfast.calls import Call, HeldLine, Line, LineAlternative, Page, path_of
 
 
-class OrderLine(msgspec.Struct, frozen=True):
-    """Units of one SKU, at a location or, without one, wherever they can be had."""
+class OrderLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Units of one SKU, at a location or, without one, wherever they can be had.
+
+    With `substitutes` others may stand for it where there is too little: the `alternatives`, or
+    those of the merchant's rules.
+    """
 
     sku: str
     quantity: int
     location: str | None = None
-
-
-class PartLine(msgspec.Struct, frozen=True):
-    """Units of one SKU at one location; `picked` is None unless the part is committed."""
-
-    sku: str
-    quantity: int
-    picked: int | None = None
+    substitutes: Substitution = Substitution.NONE
+    fill: Fill = Fill.MIXED
+    alternatives: tuple[LineAlternative, ...] = ()
 
 
 class OrderPart(msgspec.Struct, frozen=True, kw_only=True):
-    """One location's part, which is the reservation of this id; `why` it is there."""
+    """One location's part, which is the reservation of this id; `why` it is there.
+
+    `proposed` are SKUs whose substitutes have to be accepted before the order can be confirmed,
+    `declined` those for which somebody said no.
+    """
 
     location: str
     reservation: str
     state: PartState
-    lines: tuple[PartLine, ...]
+    lines: tuple[HeldLine, ...]
     why: str
     replaces: str | None = None
+    proposed: tuple[str, ...] = ()
+    declined: tuple[str, ...] = ()
 
 
 class PassedOver(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +111,9 @@ def place(
     ttl_seconds: int | None = None,
     order_ref: str = "",
     sourcing: Sourcing | None = None,
+    stock_only: bool = False,
+    channel: str = "",
+    buyer: str = "",
 ) -> Call[Order]:
     """Hold an order over any number of locations, whole or not at all."""
     document: dict[str, Any] = {"lines": lines}
@@ -112,6 +121,12 @@ def place(
         document["ttl_seconds"] = ttl_seconds
     if order_ref:
         document["order_ref"] = order_ref
+    if stock_only:
+        document["stock_only"] = True
+    if channel:
+        document["channel"] = channel
+    if buyer:
+        document["buyer"] = buyer
     if sourcing is not None:
         document["sourcing"] = sourcing
     return Call(
@@ -148,6 +163,16 @@ def orders(
 def confirm(merchant: str, order_id: str) -> Call[Order]:
     """Keep all parts until they are committed or the order is cancelled."""
     return _step(merchant, order_id, "confirm", {})
+
+
+def accept(merchant: str, order_id: str, *, skus: Sequence[str] = ()) -> Call[Order]:
+    """Accept that others stand for `skus`, without any for all that is proposed."""
+    return _step(merchant, order_id, "accept", {"skus": list(skus)} if skus else {})
+
+
+def decline(merchant: str, order_id: str, *, skus: Sequence[str] = ()) -> Call[Order]:
+    """Decline that others stand for `skus`, or for all that is proposed: the order fails."""
+    return _step(merchant, order_id, "decline", {"skus": list(skus)} if skus else {})
 
 
 def cancel(merchant: str, order_id: str, *, reason: str = "") -> Call[Order]:

@@ -3,14 +3,16 @@
 from typing import Any, Final
 
 import click
+import msgspec
 
 from engine.limits import MAX_PAGE
 from engine.sourcing import Strategy
+from engine.wishes import Substitution
 from holdfast import order_calls as calls
 from holdfast.calls import Line
 from holdfast.cli.connection import Service, json_option, merchant_option, service_options
 from holdfast.cli.output import Output, moment
-from holdfast.cli.reservations import LINE, TTL_SECONDS
+from holdfast.cli.reservations import LINE, TTL_SECONDS, held_line
 from holdfast.client import new_key
 from holdfast.order_calls import LocationSourcing, Order, OrderLine, Sourcing
 
@@ -57,6 +59,16 @@ class _PlacedLineType(click.ParamType[OrderLine]):
     help="How long the units are held.",
 )
 @click.option("--order-ref", default="", help="The order that they are for.")
+@click.option("--stock-only", is_flag=True, help="Promise nothing that is not on the shelf.")
+@click.option("--channel", default="", help="Through which they are asked for.  [default: online]")
+@click.option("--buyer", default="", help="Who buys, where a row has a cap a buyer.")
+@click.option(
+    "--substitutes",
+    type=click.Choice([one.value for one in Substitution]),
+    default=Substitution.NONE.value,
+    show_default=True,
+    help="Whether others may stand for what runs short, by the merchant's rules.",
+)
 @click.option(
     "--strategy",
     type=click.Choice([one.value for one in Strategy]),
@@ -76,6 +88,10 @@ def place(
     merchant: str,
     ttl_seconds: int,
     order_ref: str,
+    stock_only: bool,
+    channel: str,
+    buyer: str,
+    substitutes: str,
     strategy: str,
     latitude: float | None,
     longitude: float | None,
@@ -89,11 +105,14 @@ def place(
     )
     call = calls.place(
         merchant,
-        lines,
+        [msgspec.structs.replace(x, substitutes=Substitution(substitutes)) for x in lines],
         key=idempotency_key or new_key(),
         ttl_seconds=ttl_seconds,
         order_ref=order_ref,
         sourcing=sourcing,
+        stock_only=stock_only,
+        channel=channel,
+        buyer=buyer,
     )
     with service.client() as client:
         _show(client.send(call), output)
@@ -156,6 +175,34 @@ def confirm(service: Service, order_id: str, merchant: str, output: Output) -> N
     """Confirm order ID: from here on none of its parts expires."""
     with service.client() as client:
         _show(client.send(calls.confirm(merchant, order_id)), output)
+
+
+@orders.command(short_help="Accept an order's substitutes.")
+@_ID
+@click.argument("skus", metavar="[SKU]...", nargs=-1)
+@merchant_option
+@service_options
+@json_option
+def accept(
+    service: Service, order_id: str, skus: tuple[str, ...], merchant: str, output: Output
+) -> None:
+    """Accept what stands for SKU in order ID, or for all that is proposed."""
+    with service.client() as client:
+        _show(client.send(calls.accept(merchant, order_id, skus=skus)), output)
+
+
+@orders.command(short_help="Decline an order's substitutes: it fails.")
+@_ID
+@click.argument("skus", metavar="[SKU]...", nargs=-1)
+@merchant_option
+@service_options
+@json_option
+def decline(
+    service: Service, order_id: str, skus: tuple[str, ...], merchant: str, output: Output
+) -> None:
+    """Decline what stands for SKU in order ID: it is short then, and gives everything back."""
+    with service.client() as client:
+        _show(client.send(calls.decline(merchant, order_id, skus=skus)), output)
 
 
 @orders.command(short_help="Give back what an order holds.")
@@ -295,8 +342,11 @@ def _show(one: Order, output: Output) -> None:
         why = f"({part.why}{instead})"
         output.text(f"  {part.location}  {part.state.value}  {part.reservation}  {why}")
         for line in part.lines:
-            picked = "" if line.picked is None else f", {line.picked:,} picked"
-            output.text(f"    {line.sku}  {line.quantity:,} units{picked}")
+            output.text(f"    {held_line(line)}")
+        for sku in part.proposed:
+            output.text(f"    {sku}: what stands for it is to be accepted")
+        for sku in part.declined:
+            output.text(f"    {sku}: what stood for it was declined")
     for short in one.missing:
         output.text(f"  {short.sku}  {short.quantity:,} units missing")
     for passed in one.passed_over:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 
 from engine.limits import MAX_PAGE, MAX_TTL_MS, MIN_TTL_MS
-from holdfast.calls import Line, Reservation
+from holdfast.calls import HeldLine, Line, Reservation
 from holdfast.cli.connection import Service, json_option, merchant_option, service_options
 from holdfast.cli.output import Output, moment
 
@@ -253,8 +253,14 @@ def _show(one: Reservation, output: Output) -> None:
     again = " (answered before)" if one.replayed else ""
     output.text(f"{one.id}  {one.state.value}{until}{again}")
     for line in one.lines:
-        picked = "" if line.picked is None else f", {line.picked:,} picked"
-        late = f", {line.backordered:,} of them backordered" if line.backordered else ""
-        output.text(f"  {line.sku}  {line.quantity:,} units{late}{picked}")
+        output.text(f"  {held_line(line)}")
     for short in one.missing:
         output.text(f"  {short.sku}  {short.quantity:,} units missing")
+
+
+def held_line(line: HeldLine) -> str:
+    """Write a line of a reservation: what it holds, what for, and what became of it."""
+    picked = "" if line.picked is None else f", {line.picked:,} picked"
+    late = f", {line.backordered:,} of them backordered" if line.backordered else ""
+    instead = "".join(f", {one.units:,} for {one.quantity:,} {one.sku}" for one in line.stands_for)
+    return f"{line.sku}  {line.quantity:,} units{instead}{late}{picked}"

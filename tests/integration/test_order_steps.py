@@ -3,6 +3,7 @@
 The steps are not listed here: a first run counts them, so a new step is tested by itself.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
@@ -11,7 +12,10 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from engine.candidates import Candidates
+from engine.inventory import Inventory
 from engine.keys import order_id
+from engine.kits import check_kit
 from engine.model import Line
 from engine.order_driver import OrderDriver
 from engine.order_records import (
@@ -25,6 +29,9 @@ from engine.order_records import (
 )
 from engine.orders import Orders
 from engine.outcomes import InsufficientStock, OrderNotFound
+from engine.sourcing import Candidate
+from engine.substitutes import Alternative, check_alternatives
+from engine.wishes import Substitution
 from tests.invariants import assert_invariants
 from tests.shop import ACTOR, Shop, open_shop
 from tests.stores import VALKEY, MakeStore, set_up
@@ -109,14 +116,15 @@ async def on_hand(shop: Shop) -> int:
     return sum(row.on_hand for row in await shop.inventory.rows(shop.merchant, wanted) if row)
 
 
-class Stale(Orders):
+class StaleCandidates(Candidates):
     """Takes a location for fuller than it is, once, as a stale index would."""
 
-    fuller = "depot"
-    told = False
+    def __init__(self, inventory: Inventory, fuller: str) -> None:
+        super().__init__(inventory)
+        self.fuller, self.told = fuller, False
 
-    async def _candidates(self, merchant: str, wanted: Any, known: Any) -> Any:
-        found = await super()._candidates(merchant, wanted, known)
+    async def read(self, *args: Any, **options: Any) -> list[tuple[Candidate, str]]:
+        found = await super().read(*args, **options)
         if self.told:
             return found
         self.told = True
@@ -126,6 +134,16 @@ class Stale(Orders):
             else (one, why)
             for one, why in found
         ]
+
+
+class Stale(Orders):
+    """Takes the depot for fuller than it is."""
+
+    fuller = "depot"
+
+    def __init__(self, inventory: Inventory, **options: Any) -> None:
+        super().__init__(inventory, **options)
+        self._candidates = StaleCandidates(inventory, self.fuller)
 
 
 class StaleSpare(Stale):
@@ -185,7 +203,52 @@ async def resource_in_vain(shop: Shop, orders: Orders) -> None:
         await resource(shop, orders)
 
 
+ON_TERMS: Final = [
+    WantedLine("box", 2),
+    WantedLine("oat", 3, "", Substitution.APPROVE),
+    WantedLine("milk", 1, "harbour"),
+]
+ON_TERMS_STOCK: Final = {
+    "depot": {"tea": 4, "mug": 1, "soy": 3},
+    "high street": {"tea": 3, "mug": 2, "oat": 1},
+    "harbour": {"milk": 2},
+}
+"""Of a box, which is a mug and two teas, either place has one; oats come short of two."""
+
+
+async def place_on_terms(shop: Shop, orders: Orders) -> None:
+    await orders.place(shop.merchant, ON_TERMS, key="k", ttl_ms=TTL_MS, buyer="zoe", actor=ACTOR)
+
+
+async def accept(shop: Shop, orders: Orders) -> None:
+    await orders.accept(shop.merchant, made(shop), actor=ACTOR)
+
+
+async def decline(shop: Shop, orders: Orders) -> None:
+    await orders.decline(shop.merchant, made(shop), actor=ACTOR)
+
+
+async def spare_boxes(shop: Shop, orders: Orders) -> None:
+    await shop.receive("tea", 2, location="mill")
+    await shop.receive("mug", 1, location="mill")
+    await shop.receive("oat", 3, location="annex")
+
+
 Act = Callable[[Shop, Orders], Awaitable[None]]
+
+SCENARIOS_ON_TERMS: Final[dict[str, tuple[tuple[Act, ...], Act, type[Orders]]]] = {
+    "place": ((), place_on_terms, Orders),
+    "accept": ((place_on_terms,), accept, Orders),
+    "decline": ((place_on_terms,), decline, Orders),
+    "confirm": ((place_on_terms, accept), confirm, Orders),
+    "commit": ((place_on_terms, accept, confirm), commit, Orders),
+    "source a proposal anew": ((place_on_terms, spare_boxes), resource, Orders),
+    "source substitutes and kits anew": (
+        (place_on_terms, accept, confirm, spare_boxes),
+        resource,
+        Orders,
+    ),
+}
 
 SCENARIOS: Final[dict[str, tuple[tuple[Act, ...], Act, type[Orders]]]] = {
     "place": ((), place, Orders),
@@ -314,4 +377,79 @@ async def test_an_order_that_is_killed_at_a_step_ends_whole_or_not_at_all(
             assert last not in (OrderState.PLACING, OrderState.HELD), told
             if first in (OrderState.CONFIRMED, OrderState.FULFILLED):
                 assert last == first, told
+    await assert_invariants(shop.client, partitions=shop.inventory.partitions)
+
+
+async def fill_on_terms(shop: Shop) -> Shop:
+    """Return the shop of a new merchant with kits and rules of what stands for what."""
+    one = Shop(shop.inventory, shop.client, f"m-{uuid4().hex[:12]}")
+    kit = check_kit("box", [Line("mug", 1), Line("tea", 2)])
+    await one.inventory.kits.write(one.merchant, {"box": kit}, actor=ACTOR)
+    rules = check_alternatives("oat", [Alternative(sku="soy")])
+    await one.inventory.substitutes.write(one.merchant, {"oat": rules}, actor=ACTOR)
+    for location, units in ON_TERMS_STOCK.items():
+        for sku, quantity in units.items():
+            await one.receive(sku, quantity, location=location)
+    return one
+
+
+async def check_on_terms(shop: Shop, units: int) -> OrderState | None:
+    """Check that rows hold what the order's parts do, that it is whole or that nothing is held."""
+    order = await recorded(shop)
+    places = ("depot", "high street", "harbour", "mill", "annex")
+    names = [(place, sku) for place in places for sku in ("tea", "mug", "oat", "soy", "milk")]
+    rows = [row for row in await shop.inventory.rows(shop.merchant, names) if row is not None]
+    held = sum(row.reserved for row in rows)
+    if order is None:
+        assert held == 0
+        return None
+    what = f"{order.state} {[(p.location, p.state, p.lines) for p in order.parts]}"
+    open_now = [part for part in order.parts if part.state.is_open]
+    assert held == sum(units_of(part.lines) for part in open_now), what
+    assert sum(row.on_hand for row in rows) == units - picked_of(order), what
+    assert (order.settled, order.plan.pending) == (True, None), what
+    if order.state.gives_back:
+        assert held == 0, what
+    else:
+        brought = Counter[str]()
+        for part in order.parts:
+            for line in part.brings:
+                brought[line.sku] += line.quantity
+        assert brought == {"box": 2, "oat": 3, "milk": 1}, what
+    if order.state in (OrderState.CONFIRMED, OrderState.FULFILLED):
+        assert not any(part.proposed for part in order.parts), what
+    return order.state
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS_ON_TERMS)
+async def test_an_order_on_terms_that_is_killed_at_a_step_is_whole_or_holds_nothing(
+    shop: Shop, scenario: str
+) -> None:
+    before, act, orders = SCENARIOS_ON_TERMS[scenario]
+    driver, clean = OrderDriver(shop.inventory), Reaper()
+    one = await fill_on_terms(shop)
+    for earlier in before:
+        await earlier(one, Orders(one.inventory))
+    await act(one, orders(one.inventory, watch=clean.watch))
+    assert 2 <= len(clean.steps) < MAX_STEPS
+    for at in range(len(clean.steps)):
+        one = await fill_on_terms(shop)
+        for earlier in before:
+            await earlier(one, Orders(one.inventory))
+        names = [(p, sku) for p in PLACES for sku in ("tea", "mug", "oat", "soy", "milk")]
+        units = sum(row.on_hand for row in await one.inventory.rows(one.merchant, names) if row)
+        with pytest.raises(Killed):
+            await act(one, orders(one.inventory, watch=Reaper(at).watch))
+        if at % 2:
+            with suppress(OrderNotFound):
+                await act(one, Orders(one.inventory))
+        else:
+            await pass_time(one, driver, GRACE_MS + 1_000)
+        first = await check_on_terms(one, units)
+        await pass_time(one, driver, TTL_MS + GRACE_MS)
+        last = await check_on_terms(one, units)
+        told = f"killed {clean.steps[at]}: {first} and then {last}"
+        assert last not in (OrderState.PLACING, OrderState.HELD), told
+        if first in (OrderState.CONFIRMED, OrderState.FULFILLED):
+            assert last == first, told
     await assert_invariants(shop.client, partitions=shop.inventory.partitions)

@@ -1,0 +1,163 @@
+"""A merchant's locations as a plan of `engine.sourcing` sees them, read from the live rows."""
+
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from engine.inventory import Inventory
+from engine.kits import Kits
+from engine.limits import DEFAULT_CHANNEL, MAX_BATCH_ROWS, MAX_SOURCING_LOCATIONS
+from engine.model import Line, Row
+from engine.offline import LIVE, FreshnessView
+from engine.order_records import Part
+from engine.places import Places
+from engine.sourcing import Candidate, Way, Ways
+from engine.substitutes import Choices
+from engine.wishes import SUBSTITUTE, Fill, Substitution, Wish, ask, needs_rules
+
+Known = Mapping[tuple[str, str, bool], int]
+"""What refusals said of a location and SKU: the most that it has, with or without substitutes."""
+
+
+class _At(msgspec.Struct, frozen=True):
+    """How what is wanted may be served at a location, and which rows that takes units of."""
+
+    rows: tuple[str, ...]
+    ways: dict[str, Ways]
+
+
+_NOTHING: Final = _At((), {})
+
+
+class Candidates:
+    """Reads where units of what is wanted may come from."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        """Nothing is read yet."""
+        self._inventory = inventory
+        self._places = Places(inventory.store)
+        self._freshness = FreshnessView(inventory)
+
+    async def read(
+        self,
+        merchant: str,
+        wanted: Sequence[Wish],
+        *,
+        known: Known,
+        channel: str = "",
+        own: Collection[Part] = (),
+        named: Mapping[str, Sequence[Wish]] = MappingProxyType({}),
+    ) -> list[tuple[Candidate, str]]:
+        """Return the merchant's locations, with why one is no candidate.
+
+        Of each row counts what is on the shelf for the channel, and what the order's `own` parts
+        hold, without what is asked for of that location by its name. Raises LimitExceeded where
+        what may stand for the wishes takes more rows than one reserve looks at.
+        """
+        page = await self._inventory.list_locations(merchant, limit=MAX_SOURCING_LOCATIONS)
+        locations = list(page.items)
+        places = await self._places.of(merchant, locations)
+        fresh = await self._freshness.of(merchant, locations)
+        kits = await self._inventory.kits.known(merchant)
+        choices: Choices = {}
+        if needs_rules([*wanted, *(wish for some in named.values() for wish in some)]):
+            choices = await self._inventory.substitutes.known(merchant)
+        at = [_at(wanted, choices, kits, location) for location in locations]
+        at_named = {
+            location: _at(wishes, choices, kits, location) for location, wishes in named.items()
+        }
+        asked = [
+            (location, sku)
+            for location, one in zip(locations, at, strict=True)
+            for sku in dict.fromkeys([*one.rows, *at_named.get(location, _NOTHING).rows])
+        ]
+        units: dict[tuple[str, str], int] = {}
+        for start in range(0, len(asked), MAX_BATCH_ROWS):
+            some = asked[start : start + MAX_BATCH_ROWS]
+            for name, row in zip(some, await self._inventory.rows(merchant, some), strict=True):
+                units[name] = 0 if row is None else _on_shelf_for(row, channel or DEFAULT_CHANNEL)
+        substituted = {x.sku for x in wanted if x.substitutes is not Substitution.NONE}
+        found = []
+        for location, place, one in zip(locations, places, at, strict=True):
+            also = at_named.get(location, _NOTHING)
+            candidate = Candidate(
+                location=location,
+                available={
+                    sku: _at_most(known, location, sku, units[location, sku], sku not in kits)
+                    for sku in dict.fromkeys([*one.rows, *also.rows])
+                },
+                ways=also.ways,
+                priority=place.priority,
+                coordinates=place.coordinates,
+                is_degraded=fresh[location] != LIVE,
+            )
+            candidate = _with_own(candidate, own).without(
+                [Line(wish.sku, wish.quantity) for wish in named.get(location, ())]
+            )
+            most = {
+                sku: known[location, sku, sku in substituted] + _own_units(location, sku, own)
+                for sku in one.ways
+                if (location, sku, sku in substituted) in known
+            }
+            candidate = msgspec.structs.replace(candidate, ways=one.ways, most=most)
+            found.append((candidate, "" if place.ships else "it does not ship"))
+        return found
+
+
+def _at(wanted: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> _At:
+    if not kits and all(wish.substitutes is Substitution.NONE for wish in wanted):
+        return _At(tuple([wish.sku for wish in wanted]), {})
+    asked = ask(wanted, choices, kits, location)
+    ways = {}
+    for wish, (_, _, _, _, candidates) in zip(wanted, asked.wishes, strict=True):
+        if len(candidates) > 1:
+            found = tuple(
+                Way(of, for_, tuple((sku, units) for sku, _, units in parts))
+                for of, for_, _, _, parts in candidates
+            )
+            has_others = any(kind == SUBSTITUTE for _, _, _, kind, _ in candidates)
+            ways[wish.sku] = Ways(found, has_others and wish.fill is Fill.WHOLE)
+    return _At(asked.skus, ways)
+
+
+def _with_own(candidate: Candidate, own: Collection[Part]) -> Candidate:
+    """Count what the order's own parts hold at a location as free."""
+    available = dict(candidate.available)
+    for part in own:
+        if part.location == candidate.location:
+            for line in part.lines:
+                if line.sku in available:
+                    available[line.sku] += line.quantity
+    return msgspec.structs.replace(candidate, available=available)
+
+
+def _own_units(location: str, sku: str, own: Collection[Part]) -> int:
+    """Return how many units of a SKU the order's own parts serve at a location."""
+    asked = [line for part in own if part.location == location for line in part.asks]
+    return sum(line.quantity for line in asked if line.sku == sku)
+
+
+def _at_most(known: Known, location: str, sku: str, units: int, is_row: bool) -> int:
+    """Return the units of a row, fewer where a refusal said so of its SKU."""
+    return min(units, known.get((location, sku, False), units)) if is_row else units
+
+
+def _on_shelf_for(row: Row, channel: str) -> int:
+    """Return the units on a row's shelf that a channel may be promised: `lua/lib/room.lua`.
+
+    What a buyer with a cap had before is not known here: the reserve counts that.
+    """
+    available, terms = row.available, row.terms
+    if terms is None or not available:
+        return available
+    shelf = available
+    if terms.channels:
+        unmet = {name: max(0, x.minimum - x.held) for name, x in terms.channels.items()}
+        own = unmet.pop(channel, 0)
+        shelf = max(0, available - sum(unmet.values()), min(own, available))
+        pool = terms.channels.get(channel)
+        if pool is not None and pool.cap is not None:
+            shelf = min(shelf, max(0, pool.cap - pool.held))
+    return shelf if terms.buyer_cap is None else min(shelf, terms.buyer_cap.units)

@@ -1,0 +1,310 @@
+"""Orders whose lines ask for more than units of rows: kits, substitutes, channels and buyers."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from engine.keys import digest
+from engine.kits import check_kit
+from engine.model import BuyerCap, Line, Pool, ProposalDecision, Terms
+from engine.order_driver import OrderDriver
+from engine.order_records import Order, OrderState, PartState, WantedLine
+from engine.orders import Options, Orders
+from engine.outcomes import (
+    BuyerCapExceeded,
+    IdempotencyKeyReused,
+    InsufficientStock,
+    InvalidCommand,
+    OrderEnded,
+    ProposalDecided,
+    ProposalOpen,
+)
+from engine.substitutes import Alternative, check_alternatives
+from engine.wishes import Fill, Substitution
+from tests.shop import ACTOR, LOCATION, Shop, new_key
+
+
+@pytest.fixture
+def orders(shop: Shop) -> Orders:
+    return Orders(shop.inventory)
+
+
+async def stock(shop: Shop, **places: dict[str, int]) -> None:
+    for location, units in places.items():
+        for sku, quantity in units.items():
+            await shop.receive(sku, quantity, location=location)
+
+
+async def say_kit(shop: Shop, sku: str, **components: int) -> None:
+    kit = check_kit(sku, [Line(*one) for one in components.items()])
+    await shop.inventory.kits.write(shop.merchant, {sku: kit}, actor=ACTOR)
+
+
+async def say(shop: Shop, sku: str, *alternatives: Alternative) -> None:
+    rules = check_alternatives(sku, alternatives)
+    await shop.inventory.substitutes.write(shop.merchant, {sku: rules}, actor=ACTOR)
+
+
+def line(
+    sku: str,
+    quantity: int,
+    location: str = "",
+    *alternatives: Alternative,
+    how: Substitution = Substitution.ALLOWED,
+    fill: Fill = Fill.MIXED,
+) -> WantedLine:
+    return WantedLine(sku, quantity, location, how, fill, alternatives)
+
+
+def wants_approval(sku: str, quantity: int, location: str = "") -> WantedLine:
+    return line(sku, quantity, location, how=Substitution.APPROVE)
+
+
+async def place(orders: Orders, shop: Shop, *lines: WantedLine, **options: Any) -> Order:
+    options = {"key": new_key(), "actor": ACTOR} | options
+    return (await orders.place(shop.merchant, lines, **options)).order
+
+
+def held(order: Order) -> dict[str, dict[str, int]]:
+    """Return what counts of an order, by location."""
+    return {
+        part.location: {x.sku: x.quantity for x in part.lines}
+        for part in order.parts
+        if part.counts and part.state.is_open
+    }
+
+
+async def reserved(shop: Shop, *rows: tuple[str, str]) -> int:
+    return sum(row.reserved for row in await shop.inventory.rows(shop.merchant, rows) if row)
+
+
+async def test_a_kit_comes_from_where_what_it_is_made_of_is(shop: Shop, orders: Orders) -> None:
+    await say_kit(shop, "box", mug=1, tea=2)
+    await say_kit(shop, "pair", mug=2)
+    await stock(shop, depot={"mug": 2, "tea": 9}, soho={"mug": 3}, york={"tea": 9})
+    # Either could have the depot's mugs, and both together not.
+    order = await place(orders, shop, WantedLine("pair", 1), WantedLine("box", 2))
+    assert held(order) == {"depot": {"mug": 2, "tea": 4}, "soho": {"mug": 2}}
+    assert not [part for part in order.parts if part.state is PartState.REFUSED]
+    with pytest.raises(InsufficientStock) as refused:
+        await place(orders, shop, WantedLine("box", 1))
+    (short,) = refused.value.lines
+    assert (short.sku, short.requested, short.available) == ("box", 1, 0)
+    picks = [Line("mug", 2), Line("tea", 3)]
+    order = (
+        await orders.commit(shop.merchant, order.id, location="depot", picks=picks, actor=ACTOR)
+    ).order
+    assert order.missing() == [Line("box", 1)], "three teas make one box whole"
+    await stock(shop, york={"mug": 1})
+    order = (await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)).order
+    assert held(order) == {"soho": {"mug": 2}, "york": {"mug": 1, "tea": 2}}
+    assert (order.state, order.missing()) == (OrderState.CONFIRMED, [])
+    order = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
+    assert (order.state, order.missing()) == (OrderState.FULFILLED, [])
+    await shop.audit()
+
+
+async def test_a_named_kit_leaves_what_it_is_made_of_to_nobody_else(
+    shop: Shop, orders: Orders
+) -> None:
+    await say_kit(shop, "pair", mug=2)
+    await stock(shop, depot={"mug": 3}, soho={"mug": 5})
+    order = await place(orders, shop, WantedLine("mug", 2), WantedLine("pair", 1, "depot"))
+    assert held(order) == {"depot": {"mug": 2}, "soho": {"mug": 2}}
+    assert (await orders.cancel(shop.merchant, order.id, actor=ACTOR)).order.settled
+    assert await reserved(shop, ("depot", "mug"), ("soho", "mug")) == 0
+    await shop.audit()
+
+
+async def test_others_stand_for_a_line_where_all_locations_have_too_little_of_it(
+    shop: Shop, orders: Orders
+) -> None:
+    await say(shop, "six", Alternative(sku="twelve", of=1, for_=2))
+    await stock(shop, depot={"six": 2, "twelve": 5}, soho={"six": 1})
+    order = await place(orders, shop, line("six", 3))
+    assert held(order) == {"depot": {"six": 2}, "soho": {"six": 1}}
+    assert not any("stand" in part.why for part in order.parts)
+    await orders.cancel(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(InsufficientStock) as refused:
+        await place(orders, shop, WantedLine("six", 5))
+    assert [(x.sku, x.available) for x in refused.value.lines] == [("six", 3)]
+    order = await place(orders, shop, line("six", 5))
+    (part,) = [part for part in order.parts if part.counts]
+    assert held(order) == {"depot": {"six": 1, "twelve": 2}}
+    assert part.why.endswith("; others may stand for six, of which there is too little")
+    assert [(x.asked, x.sku, x.units, x.served) for x in part.stands_for] == [
+        ("six", "twelve", 2, 4)
+    ]
+    confirmed = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    assert confirmed.missing() == []
+    picks = [Line("six", 1), Line("twelve", 1)]
+    done = await orders.commit(shop.merchant, order.id, location="depot", picks=picks, actor=ACTOR)
+    assert (done.order.state, done.order.missing()) == (OrderState.FULFILLED, [Line("six", 2)])
+    await shop.audit()
+
+
+async def test_a_line_says_itself_what_may_stand_for_it_and_whether_in_one_piece(
+    shop: Shop, orders: Orders
+) -> None:
+    soy, rice = Alternative(sku="soy"), Alternative(sku="rice")
+    await stock(shop, depot={"oat": 2, "soy": 3}, soho={"oat": 1, "rice": 6}, york={"soy": 2})
+    whole = await place(orders, shop, line("oat", 5, "", soy, rice, fill=Fill.WHOLE))
+    assert held(whole) == {"soho": {"rice": 5}}
+    mixed = await place(orders, shop, line("oat", 7, "", soy, rice))
+    assert sum(sum(units.values()) for units in held(mixed).values()) == 7
+    await orders.cancel(shop.merchant, mixed.id, actor=ACTOR)
+    named = await place(orders, shop, line("oat", 4, "depot", soy), WantedLine("soy", 2))
+    assert held(named) == {"depot": {"oat": 2, "soy": 2}, "york": {"soy": 2}}
+    with pytest.raises(InvalidCommand) as refused:
+        await place(orders, shop, line("oat", 1, "", soy), line("oat", 1, "depot", rice))
+    assert refused.value.field == "lines[1].substitutes"
+    await shop.audit()
+
+
+async def test_an_order_waits_for_whoever_accepts_its_substitutes(
+    shop: Shop, orders: Orders
+) -> None:
+    await say(shop, "oat", Alternative(sku="soy"))
+    await stock(shop, depot={"oat": 1, "soy": 5}, soho={"milk": 2})
+    wanted = (wants_approval("oat", 3), WantedLine("milk", 1, "soho"))
+    order = await place(orders, shop, *wanted)
+    depot, _ = order.parts
+    assert (order.state, depot.proposed) == (OrderState.HELD, ("oat",))
+    for call in (orders.confirm, orders.commit):
+        with pytest.raises(ProposalOpen) as refused:
+            await call(shop.merchant, order.id, actor=ACTOR)
+        assert refused.value.reservation == depot.reservation
+    with pytest.raises(InvalidCommand) as unknown:
+        await orders.accept(shop.merchant, order.id, skus=["milk"], actor=ACTOR)
+    assert unknown.value.field == "skus[0]"
+    for replayed in (False, True):
+        accepted = await orders.accept(shop.merchant, order.id, actor=ACTOR)
+        assert (accepted.order.state, accepted.replayed) == (OrderState.HELD, replayed)
+        assert not any(part.proposed for part in accepted.order.parts)
+    with pytest.raises(ProposalDecided):
+        await orders.decline(shop.merchant, order.id, actor=ACTOR)
+    confirmed = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    assert (confirmed.state, confirmed.missing()) == (OrderState.CONFIRMED, [])
+    again = await orders.accept(shop.merchant, order.id, skus=["oat"], actor=ACTOR)
+    assert again.replayed
+    await shop.audit()
+
+
+async def test_an_order_whose_substitutes_are_declined_holds_nothing(
+    shop: Shop, orders: Orders
+) -> None:
+    await say(shop, "oat", Alternative(sku="soy", approval=True))
+    await stock(shop, depot={"oat": 1, "soy": 5}, soho={"milk": 2})
+    wanted = (line("oat", 3), WantedLine("milk", 1, "soho"))
+    rows = [("depot", "oat"), ("depot", "soy"), ("soho", "milk")]
+    order = await place(orders, shop, *wanted)
+    for replayed in (False, True):
+        declined = await orders.decline(shop.merchant, order.id, skus=["oat"], actor=ACTOR)
+        assert (declined.order.state, declined.replayed) == (OrderState.FAILED, replayed)
+        assert declined.order.reason == "the substitutes for oat were declined"
+    assert await reserved(shop, *rows) == 0
+    with pytest.raises(OrderEnded):
+        await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    # By the part's own id nobody tells the order, until somebody wants it.
+    order = await place(orders, shop, *wanted)
+    await shop.inventory.decide(
+        shop.merchant, order.parts[0].reservation, ProposalDecision.DECLINED, actor=ACTOR
+    )
+    seen = await orders.read(shop.merchant, order.id)
+    assert (seen.state, seen.parts[0].missing) == (OrderState.HELD, (Line("oat", 2),))
+    with pytest.raises(ProposalDecided):
+        await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(OrderEnded) as refused:
+        await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    assert refused.value.reason == "the substitutes for oat were declined at depot"
+    assert await reserved(shop, *rows) == 0
+    await shop.audit()
+
+
+async def test_a_proposal_that_nobody_decides_expires_with_its_order(own_shop: Shop) -> None:
+    shop, orders = own_shop, Orders(own_shop.inventory)
+    await say(shop, "oat", Alternative(sku="soy"))
+    await stock(shop, depot={"soy": 5})
+    order = await place(orders, shop, wants_approval("oat", 3))
+    await shop.set_clock(order.expires_at_ms + 60_000, location="depot")
+    await OrderDriver(shop.inventory).round()
+    found = await orders.read(shop.merchant, order.id)
+    assert (found.state, await reserved(shop, ("depot", "soy"))) == (OrderState.EXPIRED, 0)
+    await shop.audit()
+
+
+async def test_what_is_decided_is_sourced_anew_without_asking_anybody(
+    shop: Shop, orders: Orders
+) -> None:
+    await say(shop, "oat", Alternative(sku="soy", approval=True), Alternative(sku="rice"))
+    await stock(shop, depot={"oat": 3}, soho={"soy": 9})
+    order = await place(orders, shop, line("oat", 3))
+    await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(InsufficientStock):
+        await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)
+    await stock(shop, york={"rice": 3})
+    order = (await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)).order
+    assert held(order) == {"york": {"rice": 3}}
+    assert (order.state, order.missing()) == (OrderState.CONFIRMED, [])
+    # One that is not decided may still ask.
+    order = await place(orders, shop, line("oat", 3))
+    order = (await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)).order
+    assert (held(order), order.parts[1].proposed) == ({"soho": {"soy": 3}}, ("oat",))
+    await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    await shop.audit()
+
+
+async def test_parts_are_made_for_the_orders_channel_and_buyer(shop: Shop, orders: Orders) -> None:
+    await stock(shop, annex={"mug": 1})
+    await shop.receive("mug", 9)
+    pools = {"partner": Pool(cap=4), "store": Pool(minimum=2)}
+    await shop.set_terms("mug", Terms(channels=pools, buyer_cap=BuyerCap(2, 60_000)))
+    order = await place(
+        orders, shop, WantedLine("mug", 3), options=Options(channel="partner"), buyer="zoe"
+    )
+    assert held(order) == {"annex": {"mug": 1}, LOCATION: {"mug": 2}}
+    (at_the_shop,) = [part for part in order.parts if part.location == LOCATION]
+    made = await shop.inventory.reservation(shop.merchant, at_the_shop.reservation)
+    assert (made.channel, made.buyer) == ("partner", digest("buyer", shop.merchant, "zoe"))
+    row = await shop.row("mug")
+    assert row.terms is not None
+    assert row.terms.channels["partner"].held == 2
+    by_partner = Options(channel="partner")
+    with pytest.raises(BuyerCapExceeded):
+        await place(orders, shop, WantedLine("mug", 2), options=by_partner, buyer="zoe")
+    with pytest.raises(InsufficientStock):
+        await place(orders, shop, WantedLine("mug", 3), options=by_partner, buyer="bob")
+    assert "zoe" not in msgspec.json.encode(order.body).decode()
+    await place(orders, shop, WantedLine("mug", 1), buyer="cid", key="same")
+    with pytest.raises(IdempotencyKeyReused):
+        await place(orders, shop, WantedLine("mug", 1), buyer="dan", key="same")
+    await shop.audit()
+
+
+async def test_an_order_says_what_has_not_come_yet(shop: Shop, orders: Orders) -> None:
+    await shop.set_terms("tea", Terms(backorder_limit=5))
+    wanted = WantedLine("tea", 2, LOCATION)
+    with pytest.raises(InsufficientStock):
+        await place(orders, shop, wanted, options=Options(stock_only=True))
+    order = await place(orders, shop, wanted)
+    assert order.parts[0].backordered == (Line("tea", 2),)
+    await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    await shop.receive("tea", 1)
+    seen = await orders.read(shop.merchant, order.id)
+    assert seen.parts[0].backordered == (Line("tea", 1),)
+    await shop.receive("tea", 1)
+    done = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
+    assert (done.state, done.missing()) == (OrderState.FULFILLED, [])
+    await shop.audit()
+
+
+async def test_an_order_of_plain_lines_is_told_from_others_as_it_always_was(
+    shop: Shop, orders: Orders
+) -> None:
+    """A retry of one that was placed before lines said more finds it."""
+    await stock(shop, depot={"tea": 5})
+    order = await place(orders, shop, WantedLine("tea", 2, "depot"), WantedLine("tea", 1))
+    said = ("900000", "", "{}", "2 tea\0depot", "1 tea\0")
+    assert order.body.fingerprint == digest(*said)
