@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -71,12 +71,19 @@ class Site:
         return f"{self.url}/console#/{self.merchant}/{path}{query}"
 
     async def send(
-        self, method: str, path: str, body: Any = None, *, role: Role = Role.ADMIN
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        role: Role = Role.ADMIN,
+        headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         """Ask the API as another client does."""
         headers = {
             "Authorization": f"Bearer {self.secrets[role]}",
             "Idempotency-Key": os.urandom(8).hex(),
+            **(headers or {}),
         }
         async with httpx.AsyncClient(base_url=self.url, headers=headers) as client:
             answer = await client.request(method, f"/v1/merchants/{self.merchant}{path}", json=body)

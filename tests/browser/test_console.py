@@ -202,12 +202,87 @@ async def test_what_staff_do_is_in_the_ledger_with_its_actor(site: Site, sign_in
     assert ledger[2]["details"]["reason"] == "dropped"
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1440, False), (360, True)])
+async def test_terms_are_seen_and_changed_unless_somebody_else_did(
+    site: Site, sign_in: SignIn, width: int, dark: bool
+) -> None:
+    await site.move("berlin", "receive", "tea", 6)
+    row = "/locations/berlin/stock/tea"
+    page = await sign_in(width=width, dark=dark)
+    await page.goto(site.address("stock", "berlin", "tea"))
+    await page.get_by_role("button", name="Terms").click()
+    await page.get_by_label("Backorder limit").fill("5")
+    await page.get_by_label("Cap a buyer").fill("9")
+    await page.get_by_label("Within").fill("36")
+    await page.get_by_label("Unit of time").select_option("hours")
+    await page.get_by_role("button", name="Add a channel").click()
+    await page.get_by_label("Channel").fill(HOSTILE)
+    await fits(page)
+    await accessible(page)
+    save = page.get_by_role("button", name="Save")
+    await save.click()
+    await expect(page.get_by_role("alert")).to_contain_text("neither a cap nor a minimum")
+    await page.get_by_label("Cap", exact=True).fill("8")
+    # A sale meanwhile is none of this.
+    await site.move("berlin", "sale", "tea", 1)
+    await save.click()
+    await expect(page.get_by_role("heading", name="Terms", exact=True)).to_be_visible(
+        timeout=WAIT_MS
+    )
+    terms = (await site.send("GET", f"{row}/terms")).json()
+    assert terms == {
+        "backorder_limit": 5,
+        "buyer_cap": {"units": 9, "window_seconds": 129_600},
+        "channels": {HOSTILE: {"cap": 8, "minimum": 0, "held": 0}},
+    }
+    held = await site.reserve("berlin", "tea", 7, channel=HOSTILE, buyer="ann")
+    section = page.get_by_label("Terms", exact=True)
+    await expect(section.locator("[data-tile=backordered]")).to_contain_text(
+        "2 of 5", timeout=WAIT_MS
+    )
+    await expect(section.locator("[data-tile=buyer_cap]")).to_contain_text("within 36 hours")
+    await expect(section.get_by_role("row").last).to_contain_text("78none")
+    assert await page.locator("main script, main img").count() == 0
+    await expect(page.get_by_text("On backorder")).to_be_visible()
+    await expect(page.get_by_text("Still to come").first).to_be_visible()
+    await fits(page)
+    await accessible(page)
+
+    # Somebody else changes the terms while this one is at it.
+    await page.get_by_role("button", name="Terms").click()
+    await page.get_by_label("Backorder limit").fill("50")
+    await _set_terms(site, row, {"backorder_limit": 6})
+    await save.click()
+    await expect(page.get_by_role("alert")).to_contain_text("Somebody else changed the terms")
+    assert (await site.send("GET", f"{row}/terms")).json()["backorder_limit"] == 6
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(section.locator("[data-tile=backordered]")).to_contain_text(
+        "2 of 6", timeout=WAIT_MS
+    )
+    await page.get_by_role("button", name="Terms").click()
+    await expect(page.get_by_label("Backorder limit")).to_have_value("6")
+    await page.get_by_label("Backorder limit").fill("")
+    await save.click()
+    await expect(section.locator("[data-tile=backordered]")).to_contain_text(
+        "more than the limit", timeout=WAIT_MS
+    )
+    # What was promised is not taken back; once it ends the row is an ordinary one.
+    await site.send("POST", f"/reservations/{held}/release", {})
+    await _set_terms(site, row, {})
+    await expect(section).to_be_hidden(timeout=WAIT_MS)
+
+
+async def _set_terms(site: Site, row: str, terms: dict[str, int]) -> None:
+    version = (await site.send("GET", f"{row}?consistency=strong")).headers["etag"]
+    await site.send("PUT", f"{row}/terms", terms, headers={"If-Match": version})
+
+
 async def test_a_reader_sees_and_cannot_change(site: Site, sign_in: SignIn) -> None:
     await site.move("berlin", "receive", "tea", 10)
     page = await sign_in(site.secrets[Role.READ])
     await page.goto(site.address("stock", "berlin", "tea"))
     await expect(page.locator("[data-tile=on_hand] dd")).to_have_text("10", timeout=WAIT_MS)
-    for name in ("Receive", "Adjust", "Count", "Safety stock"):
+    for name in ("Receive", "Adjust", "Count", "Safety stock", "Terms"):
         await expect(page.get_by_role("button", name=name)).to_have_count(0)
 
 

@@ -3,6 +3,7 @@
 import { change, get } from "./api.js";
 import { ask } from "./dialogs.js";
 import { count, h } from "./dom.js";
+import { editTerms } from "./terms.js";
 
 const whole = (value) => `${count(value)} unit${value === 1 ? "" : "s"}`;
 
@@ -76,5 +77,5 @@ export function actionButtons(context, { location, sku = "", row = null }) {
   }, label);
   return h("div", { class: "actions" },
     context.can("feed") && [button("Receive", receive, "primary"), button("Adjust", adjust), button("Count", countShelf)],
-    context.can("admin") && row && button("Safety stock", safetyStock));
+    context.can("admin") && row && [button("Safety stock", safetyStock), button("Terms", editTerms)]);
 }

@@ -21,10 +21,11 @@ export function problemBox(error) {
     error.requestId && h("p", { class: "note" }, `Request ${error.requestId}`));
 }
 
-// Fields are {name, label, type, required, min, value, hint, options}. `submit(values)` may throw.
+// Fields are {name, label, type, required, min, value, hint, options}, or {name, element, read} of an
+// element of one's own. `read()` and `submit(values)` may throw.
 export function ask({ title, explain, fields = [], action, danger = false, typed, submit }) {
   const faults = h("div", {});
-  const inputs = fields.map((field) => ({ field, input: input(field) }));
+  const inputs = fields.map((field) => ({ field, input: field.element ?? input(field) }));
   const word = typed && h("input", {
     id: "typed", name: "typed", autocomplete: "off", autocapitalize: "off", spellcheck: "false",
     required: true,
@@ -34,7 +35,7 @@ export function ask({ title, explain, fields = [], action, danger = false, typed
   const form = h("form", { method: "dialog" },
     h("h2", { id: "dialog-title" }, title),
     explain && h("p", {}, explain),
-    inputs.map(({ field, input: element }) => h("div", { class: "field" },
+    inputs.map(({ field, input: element }) => field.element ?? h("div", { class: "field" },
       h("label", { for: element.id }, field.label), element,
       field.hint && h("p", { class: "note" }, field.hint))),
     typed && h("div", { class: "field" },
@@ -45,11 +46,9 @@ export function ask({ title, explain, fields = [], action, danger = false, typed
   const dialog = h("dialog", { "aria-labelledby": "dialog-title" }, form);
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const values = Object.fromEntries(inputs.map(({ field, input: element }) => [
-      field.name, field.type === "number" ? (element.value === "" ? null : Number(element.value)) : element.value.trim(),
-    ]));
     send.disabled = true;
     try {
+      const values = Object.fromEntries(inputs.map(({ field, input: element }) => [field.name, value(field, element)]));
       const said = await submit(values);
       dialog.close();
       if (said) tell(said);
@@ -62,6 +61,11 @@ export function ask({ title, explain, fields = [], action, danger = false, typed
   document.body.append(dialog);
   dialog.showModal();
   return dialog;
+}
+
+function value(field, element) {
+  if (field.read) return field.read();
+  return field.type === "number" ? (element.value === "" ? null : Number(element.value)) : element.value.trim();
 }
 
 function input({ name, type = "text", required, min, max, value, options }) {

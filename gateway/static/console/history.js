@@ -4,7 +4,7 @@ import { ago, badge, count, h, signed, when } from "./dom.js";
 
 const WORDS = {
   reserve: "Reserved", confirm: "Confirmed", extend: "Extended", commit: "Committed", release: "Released",
-  expire: "Expired", configure: "Settings", feed: "Event of a till or supplier", shortfall: "Shortfall",
+  expire: "Expired", amend: "Amended", decide: "Substitutes decided", fill: "Backorder filled", configure: "Settings", terms: "Terms", feed: "Event of a till or supplier", shortfall: "Shortfall",
   offline: "Tills silent", repair: "Repair", rebuild: "Rebuilt",
 };
 const MOVED = {
@@ -16,7 +16,7 @@ export function title(entry) {
   return MOVED[entry.details.type] ?? WORDS[entry.kind] ?? entry.kind;
 }
 
-const UNITS = ["on_hand", "reserved", "safety_stock", "deficit", "offline_buffer"];
+const UNITS = ["on_hand", "reserved", "backordered", "safety_stock", "deficit", "offline_buffer"];
 
 function changes(row) {
   const said = UNITS.filter((name) => row.changes[name]).map((name) => `${name.replaceAll("_", " ")} ${signed(row.changes[name])}`);

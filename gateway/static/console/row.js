@@ -6,6 +6,7 @@ import { Chart, levelsBar } from "./charts.js";
 import { ago, badge, count, empty, h, replace, table, tile } from "./dom.js";
 import { entryItem, points, stateBadge } from "./history.js";
 import * as stream from "./stream.js";
+import { drawTerms } from "./terms.js";
 
 const RANGES = { "15m": [15, "15 minutes"], "1h": [60, "1 hour"], "6h": [360, "6 hours"], "24h": [1440, "24 hours"],
   "7d": [10080, "7 days"], "30d": [43200, "30 days"] };
@@ -26,6 +27,7 @@ export async function open(root, context) {
   let more = false;
 
   const levels = h("section", { class: "card", "aria-label": "Levels" });
+  const terms = h("section", { class: "card", "aria-label": "Terms" });
   const chart = new Chart({
     label: `On hand, reserved and available of ${sku} over time`, steps: true,
     series: [{ id: "on_hand", label: "On hand" }, { id: "reserved", label: "Reserved" }, { id: "available", label: "Available" }],
@@ -42,7 +44,7 @@ export async function open(root, context) {
     h("div", { class: "title-bar" },
       h("div", {}, h("h1", {}, item?.title || sku), item?.title && h("p", { class: "sku" }, sku)),
       actionButtons(context, { location: place, sku, row: () => row })),
-    levels, danger,
+    levels, danger, terms,
     h("section", { class: "card" }, h("div", { class: "title-bar" }, h("h2", {}, "History"), range), chart.element, chartNote),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h2", {}, "Ledger"), list, listNote),
@@ -51,6 +53,7 @@ export async function open(root, context) {
   function drawLevels() {
     if (!alive) return;
     const state = row.shortfall > 0 ? badge("bad", `Short of ${count(row.shortfall)}`)
+      : row.available === 0 && row.backorder_available > 0 ? badge("warn", "On backorder")
       : row.available === 0 ? badge("bad", "Sold out")
         : row.low_stock_threshold && row.available <= row.low_stock_threshold ? badge("warn", "Low")
           : badge("good", "In stock");
@@ -61,6 +64,7 @@ export async function open(root, context) {
         tile("Reserved", count(row.reserved), { id: "reserved" }),
         tile("Safety stock", count(row.safety_stock), { id: "safety_stock" }),
         row.offline_buffer > 0 && tile("Held back", count(row.offline_buffer), { note: "tills are silent" }),
+        row.backordered > 0 && tile("Backordered", count(row.backordered), { note: "promised before they come" }),
         row.deficit > 0 && tile("Deficit", count(row.deficit), { note: "sold beyond the books" }),
         tile("Version", count(row.version), { id: "version" })),
       levelsBar(row));
@@ -142,15 +146,36 @@ export async function open(root, context) {
     }
   }
 
+  // What the stream does not tell of: the terms, what pools hold, how much more may be backordered.
+  async function readTerms() {
+    const read = await get(path, { consistency: "strong" });
+    if (!alive) return;
+    if (read.version >= row.version) row = read;
+    drawLevels();
+    showTerms();
+  }
+
+  let termsShown = "";
+  function showTerms() {
+    const shown = JSON.stringify([row.terms, row.backordered]);
+    if (!alive || shown === termsShown) return;
+    termsShown = shown;
+    drawTerms(terms, row);
+  }
+
   async function readHolds() {
     const { items, more: others } = await pages(`${shelf}/reservations`, {}, { most: MAX_HOLDS });
     if (!alive) return;
     const mine = items.filter((one) => one.lines.some((line) => line.sku === sku));
+    const waits = (one) => one.lines.reduce((sum, line) => sum + (line.sku === sku ? line.backordered ?? 0 : 0), 0);
+    const owed = mine.some((one) => waits(one) > 0);
+    const columns = ["Reservation", "State", ":Units", ...(owed ? [":Still to come"] : []), "Ends"];
     replace(holds, mine.length === 0 ? empty("Nobody holds units of this row")
-      : table("Holds on this row", ["Reservation", "State", ":Units", "Ends"], mine.slice(0, 100).map((one) => [
+      : table("Holds on this row", columns, mine.slice(0, 100).map((one) => [
         h("a", { class: "id", href: context.address("reservations", one.id) }, one.order_ref || one.id),
         stateBadge(one.state),
         count(one.lines.filter((line) => line.sku === sku).reduce((sum, line) => sum + line.quantity, 0)),
+        ...(owed ? [waits(one) ? count(waits(one)) : "–"] : []),
         one.expires_at ? h("span", { "data-expires": one.expires_at }) : "never",
       ])),
     (others || mine.length > 100) && h("p", { class: "note" }, "More than are shown here."));
@@ -182,7 +207,7 @@ export async function open(root, context) {
   const quietly = (reading) => reading().catch((error) => {
     if (!(error instanceof Problem)) return;
   });
-  const refresh = () => Promise.all([readLedger, readHolds, readShortfalls].map(quietly));
+  const refresh = () => Promise.all([readLedger, readHolds, readShortfalls, readTerms].map(quietly));
   let due = null;
   function refreshSoon() {
     if (due !== null) return;
@@ -190,6 +215,7 @@ export async function open(root, context) {
   }
 
   drawLevels();
+  showTerms();
   drawRanges();
   context.listen({ merchant: context.merchant, locations: [place], skus: [sku] }, {
     rows: (some) => { if (some.length && some[0].version) take(some[0]); },

@@ -11,6 +11,7 @@ const FILTERS = {
   low: ["Low", (row) => row.low_stock_threshold > 0 && row.available <= row.low_stock_threshold],
   out: ["Sold out", (row) => row.available === 0],
   reserved: ["Reserved", (row) => row.reserved > 0],
+  backordered: ["Backordered", (row) => row.backordered > 0],
   short: ["Shortfall", (row) => row.shortfall > 0],
 };
 
