@@ -678,7 +678,13 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     elif kind is OperationKind.EXTEND:
         expires_at_ms, lines = detail[0], None
     elif kind is OperationKind.AMEND:
-        lines = tuple([LineData(sku, units) for sku, units in detail[1]])
+        waiting = dict(detail[_WAITING_AT] or {}) if len(detail) > _WAITING_AT else {}
+        lines = tuple(
+            [
+                LineData(sku, units, waiting.get(sku, (0,))[0], _told(sku, stands_for))
+                for sku, units in detail[1]
+            ]
+        )
         state, expires_at_ms = ReservationState(detail[2]), detail[3] or None
     elif kind is OperationKind.DECIDE:
         lines = tuple([LineData(sku, units, 0, _told(sku, stands_for)) for sku, units in detail[2]])
@@ -704,14 +710,13 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
 
 def _proposed(operation: Operation) -> tuple[str, ...]:
     """Return the SKUs whose substitutes are to be accepted yet, as far as the operation says."""
-    place = 4 if operation.kind in (OperationKind.RESERVE, OperationKind.DECIDE) else None
-    if place is None or len(operation.detail) <= place:
+    if operation.kind not in _WITH_EXTRAS or len(operation.detail) <= _EXTRAS_AT:
         return ()
-    return tuple(operation.detail[place].get("proposed", ()))
+    return tuple(operation.detail[_EXTRAS_AT].get("proposed", ()))
 
 
 def _stands_for(operation: Operation) -> tuple[StandsFor, ...]:
-    """Return what stands for what in the reservation that an operation made or ended."""
+    """Return what stands for what in the reservation that an operation made, changed or ended."""
     place = _STANDS_FOR_AT.get(operation.kind)
     if place is None or len(operation.detail) <= place:
         return ()
@@ -740,14 +745,17 @@ def _told(sku: str, stands_for: Sequence[StandsFor]) -> tuple[StandsForData, ...
     )
 
 
-_STANDS_FOR_AT: Final[Mapping[OperationKind, int]] = {
-    OperationKind.RESERVE: 4,
-    OperationKind.DECIDE: 4,
+_WITH_EXTRAS: Final = (OperationKind.RESERVE, OperationKind.AMEND, OperationKind.DECIDE)
+_EXTRAS_AT: Final = 4
+_WAITING_AT: Final = 5
+"""Where the detail of these kinds has the extras, and an amendment's what waits from then on."""
+
+_STANDS_FOR_AT: Final[Mapping[OperationKind, int]] = dict.fromkeys(_WITH_EXTRAS, _EXTRAS_AT) | {
     OperationKind.COMMIT: 3,
     OperationKind.RELEASE: 3,
     OperationKind.EXPIRE: 2,
 }
-"""Where the detail of a kind says what stands for what; of the first two, inside the extras."""
+"""Where the detail of a kind says what stands for what; of the first three, inside the extras."""
 
 
 _RESERVATION_EVENTS: Final[Mapping[OperationKind, type[Any]]] = {

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import msgspec
 import structlog
 
-from engine import metrics, reservations
+from engine import amendments, metrics, reservations
+from engine.amendments import Amendment, refused_field
 from engine.clock import ClockGuard
 from engine.definitions import Definitions, What
 from engine.dispatch import Command, Dispatcher
@@ -986,64 +987,100 @@ class Inventory:
         self,
         merchant: str,
         reservation: str,
-        lines: Sequence[Line],
+        lines: Sequence[Line | Wish],
         *,
         key: str,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
         actor: str,
     ) -> ReservationResult:
         """Hold so many units of each SKU named from now on; 0 drops its line, others stay.
 
         The units that the reservation has already count as free for it, so it is refused only what
-        is not there beyond them, and then keeps what it has. A confirmed one may be amended too. A
-        retry under the same key gets the first answer again. Raises ReservationNotFound,
-        ReservationEnded, InsufficientStock, LimitExceeded (lines), IdempotencyKeyReused,
-        InvalidCommand (also where no line would be left).
+        is not there beyond them, and then keeps what it has. A confirmed one may be amended too.
+        More units of a row with terms are promised on these; fewer give back first what is waited
+        for. `channel` and `buyer` are of a reservation that has none yet, as for `reserve`.
+
+        Where others stand for a SKU, or it is a kit, its quantity is how much is asked for, and
+        that is served anew. Other SKUs than those that stand for it already may do so only where
+        the line is a Wish that says so.
+
+        A retry under the same key gets the first answer again. Raises ReservationNotFound,
+        ReservationEnded, InsufficientStock, BuyerCapExceeded, LimitExceeded (lines),
+        IdempotencyKeyReused, InvalidCommand (also where no line would be left).
         """
         check_key(key)
         check_amendment(lines)
-        return await self._wherever(
-            reservation, lambda it: self._amend(merchant, it, lines, key, actor)
-        )
+        check_wishes(lines)
+        check_name("channel", channel)
+        check_name("buyer", buyer)
+        who = digest("buyer", merchant, buyer) if buyer else ""
+        amendment = Amendment(merchant, tuple(lines), key, actor, stock_only, channel, who)
+        return await self._wherever(reservation, lambda it: self._amend(it, amendment))
 
-    async def _amend(
-        self, merchant: str, reservation: str, lines: Sequence[Line], key: str, actor: str
-    ) -> ReservationResult:
-        keys = self._keys_of_reservation(reservation)
-        # As with `extend`: the record is found wherever the reservation is.
-        operation = digest("amend", reservation_hash(reservation), key)
-        fingerprint = digest(*[f"{line.quantity} {line.sku}" for line in lines])
-        held = self._lines_of.get(reservation) or await self._read_lines(keys, reservation)
-        if held is None:
-            raise ReservationNotFound(reservation)
-        home = self._keys_of(held.merchant, held.location)
-        if home != keys and any(one.quantity and one.sku not in held.skus for one in lines):
-            # It is at a part of a split row, which has nothing else.
-            remedy = "is no line of it, and this row is split: make a reservation of its own for it"
-            raise InvalidCommand("lines.sku", remedy)
-        rows = [keys.stock(held.merchant, held.location, line.sku) for line in lines]
-        its_keys = (keys.reservation(reservation), keys.seen(merchant, operation), *rows)
-        for reclaimed in range(MAX_RECLAIM_ROUNDS + 1):
-            final = reclaimed == MAX_RECLAIM_ROUNDS
-            command = Command(
-                its_keys,
-                (reservation, merchant, actor, fingerprint, operation, lines, MAX_LINES, final),
-                merchant,
-            )
-            reply = await self._dispatch.run("amend", keys.partition, command)
+    async def _amend(self, reservation: str, amendment: Amendment) -> ReservationResult:
+        keys, merchant = self._keys_of_reservation(reservation), amendment.merchant
+        held = self._lines_of.get(reservation)
+        is_on_terms, as_wishes = False, not is_plain(amendment.lines, self.kits.known_now(merchant))
+        plan, reclaims, rereads = ANYWHERE, 0, 0
+        while True:
+            if held is None:
+                held = await self._read_lines(keys, reservation)
+            if held is None:
+                raise ReservationNotFound(reservation)
+            place = (held.merchant, held.location)
+            amendment.check(held, is_at_part=self._keys_of(*place) != keys)
+            final = reclaims == MAX_RECLAIM_ROUNDS
+            if is_on_terms or as_wishes or held.has_extras:
+                verb = "repromise"
+                defined = None
+                if as_wishes or held.stands_for:
+                    defined = await self._definitions(merchant, amendment.lines)
+                command = amendment.command_on_terms(
+                    keys, reservation, held, final=final, plan=plan, defined=defined
+                )
+            else:
+                verb, command = "amend", amendment.command(keys, reservation, held, final=final)
+            reply = await self._dispatch.run(verb, keys.partition, command)
             code = Outcome(reply[0])
-            if code is Outcome.SPLIT:
-                await self._fetch((held.merchant, held.location), keys.partition, reply[1])
-            elif code is Outcome.INSUFFICIENT_STOCK and reply[1]:
+            if code is Outcome.LINES_CHANGED and rereads < MAX_REREADS:
+                held, rereads = None, rereads + 1
+            elif code is Outcome.TERMS:
+                is_on_terms = True
+            elif code is Outcome.SPLIT:
+                await self._fetch(place, keys.partition, reply[1])
+                reclaims += 1
+                plan = ANYWHERE if reclaims < MAX_RECLAIM_ROUNDS else GATHERED
+            elif code in _REFUSED_FOR_UNITS and reply[1] and not final:
                 await self.expire_due(keys.partition)
+                reclaims += 1
+            elif (
+                code is Outcome.INSUFFICIENT_STOCK
+                and not as_wishes
+                and not is_plain(amendment.lines, await self.kits.known(merchant))
+            ):
+                # A kit is short of units of its own.
+                as_wishes, plan, reclaims = True, ANYWHERE, 0
             else:
                 break
-        self._sold_out.forget(rows)
+        if code is Outcome.LINES_CHANGED:
+            raise OutcomeUnknown()
+        # Keys that are not of rows do no harm.
+        self._sold_out.forget(command.keys[2:])
         self._note_at_part(held, keys)
-        if reply[0] == Outcome.INVALID and reply[1] == "lines":
-            raise InvalidCommand("lines", "would leave nothing: release the reservation instead")
-        result = _result(reservation, reply, key=key)
+        if code is Outcome.INVALID and (refused := refused_field(reply[1])) is not None:
+            raise refused
+        result = _result(reservation, reply, key=amendment.key)
         self._lines_of.keep(result.reservation)
         return result
+
+    async def _definitions(
+        self, merchant: str, lines: Sequence[Line | Wish]
+    ) -> amendments.Definitions:
+        wishes = summed_wishes(lines)
+        choices = await self.substitutes.known(merchant) if needs_rules(wishes) else {}
+        return amendments.Definitions(choices, await self.kits.known(merchant))
 
     async def commit(
         self, merchant: str, reservation: str, *, picks: Sequence[Line] = (), actor: str

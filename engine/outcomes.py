@@ -30,7 +30,6 @@ class Outcome(StrEnum):
     LIMIT_EXCEEDED = "limit_exceeded"
     LINES_CHANGED = "lines_changed"
     TERMS = "terms"
-    ON_TERMS = "on_terms"
     SPLIT = "split"
     ORDER_CHANGED = "order_changed"
     READ_ONLY = "read_only"
@@ -249,7 +248,7 @@ class ReservationNotHeld(HoldfastError):
 
 
 class ReservationOnTerms(HoldfastError):
-    """Units that are promised on a row's terms are not amended or moved: reserve anew."""
+    """Units that are promised on a row's terms are not moved: reserve anew."""
 
     code = "reservation_on_terms"
 
@@ -257,7 +256,7 @@ class ReservationOnTerms(HoldfastError):
         """Keep the reservation."""
         self.reservation = reservation
         super().__init__(
-            f"reservation {reservation} cannot be amended or moved: units of it are promised "
+            f"reservation {reservation} cannot be moved: units of it are promised "
             "on a row's terms; reserve anew, then release it"
         )
 

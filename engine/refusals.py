@@ -19,7 +19,6 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
-    ReservationOnTerms,
     ShortLine,
     StoreReadOnly,
     VersionConflict,
@@ -59,8 +58,6 @@ def refusal(
             )
         case Outcome.NOT_HELD:
             return ReservationNotHeld(reservation, state=ReservationState(reply[1]))
-        case Outcome.ON_TERMS:
-            return ReservationOnTerms(reservation)
         case Outcome.PROPOSED:
             skus = tuple(reply[7][_EXTRAS_AT]["proposed"])
             return ProposalOpen(reservation, skus=skus)

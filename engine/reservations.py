@@ -29,11 +29,14 @@ MAX_RECENT: Final = 50_000
 
 
 class FirstAnswer(msgspec.Struct, frozen=True, array_like=True):
-    """What a reserve answered, of what a decision about its substitutes may have changed since."""
+    """What a reserve answered, of what an amendment or a decision may have changed since."""
 
     missing: tuple[Line, ...]
     stands_for: tuple[StandsFor, ...]
     proposed: tuple[str, ...]
+    channel: str | None = None
+    buyer: str | None = None
+    """None where they are what the extras say."""
 
 
 class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,7 +57,7 @@ NO_EXTRAS: Final = Extras()
 
 
 class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What was promised; only an amendment changes it.
+    """What was promised; only an amendment or a decision changes it.
 
     `lines` are what is held now. `first_lines` are what was held at first, empty where that is
     still the same. `extras` are of one that was promised on a row's terms. The scripts write no
@@ -85,22 +88,30 @@ def place_in_queue(wait: tuple[int, int]) -> int:
 
 _decode_body = msgspec.msgpack.Decoder(Body).decode
 _encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Any]).decode
 _decode_lines = msgspec.msgpack.Decoder(tuple[Line, ...]).decode
 decode_waiting = msgspec.msgpack.Decoder(Waiting).decode
 
 
 class LinesOf(msgspec.Struct, frozen=True):
-    """Which rows a reservation holds units of.
+    """Which rows a reservation holds units of, and on what terms.
 
-    `has_extras` where it was promised on terms; `buyer` is the digest of whom it counts for.
+    `channel` is through which it was promised, where that was on terms; `buyer` the digest of whom
+    it counts for.
     """
 
     merchant: str
     location: str
     skus: tuple[str, ...]
-    has_extras: bool = False
     order_ref: str = ""
+    channel: str = ""
     buyer: str = ""
+    stands_for: tuple[StandsFor, ...] = ()
+
+    @property
+    def has_extras(self) -> bool:
+        """True where it was promised on terms, or others stand for what was asked."""
+        return bool(self.channel)
 
     def keys(self, keys: PartitionKeys, reservation: str) -> tuple[str, ...]:
         """Return the keys that an ending declares."""
@@ -154,8 +165,10 @@ class RecentLines:
             reservation.merchant,
             reservation.location,
             skus,
-            bool(reservation.channel),
+            reservation.order_ref,
+            reservation.channel,
             reservation.buyer,
+            reservation.stands_for,
         )
         if len(self._lines) > self._most:
             self._lines.popitem(last=False)
@@ -173,21 +186,44 @@ def packed_body(body: Body) -> bytes:
     return _encode(elements)
 
 
-def amended(body: Body, lines: tuple[Line, ...]) -> Body:
-    """Return a body with other lines, as `lua/amend.lua` makes it."""
-    return msgspec.structs.replace(body, lines=lines, first_lines=body.first_lines or body.lines)
+def amended(body: Body, detail: Sequence[Any]) -> Body:
+    """Return a body as an amendment leaves it; `detail` is the operation's, `lua/amend.lua`."""
+    extras = msgspec.convert(detail[4], Extras) if len(detail) > 4 else body.extras
+    return msgspec.structs.replace(
+        body,
+        lines=msgspec.convert(detail[1], tuple[Line, ...]),
+        first_lines=body.first_lines or body.lines,
+        extras=extras,
+    )
+
+
+def told(body: Body, waiting: Waiting) -> list[Any]:
+    """Return how a remembered reply ends that tells of a reservation, as msgpack has it.
+
+    The twin is `append_told` in `lua/lib/reservations.lua`.
+    """
+    extras = body.extras
+    if extras is None:
+        return [element for line in body.lines for element in (line.sku, line.quantity)]
+    told = {name: value for name in _TOLD_EXTRAS if (value := getattr(extras, name))}
+    return _decode(_encode([[body.lines, body.missing, told or (), waiting or ()]]))
+
+
+_TOLD_EXTRAS: Final = ("channel", "buyer", "stands_for", "proposed")
 
 
 def lines_of(body: bytes) -> LinesOf:
     """Read which rows are held from a reservation's body."""
     decoded = _decode_body(body)
+    extras = decoded.extras or NO_EXTRAS
     return LinesOf(
         decoded.merchant,
         decoded.location,
         tuple([line.sku for line in decoded.lines]),
-        decoded.extras is not None,
         decoded.order_ref,
-        "" if decoded.extras is None else decoded.extras.buyer,
+        extras.channel,
+        extras.buyer,
+        extras.stands_for,
     )
 
 
@@ -213,7 +249,11 @@ def from_reserve(
         if body.extras is not None and body.extras.first is not None:
             first = body.extras.first
             extras = msgspec.structs.replace(
-                body.extras, stands_for=first.stands_for, proposed=first.proposed
+                body.extras,
+                stands_for=first.stands_for,
+                proposed=first.proposed,
+                channel=body.extras.channel if first.channel is None else first.channel,
+                buyer=body.extras.buyer if first.buyer is None else first.buyer,
             )
             body = msgspec.structs.replace(body, missing=first.missing, extras=extras)
         expires_at_ms = body.created_at_ms + body.ttl_ms

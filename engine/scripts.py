@@ -13,6 +13,7 @@ VERBS: Final = (
     "confirm",
     "extend",
     "amend",
+    "repromise",
     "commit",
     "release",
     "decide",

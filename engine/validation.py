@@ -129,7 +129,7 @@ def check_picks(picks: Sequence[Line]) -> None:
         check_quantity(f"lines[{i}].quantity", pick.quantity, least=0)
 
 
-def check_amendment(lines: Sequence[Line]) -> None:
+def check_amendment(lines: Sequence[_Asked]) -> None:
     """Take up to 200 lines of valid SKUs, each once, and quantities, 0 too."""
     check_batch("lines", len(lines), MAX_LINES)
     named = set()

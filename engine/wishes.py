@@ -13,7 +13,7 @@ import msgspec
 
 from engine.kits import Kits
 from engine.limits import MAX_MIXED_UNITS, MAX_WISH_ROWS
-from engine.model import Line
+from engine.model import Line, StandsFor
 from engine.outcomes import InvalidCommand, LimitExceeded
 from engine.substitutes import Alternative, Choice, Choices, check_alternatives
 
@@ -116,25 +116,46 @@ def _mixed_units(wish: Wish) -> int:
     return wish.quantity if is_mixed else 0
 
 
-def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> Asked:
-    """Turn wishes into a command's rows and candidates. Raises LimitExceeded."""
+def ask(
+    wishes: Sequence[Wish],
+    choices: Choices,
+    kits: Kits,
+    location: str,
+    held: Sequence[StandsFor] = (),
+) -> Asked:
+    """Turn wishes into a command's rows and candidates.
+
+    `held` is what stands for them already. A kit is made of what it was held by; and what stands
+    for a wish goes on to do so, no more units of it than there are unless the wish says so.
+    Raises LimitExceeded, InvalidCommand.
+    """
     rows: dict[str, int] = {}
 
     def row(sku: str) -> int:
         return rows.setdefault(sku, len(rows) + 1)
 
     # The rows that are asked for come first, so that they are held in the order of the request.
-    own = [_own(wish, kits, row) for wish in wishes]
+    own = [_own(wish, kits, row, held) for wish in wishes]
     asked = []
+    mixed_units = 0
     for wish, first in zip(wishes, own, strict=True):
         parts = {sku for candidate in first for sku, *_ in candidate[-1]}
-        others = [
+        others: list[tuple[Any, ...]] = [
             (one.of, one.for_, one.approval, SUBSTITUTE, ((one.sku, row(one.sku), 1),))
             for one in _alternatives(wish, choices, location)
             if one.sku not in parts
             and one.sku not in kits
             and not (wish.is_decided and one.approval)
         ]
+        parts |= {sku for candidate in others for sku, *_ in candidate[-1]}
+        kept = [
+            (one.of, one.for_, False, SUBSTITUTE, ((one.sku, row(one.sku), 1),), one.units)
+            for one in held
+            if (one.asked, one.kind) == (wish.sku, SUBSTITUTE) and one.sku not in parts
+        ]
+        if (kept and wish.fill is Fill.MIXED) or _mixed_units(wish):
+            mixed_units += wish.quantity
+        others += kept
         asked.append(
             (
                 wish.sku,
@@ -146,7 +167,13 @@ def ask(wishes: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> 
         )
     if len(rows) > MAX_WISH_ROWS:
         raise LimitExceeded("lines", most=MAX_WISH_ROWS)
-    return Asked(tuple(rows), asked, sum(map(_mixed_units, wishes)))
+    if held and mixed_units > MAX_MIXED_UNITS:
+        raise InvalidCommand(
+            "lines",
+            f"ask for more than {MAX_MIXED_UNITS} units in all of what several SKUs may serve: say "
+            "fill whole, or make it several reservations",
+        )
+    return Asked(tuple(rows), asked, mixed_units)
 
 
 def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
@@ -161,15 +188,20 @@ def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
                 yield "decided"
 
 
-def _own(wish: Wish, kits: Kits, row: Callable[[str], int]) -> list[tuple[Any, ...]]:
+def _own(
+    wish: Wish, kits: Kits, row: Callable[[str], int], held: Sequence[StandsFor]
+) -> list[tuple[Any, ...]]:
     """Return the SKU itself as a candidate; of a kit its components, too.
 
     A kit has units of its own only where it was stocked before it became one. They come first.
     """
     own: list[tuple[Any, ...]] = [(1, 1, False, OWN, ((wish.sku, row(wish.sku), 1),))]
     kit = kits.get(wish.sku)
-    if kit is not None:
-        parts = tuple((one.sku, row(one.sku), one.quantity) for one in kit.components)
+    made_of = [(x.sku, x.of) for x in held if (x.asked, x.kind) == (wish.sku, KIT)]
+    if not made_of and kit is not None:
+        made_of = [(one.sku, one.quantity) for one in kit.components]
+    if made_of:
+        parts = tuple((sku, row(sku), units) for sku, units in made_of)
         own.append((1, 1, False, KIT, parts))
     return own
 

@@ -102,7 +102,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     a movement's, `order_ref` a reservation's, and `lines` what an amended one holds. `units`,
     `since`, `how` and `endangered` are of a shortfall; units of 0 say that it is over. `state` is a
     location's whose tills were silent, and `held_back` the units that are no longer promised there.
-    `terms` are those that a row was given; `channel` is through which a reservation was made on
+    `terms` are those that a row was given; `channel` is through which units were promised on
     some; `filled` units came for a backorder, `left` are to come. `source`, of a rebuild, is the
     store that was rebuilt, and of a movement the system that reported it. `defined` is substitutes
     or kits, of which these `definitions` make the `revision`. `split` says what of a row is in
@@ -292,6 +292,15 @@ def _reserved(detail: Sequence[Any]) -> Details:
     )
 
 
+def _amended(detail: Sequence[Any]) -> Details:
+    extras = detail[4:5]
+    return Details(
+        lines=[PickedLine(sku, quantity) for sku, quantity in detail[1]],
+        channel=extras[0]["channel"] if extras else UNSET,
+        stands_for=_stands_for([extras[0].get("stands_for", ())] if extras else ()) or UNSET,
+    )
+
+
 def _committed(detail: Sequence[Any]) -> Details:
     return Details(
         state_before=ReservationState(detail[0]),
@@ -344,9 +353,7 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     ),
     OperationKind.RESERVE: _reserved,
     OperationKind.CONFIRM: lambda detail: Details(order_ref=detail[0] or UNSET),
-    OperationKind.AMEND: lambda detail: Details(
-        lines=[PickedLine(sku, quantity) for sku, quantity in detail[1]]
-    ),
+    OperationKind.AMEND: _amended,
     OperationKind.EXTEND: lambda detail: Details(expires_at=time_text(detail[0])),
     OperationKind.COMMIT: _committed,
     OperationKind.RELEASE: lambda detail: Details(

@@ -94,15 +94,19 @@ async def amend(call: Call, body: wire.AmendRequest) -> Answer:
     result = await call.inventory.amend(
         call.merchant,
         call.path["reservation"],
-        wire.lines(body.lines),
+        wire.wishes(body.lines),
         key=key_of(call),
+        stock_only=body.stock_only,
+        channel=body.channel,
+        buyer=body.buyer,
         actor=call.actor,
     )
     view = call.service.fanout.view
     if not view.is_idle:
         # Of a line that was dropped, the reservation does not tell any more.
         changed = result.reservation
-        view.forget(changed.merchant, changed.location, [line.sku for line in body.lines])
+        skus = {line.sku for line in body.lines} | {line.sku for line in changed.lines}
+        view.forget(changed.merchant, changed.location, list(skus))
     return _answer(result)
 
 

@@ -366,7 +366,7 @@ OPERATIONS: Final = (
         changes=True,
         successes=(Success(200, wire.Reservation, "The reservation, amended", (_REPLAYED,)),),
         header_fields=(IDEMPOTENCY_KEY,),
-        problems=(ReservationOnTerms, *_ENDING, InsufficientStock, LimitExceeded),
+        problems=(*_ENDING, InsufficientStock, BuyerCapExceeded, LimitExceeded),
         items=lambda body: len(body.lines),
     ),
     Operation(

@@ -159,7 +159,15 @@ class LineAlternativeRequest(Request, frozen=True, kw_only=True):
     for_: RatioUnits = msgspec.field(default=1, name="for")
 
 
-class WishRequest(LineRequest, frozen=True, kw_only=True):
+class _SubstitutesRequest(Request, frozen=True, kw_only=True):
+    substitutes: Substitution = Substitution.NONE
+    fill: Fill = Fill.MIXED
+    alternatives: Annotated[
+        tuple[LineAlternativeRequest, ...], Meta(max_length=MAX_ALTERNATIVES)
+    ] = ()
+
+
+class WishRequest(_SubstitutesRequest, frozen=True, kw_only=True):
     """Units of one SKU that are asked for, or of what may stand for it.
 
     `substitutes` says whether others may stand for what there is too little of: `approve` where
@@ -167,11 +175,23 @@ class WishRequest(LineRequest, frozen=True, kw_only=True):
     of the merchant's rules where none are named. `fill` whole has one SKU serve the whole line.
     """
 
-    substitutes: Substitution = Substitution.NONE
-    fill: Fill = Fill.MIXED
-    alternatives: Annotated[
-        tuple[LineAlternativeRequest, ...], Meta(max_length=MAX_ALTERNATIVES)
-    ] = ()
+    sku: Id
+    quantity: Units
+
+
+StockOnly = Annotated[
+    bool, Meta(description="Promise nothing that is not on the shelf, whatever the rows allow.")
+]
+Channel = Annotated[
+    str, Meta(max_length=MAX_NAME_BYTES, description="Through which units are asked for.")
+]
+Buyer = Annotated[
+    str,
+    Meta(
+        max_length=MAX_NAME_BYTES,
+        description="Who buys, where a row has a cap a buyer; only a digest of it is kept.",
+    ),
+]
 
 
 class ReserveRequest(Request, frozen=True, kw_only=True):
@@ -184,19 +204,9 @@ class ReserveRequest(Request, frozen=True, kw_only=True):
     ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
     order_ref: Text = ""
     partial: bool = False
-    stock_only: Annotated[
-        bool, Meta(description="Promise nothing that is not on the shelf, whatever the rows allow.")
-    ] = False
-    channel: Annotated[
-        str, Meta(max_length=MAX_NAME_BYTES, description="Through which units are asked for.")
-    ] = DEFAULT_CHANNEL
-    buyer: Annotated[
-        str,
-        Meta(
-            max_length=MAX_NAME_BYTES,
-            description="Who buys, where a row has a cap a buyer; only a digest of it is kept.",
-        ),
-    ] = ""
+    stock_only: StockOnly = False
+    channel: Channel = DEFAULT_CHANNEL
+    buyer: Buyer = ""
 
 
 class ConfirmRequest(Request, frozen=True, kw_only=True):
@@ -211,17 +221,26 @@ class ExtendRequest(Request, frozen=True, kw_only=True):
     ttl_seconds: TtlSeconds
 
 
-class AmendedLine(Request, frozen=True, kw_only=True):
-    """How many units of one SKU are held from now on; 0 drops the line."""
+class AmendedLine(_SubstitutesRequest, frozen=True, kw_only=True):
+    """How many units of one SKU are asked for from now on; 0 drops the line.
+
+    What else may stand for it is said as in a reserve. What does already may go on to do so.
+    """
 
     sku: Id
     quantity: AmendedUnits
 
 
 class AmendRequest(Request, frozen=True, kw_only=True):
-    """Hold other quantities of the lines that are named; the others stay as they are."""
+    """Hold other quantities of the lines that are named; the others stay as they are.
+
+    A reservation that was promised on terms keeps its `channel`, and its `buyer` where it has one.
+    """
 
     lines: Annotated[list[AmendedLine], Meta(min_length=1, max_length=MAX_LINES)]
+    stock_only: StockOnly = False
+    channel: Channel = ""
+    buyer: Buyer = ""
 
 
 class RelocateRequest(Request, frozen=True, kw_only=True):
@@ -883,8 +902,8 @@ def _stands_for(found: Sequence[model.StandsFor], sku: str) -> list[StandsFor] |
     ] or UNSET
 
 
-def wishes(wanted: Sequence[WishRequest]) -> list[model.Line | Wish]:
-    """Make the engine's lines of a reserve's: most are units of a row and nothing more."""
+def wishes(wanted: Sequence[WishRequest | AmendedLine]) -> list[model.Line | Wish]:
+    """Make the engine's lines of a request's: most are units of a row and nothing more."""
     return [
         model.Line(x.sku, x.quantity)
         if x.substitutes is Substitution.NONE and not x.alternatives
@@ -901,6 +920,6 @@ def wishes(wanted: Sequence[WishRequest]) -> list[model.Line | Wish]:
     ]
 
 
-def lines(wanted: Sequence[LineRequest | PickRequest | AmendedLine]) -> list[model.Line]:
+def lines(wanted: Sequence[LineRequest | PickRequest]) -> list[model.Line]:
     """Make the engine's lines of a request's."""
     return [model.Line(x.sku, x.quantity) for x in wanted]

@@ -379,6 +379,12 @@ def _lines(lines: Sequence[Line | Wish]) -> list[Any]:
     return [msgspec.to_builtins(line) for line in lines]
 
 
+def _asker(*, stock_only: bool, channel: str, buyer: str) -> dict[str, Any]:
+    """Return what is said of who asks, where it is not what is taken for granted."""
+    said = {"stock_only": stock_only, "channel": channel, "buyer": buyer}
+    return {name: value for name, value in said.items() if value}
+
+
 def _page_query(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
     asked = (("limit", None if limit is None else str(limit)), ("cursor", cursor))
     return tuple((name, text) for name, text in asked if text is not None)
@@ -569,12 +575,7 @@ def reserve(
         document["order_ref"] = order_ref
     if partial:
         document["partial"] = True
-    if stock_only:
-        document["stock_only"] = True
-    if channel:
-        document["channel"] = channel
-    if buyer:
-        document["buyer"] = buyer
+    document |= _asker(stock_only=stock_only, channel=channel, buyer=buyer)
     return Call(
         method="POST",
         path=_merchant_path(merchant, "locations", location, "reservations"),
@@ -617,10 +618,21 @@ def extend(merchant: str, reservation_id: str, *, ttl_seconds: int, key: str) ->
 
 
 def amend(
-    merchant: str, reservation_id: str, lines: Sequence[Line], *, key: str
+    merchant: str,
+    reservation_id: str,
+    lines: Sequence[Line | Wish],
+    *,
+    key: str,
+    stock_only: bool = False,
+    channel: str = "",
+    buyer: str = "",
 ) -> Call[Reservation]:
-    """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
-    document = {"lines": _lines(lines)}
+    """Hold so many units of each SKU named from now on; 0 drops its line, others stay.
+
+    `channel` and `buyer` are for a reservation that has none yet, as in a reserve.
+    """
+    document: dict[str, Any] = {"lines": _lines(lines)}
+    document |= _asker(stock_only=stock_only, channel=channel, buyer=buyer)
     return _step(merchant, reservation_id, "amend", document, headers=_keyed(key))
 
 

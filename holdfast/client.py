@@ -438,12 +438,28 @@ class Client:
         self,
         merchant: str,
         reservation_id: str,
-        lines: Sequence[Line],
+        lines: Sequence[Line | Wish],
         *,
         key: str | None = None,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
     ) -> Reservation:
-        """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
-        return self.send(calls.amend(merchant, reservation_id, lines, key=key or new_key()))
+        """Hold so many units of each SKU named from now on; 0 drops its line, others stay.
+
+        `channel` and `buyer` are for a reservation that has none yet, as in `reserve`.
+        """
+        return self.send(
+            calls.amend(
+                merchant,
+                reservation_id,
+                lines,
+                key=key or new_key(),
+                stock_only=stock_only,
+                channel=channel,
+                buyer=buyer,
+            )
+        )
 
     def relocate(
         self, merchant: str, reservation_id: str, location: str, *, key: str | None = None
@@ -735,12 +751,28 @@ class AsyncClient:
         self,
         merchant: str,
         reservation_id: str,
-        lines: Sequence[Line],
+        lines: Sequence[Line | Wish],
         *,
         key: str | None = None,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
     ) -> Reservation:
-        """Hold so many units of each SKU named from now on; 0 drops its line, others stay."""
-        return await self.send(calls.amend(merchant, reservation_id, lines, key=key or new_key()))
+        """Hold so many units of each SKU named from now on; 0 drops its line, others stay.
+
+        `channel` and `buyer` are for a reservation that has none yet, as in `reserve`.
+        """
+        return await self.send(
+            calls.amend(
+                merchant,
+                reservation_id,
+                lines,
+                key=key or new_key(),
+                stock_only=stock_only,
+                channel=channel,
+                buyer=buyer,
+            )
+        )
 
     async def relocate(
         self, merchant: str, reservation_id: str, location: str, *, key: str | None = None

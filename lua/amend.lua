@@ -14,8 +14,10 @@
 --          {'insufficient_stock', due, {{sku, requested, available, known}, ...}}
 --            every line that does not fit, its own units among the available ones; due is true
 --            where a reclaim may help
---          {'on_terms'}                   it was promised on terms, or a row that it would have more
---            of has some
+--          {'terms', sku}                 more is wanted of a row that has terms: `repromise` is for
+--            that
+--          {'lines_changed'}              so it is for what was promised on terms, or stands for
+--            something: read the reservation anew
 --          {'split', {{sku, units}, ...}}  so many must be free here first, of rows that have units
 --            elsewhere; not once due holds were taken back
 --          {'limit_exceeded', 'lines', most_lines}
@@ -26,50 +28,7 @@
 -- @include ledger
 -- @include reservations
 -- @include seen
-
--- What is remembered of the answer: {'ok', expires_at, confirmed_at, sku, units, sku, units, ...}.
-local ANSWERED_LINES = 4
-
--- A replay tells of the reservation as the first answer did, whatever became of it since.
-local function describe_amended(code, reservation, expires_at, confirmed_at, lines)
-  local state, order_ref = 'held', ''
-  if confirmed_at > 0 then state, order_ref = 'confirmed', reservation.order_ref end
-  return array_of(8) .. cmsgpack.pack(code, state, expires_at, confirmed_at, 0, order_ref)
-    .. array_of(0) .. body_with(reservation, lines)
-end
-
-local function describe_earlier(reservation, earlier)
-  local lines = appended_lines(earlier, ANSWERED_LINES)
-  return describe_amended('replayed', reservation, earlier[2], earlier[3], lines)
-end
-
--- Returns how many units of each SKU are wanted, or nil and the field that is off.
-local function wanted_units(wanted)
-  local units = {}
-  for _, line in ipairs(wanted) do
-    local sku, quantity = line[1], line[2]
-    if not is_text(sku) or units[sku] then return nil, 'lines.sku' end
-    if not is_integer(quantity, 0, MAX_QUANTITY) then return nil, 'lines.quantity' end
-    units[sku] = quantity
-  end
-  if #wanted == 0 then return nil, 'lines' end
-  return units
-end
-
--- Returns the lines as they will be, in their order, and how many units each SKU has now.
-local function amended_lines(reservation, wanted, units)
-  local lines, held = {}, {}
-  for _, line in ipairs(reservation.body[BODY_LINES]) do
-    local sku = line[1]
-    held[sku] = line[2]
-    local quantity = units[sku] or line[2]
-    if quantity > 0 then lines[#lines + 1] = {sku, quantity} end
-  end
-  for _, line in ipairs(wanted) do
-    if not held[line[1]] and line[2] > 0 then lines[#lines + 1] = {line[1], line[2]} end
-  end
-  return lines, held
-end
+-- @include amending
 
 -- The lines that need more than what is free and what they hold already; and of those what is missing
 -- of rows that may have it in another partition.
@@ -88,12 +47,18 @@ local function short_lines(first, wanted, held)
   return short, elsewhere
 end
 
--- Whether more is wanted of a row that is promised on terms.
-local function needs_terms(first, wanted, held)
+-- The SKU of a row with terms that more is wanted of.
+local function row_on_terms(first, wanted, held)
   for i, line in ipairs(wanted) do
-    if line[2] > (held[line[1]] or 0) and row_at(KEYS[first + 1 + i]).terms then return true end
+    local sku = line[1]
+    if line[2] > (held[sku] or 0) and row_at(KEYS[first + 1 + i]).terms then return sku end
   end
-  return false
+end
+
+local function skus_of(wanted)
+  local skus = {}
+  for i, line in ipairs(wanted) do skus[i] = line[1] end
+  return skus
 end
 
 local replies = each_command(function(first, _, id, merchant, actor, fingerprint, operation, wanted,
@@ -104,13 +69,15 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if earlier and earlier[1] == 'replayed' then return describe_earlier(reservation, earlier) end
   if earlier then return earlier end
   if not is_live(reservation) then return describe('ended', reservation) end
-  if reservation.extras then return {'on_terms'} end
+  if reservation.extras then return {'lines_changed'} end
   local units, field = wanted_units(wanted)
   if not units then return {'invalid', field} end
-  local lines, held = amended_lines(reservation, wanted, units)
+  local held = units_held(reservation)
+  local lines = amended_lines(reservation, held, skus_of(wanted), units)
   if #lines == 0 then return {'invalid', 'lines'} end
   if #lines > most_lines then return {'limit_exceeded', 'lines', most_lines} end
-  if needs_terms(first, wanted, held) then return {'on_terms'} end
+  local sku_on_terms = row_on_terms(first, wanted, held)
+  if sku_on_terms then return {'terms', sku_on_terms} end
   local short, elsewhere = short_lines(first, wanted, held)
   if #elsewhere > 0 and not reclaimed then return {'split', elsewhere} end
   if #short > 0 then return {'insufficient_stock', holds_are_due(reclaimed), short} end
@@ -123,12 +90,7 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
     end
   end
   amend_reservation(reservation, id, lines)
-  record('amend', id, merchant, reservation.body[BODY_LOCATION], actor, fingerprint, changes,
-    {operation, lines, reservation.state, reservation.expires_at})
-  remember(KEYS[first + 1], fingerprint,
-    append_lines({'ok', reservation.expires_at, reservation.confirmed_at}, lines))
-  return describe_amended('ok', reservation, reservation.expires_at, reservation.confirmed_at,
-    lines)
+  return record_amendment(reservation, id, actor, fingerprint, operation, KEYS[first + 1], changes)
 end)
 
 -- After this point nothing may fail.

@@ -90,10 +90,10 @@ local function missing_more(missing, open, served)
 end
 
 -- The extras with the decisions in them, and with what a retry of the reserve is to be told.
-local function decided_extras(extras, missing, decision, members)
-  local changed = {}
+local function decided_extras(reservation, decision, members)
+  local extras, changed = reservation.extras, {}
   for name, value in pairs(extras) do changed[name] = value end
-  changed.first = extras.first or {missing, extras.stands_for, extras.proposed}
+  changed.first = first_told(reservation)
   changed.proposed = still_proposed(extras.proposed, members)
   changed.decided = {}
   for sku, earlier in pairs(extras.decided or {}) do changed.decided[sku] = earlier end
@@ -153,8 +153,8 @@ local replies = each_command(function(first, last, id, merchant, actor, decided,
   end
   local changes = give_back(reservation, id, units, row_keys, pledge_keys)
   local missing = missing_more(body[BODY_MISSING], open, served)
-  local extras = decided_extras(reservation.extras, body[BODY_MISSING], decision, members)
-  decide_reservation(reservation, id, lines, missing, extras)
+  local extras = decided_extras(reservation, decision, members)
+  remake_reservation(reservation, id, lines, missing, extras)
   record('decide', id, merchant, body[BODY_LOCATION], actor, '', changes,
     {decision, open, lines, missing, extras})
   return describe('ok', reservation)

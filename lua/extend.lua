@@ -16,18 +16,12 @@
 -- @include reservations
 -- @include seen
 
--- A replay tells of the hold as the first answer did, whatever became of it since.
--- What is remembered of it is {'ok', expires_at, sku, units, sku, units, ...}.
-local function describe_extended(code, reservation, expires_at, body)
-  return described(reservation, code, 'held', expires_at, 0, 0, '') .. array_of(0) .. body
-    .. waiting_of(reservation)
-end
+-- A replay tells of the hold as the first answer did, whatever became of it since. What is
+-- remembered of it is {'ok', expires_at, ...}, the rest as append_told() has it.
+local ANSWERED_TOLD = 3
 
-local function describe_earlier(reservation, earlier)
-  local lines = appended_lines(earlier, 3)
-  local body = reservation.packed_body
-  if #lines > 0 then body = body_with(reservation, lines) end
-  return describe_extended('replayed', reservation, earlier[2], body)
+local function describe_extended(code, expires_at, body, waiting)
+  return described(waiting, code, 'held', expires_at, 0, 0, '') .. array_of(0) .. body .. waiting
 end
 
 local replies = each_command(function(first, _, id, merchant, actor, fingerprint, ttl_ms,
@@ -36,7 +30,8 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if not reservation then return {'not_found'} end
   local earlier = seen_reply(KEYS[first + 1], fingerprint)
   if earlier and earlier[1] == 'replayed' then
-    return describe_earlier(reservation, earlier)
+    return describe_extended('replayed', earlier[2],
+      told_earlier(reservation, earlier, ANSWERED_TOLD))
   end
   if earlier then return earlier end
   if not is_integer(ttl_ms, limits.min_ttl_ms, limits.max_ttl_ms) then
@@ -54,9 +49,8 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   touch_reservation(reservation)
   record('extend', id, merchant, reservation.body[BODY_LOCATION], actor, fingerprint, {},
     {expires_at, before, operation})
-  remember(KEYS[first + 1], fingerprint,
-    append_lines({'ok', expires_at}, reservation.body[BODY_LINES]))
-  return describe_extended('ok', reservation, expires_at, reservation.packed_body)
+  remember(KEYS[first + 1], fingerprint, append_told({'ok', expires_at}, reservation))
+  return describe_extended('ok', expires_at, reservation.packed_body, waiting_of(reservation))
 end)
 
 -- After this point nothing may fail.

@@ -20,11 +20,7 @@ local changed_waits = {}
 local function give(reservation, id, row, sku, free, queue_key)
   local entry = reservation.waiting[sku]
   local units = math.min(free, entry[1])
-  if units == entry[1] then
-    stop_waiting(reservation, id, sku, queue_key)
-  else
-    entry[1] = entry[1] - units
-  end
+  wait_less(reservation, id, sku, units, queue_key)
   changed_waits[reservation.key] = reservation
   return units
 end

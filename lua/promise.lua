@@ -86,25 +86,6 @@ local function lines_elsewhere(wanted, plan)
   return elsewhere
 end
 
--- The same of wishes that could not be served as they were asked for: all that they may take.
-local function wishes_elsewhere(wishes, wanted)
-  local elsewhere = {}
-  for place, line in ipairs(wanted) do
-    local units = 0
-    for _, wish in ipairs(wishes) do
-      for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
-        for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
-          if part[PART_PLACE] == place then
-            units = units + wish[WISH_QUANTITY] * part[PART_UNITS]
-          end
-        end
-      end
-    end
-    if line.row.away > 0 then elsewhere[#elsewhere + 1] = {line.sku, units} end
-  end
-  return elsewhere
-end
-
 -- True where there is something to hold of what was asked for.
 local function has_room(wanted, outcome)
   for _, line in ipairs(wanted) do
@@ -119,15 +100,6 @@ local function note_wishes(pledge, outcome)
   if #outcome.proposed > 0 then pledge.extras.proposed = outcome.proposed end
   pledge.has_extras = pledge.has_extras or #outcome.stands_for > 0
   return outcome.missing
-end
-
--- The refusal, which says so where nothing but the buyer's cap is in the way.
-local function refused_for_units(due, short)
-  for _, line in ipairs(short) do
-    if line[5] ~= 'buyer' then return {'insufficient_stock', due, short} end
-  end
-  if #short == 0 then return {'insufficient_stock', due, short} end
-  return {'buyer_cap_exceeded', due, short}
 end
 
 local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, partial, reclaimed, plan,

@@ -41,6 +41,9 @@ _LATER: Final = 7
 """Where the detail of either says that a later count has it, and what came after a count."""
 
 _EVENT_SEQUENCE: Final = 10
+_WAITING: Final = 5
+"""Where the detail of an amendment on terms says what waits from then on."""
+
 _HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, OperationKind.EXPIRE})
 _ON_RESERVATIONS: Final = _HELD_ONLY | {
     OperationKind.AMEND,
@@ -446,7 +449,12 @@ def _said(
         return 0, int(detail[1]), 0
     if kind in (OperationKind.AMEND, OperationKind.DECIDE):
         left = detail[1] if kind is OperationKind.AMEND else detail[2]
-        return 0, sum(units for sku, units in left if sku == change.sku) - held, 0
+        # What is backordered is no part of what is reserved; a decision leaves it as it is.
+        waits = reservation.waiting
+        if kind is OperationKind.AMEND:
+            waits = detail[_WAITING] or {} if len(detail) > _WAITING else {}
+        waiting = waits[change.sku][0] if change.sku in waits else 0
+        return 0, sum(units for sku, units in left if sku == change.sku) - waiting - held, 0
     picked = 0
     if kind is OperationKind.COMMIT:
         picked = sum(units for sku, units in detail[2] if sku == change.sku)

@@ -14,7 +14,7 @@ from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange, un
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
 from engine.order_records import OrderBody, OrderState, Plan
-from engine.reservations import Body, Extras, Waiting, amended, decided, place_in_queue
+from engine.reservations import Body, Extras, Waiting, amended, decided, place_in_queue, told
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
@@ -540,7 +540,7 @@ class Fold:
                 operation.merchant,
                 operation.location,
                 operation.fingerprint,
-                (detail[0], *_flat(reservation.body.lines)),
+                (detail[0], *told(reservation.body, reservation.waiting)),
                 at_ms,
             )
         elif kind is OperationKind.DECIDE:
@@ -554,8 +554,12 @@ class Fold:
                 waiting[sku] = (left, place)
             reservation.waiting = waiting
         elif kind is OperationKind.AMEND:
-            lines = tuple([Line(sku, units) for sku, units in detail[1]])
-            reservation.body = amended(reservation.body, lines)
+            # A line that is dropped is none of those that it counts for its buyer from then on.
+            self._count_for_buyer(operation.id, reservation, no_longer=True)
+            reservation.body = amended(reservation.body, detail)
+            if reservation.body.extras is not None:
+                reservation.waiting = msgspec.convert(detail[5] or {}, Waiting)
+                self._count_for_buyer(operation.id, reservation)
             self.state.seen[detail[0]] = FoldedSeen(
                 operation.merchant,
                 operation.location,
@@ -563,7 +567,7 @@ class Fold:
                 (
                     reservation.expires_at_ms,
                     reservation.confirmed_at_ms,
-                    *_flat(lines),
+                    *told(reservation.body, reservation.waiting),
                 ),
                 at_ms,
             )
@@ -577,12 +581,14 @@ class Fold:
                 reservation.order_ref = detail[_MOVED]
             self._count_for_buyer(operation.id, reservation)
 
-    def _count_for_buyer(self, the_id: str, reservation: FoldedReservation) -> None:
-        """Let a reservation count for its buyer as it stands now."""
+    def _count_for_buyer(
+        self, the_id: str, reservation: FoldedReservation, *, no_longer: bool = False
+    ) -> None:
+        """Let a reservation count for its buyer as it stands now, or not at all."""
         for key, (units, until_ms) in reservation.counts():
             counted = self.state.buyers.setdefault(key, {})
             counted.pop(the_id, None)
-            if units:
+            if units and not no_longer:
                 counted[the_id] = (units, until_ms)
             if not counted:
                 del self.state.buyers[key]
@@ -644,11 +650,6 @@ _ENDINGS: Final = {
     OperationKind.RELEASE: ReservationState.RELEASED,
     OperationKind.EXPIRE: ReservationState.EXPIRED,
 }
-
-
-def _flat(lines: Iterable[Line]) -> list[str | int]:
-    """Return lines as a remembered reply has them."""
-    return [element for line in lines for element in (line.sku, line.quantity)]
 
 
 def _units(levels: Levels) -> tuple[int, int, int, int]:

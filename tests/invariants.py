@@ -20,7 +20,7 @@ Quantities are units, times milliseconds since 1970.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -101,6 +101,7 @@ class _Partition:
     rows: dict[RowName, _Row] = field(default_factory=dict)
     promises: dict[str, _Promise] = field(default_factory=dict)
     effects: dict[tuple[str, ...], int] = field(default_factory=dict)
+    amendments: Counter[str] = field(default_factory=Counter)
     unrecorded: set[tuple[str, ...]] = field(default_factory=set)
 
 
@@ -200,8 +201,10 @@ class Audit:
             effect = (*effect, str(detail[3]))
         if kind == "amend":
             effect = (*effect, detail[0])
+            partition.amendments[the_id] += 1
         if kind == "decide":
-            effect = (*effect, *detail[1])
+            # What an amendment proposes anew is decided anew.
+            effect = (*effect, *detail[1], str(partition.amendments[the_id]))
         if kind == "feed":
             # What was set aside may be booked or dropped later, under the same id.
             settled = detail[11] in ("quarantined", "dropped", "skipped")
@@ -348,13 +351,7 @@ class Audit:
                 self._violated("Fold", f"{where}: {earlier} were promised before it")
             return
         if kind in ("amend", "decide"):
-            left = dict(detail[1] if kind == "amend" else detail[2])
-            changed = {sku: deltas[1] for sku, _, _, deltas, *_ in lines}
-            now = {sku: promise.lines.get(sku, 0) + units for sku, units in changed.items()}
-            promise.lines = {s: units for s, units in (promise.lines | now).items() if units}
-            promise.whole = promise.lines
-            if left != promise.lines:
-                self._violated("HoldsSum", f"{where}: {left} is not {promise.lines}")
+            self._fold_amendment(promise, kind, lines, detail, where)
             return
         if kind == "expire" and promise.expires_at > at:
             self._violated("OneEnding", f"{where}: not due before {promise.expires_at}, at {at}")
@@ -368,6 +365,31 @@ class Audit:
         promise.waiting = {}
         promise.state = {"commit": "committed", "release": "released", "expire": "expired"}[kind]
         promise.ended_at = at
+
+    def _fold_amendment(
+        self, promise: _Promise, kind: str, lines: list[Any], detail: list[Any], where: str
+    ) -> None:
+        """Change what is held and waited for; who waits for more does so behind all others."""
+        for sku, version, _, deltas, *_ in lines:
+            changed = _columns(deltas)
+            reserved, backordered = changed[1], changed[-1]
+            promise.lines[sku] = promise.lines.get(sku, 0) + reserved
+            waits, place = promise.waiting.pop(sku, (0, 0))
+            if waits + backordered:
+                place = version if backordered > 0 else place
+                promise.waiting[sku] = (waits + backordered, place)
+        promise.lines = {sku: units for sku, units in promise.lines.items() if units}
+        promise.whole = {
+            sku: promise.lines.get(sku, 0) + promise.waiting.get(sku, (0, 0))[0]
+            for sku in {*promise.lines, *promise.waiting}
+        }
+        left = dict(detail[1] if kind == "amend" else detail[2])
+        if left != promise.whole:
+            self._violated("HoldsSum", f"{where}: {left} is not {promise.whole}")
+        if kind == "amend" and len(detail) > 5:
+            waiting = {sku: tuple(entry) for sku, entry in dict(detail[5]).items()}
+            if waiting != promise.waiting:
+                self._violated("HoldsSum", f"{where}: {waiting} is not {promise.waiting}")
 
     def _sequence_is_stored(
         self, partition: _Partition, meta: dict[bytes, bytes], number: int

@@ -7,7 +7,7 @@ code of the refusal.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import gcd
 from typing import Any, Final
 
@@ -112,15 +112,34 @@ class Wish:
     whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What may serve a wish: `of` of it for `for_`, each made of so many units of rows.
+
+    `kind` is empty for the SKU itself. `most` units of it may be taken, where that is not None.
+    """
+
+    parts: dict[str, int]
+    of: int = 1
+    for_: int = 1
+    kind: str = ""
+    most: int | None = None
+
+
 @dataclass(slots=True)
 class Plan:
     """What serves wishes: units of each row, in the order in which they are held."""
 
     units: dict[str, int]
+    freed: dict[str, int] = field(default_factory=dict)
     short: list[tuple[str, int, int, bool]] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
     stands_for: list[Stand] = field(default_factory=list)
     proposed: list[str] = field(default_factory=list)
+    shelves: dict[str, int] = field(default_factory=dict)
+    """Of an amendment, the units of each row that are on the shelf for it, its own included."""
+    limits: set[str] = field(default_factory=set)
+    needs_buyer: bool = False
 
     @property
     def is_substituted(self) -> bool:
@@ -141,6 +160,8 @@ class Promise:
     channel: str = "online"
     buyer: str = ""
     waiting: dict[str, int] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+    """Of each SKU the version of its row when it was last backordered."""
     pooled: set[str] = field(default_factory=set)
     capped: dict[str, int] = field(default_factory=dict)
     on_terms: bool = False
@@ -275,9 +296,14 @@ class Shop:
 
     def fill(self, location: str, sku: str) -> None:
         """Give what is free to those who wait, in order of promise."""
-        for promise in self.promises.values():
+        waiting = [
+            promise
+            for promise in self.promises.values()
+            if promise.location == location and promise.is_live and sku in promise.waiting
+        ]
+        for promise in sorted(waiting, key=lambda one: one.places[sku]):
             shelf = self.shelf(location, sku)
-            if promise.location == location and promise.is_live and sku in promise.waiting:
+            if sku in promise.waiting:
                 units = min(shelf.free, promise.waiting[sku])
                 if units == 0:
                     return
@@ -330,6 +356,8 @@ class Shop:
                 promise.missing[sku] = quantity - units
             if units > 0:
                 self._take(promise, sku, units, min(units, shelf_units))
+        if not promise.capped:
+            promise.buyer = ""
         self.promises[name] = promise
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
 
@@ -351,84 +379,108 @@ class Shop:
             self._change(location, sku, reserved=units)
         promise = Promise(location, held, plan.missing, self.now_ms, self.now_ms + ttl_ms, "")
         promise.stands_for, promise.proposed = tuple(plan.stands_for), tuple(plan.proposed)
+        promise.on_terms = bool(plan.stands_for)
         self.promises[name] = promise
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
 
-    def _plan(self, location: str, wishes: tuple[Wish, ...], partial: bool) -> Plan:
-        """Serve what nothing may stand for, then what is there, then the rest."""
-        ways = {wish: self._ways(wish) for wish in wishes}
-        plan = Plan(dict.fromkeys(self._in_order(wishes, ways), 0))
+    def _plan(
+        self,
+        location: str,
+        wishes: tuple[Wish, ...],
+        partial: bool,
+        freed: dict[str, int] | None = None,
+        held: tuple[Stand, ...] = (),
+    ) -> Plan:
+        """Serve what nothing may stand for, then what is there, then the rest.
+
+        Units that are `freed` are free for them, and `held` is what stands for them already.
+        """
+        ways = {wish: self._ways(wish, held) for wish in wishes}
+        plan = Plan(dict.fromkeys(self._in_order(wishes, ways), 0), freed=freed or {})
         waiting = list(wishes)
         for turn in range(3):
             for wish in list(waiting):
                 own = sum(
-                    self._room(location, way[0], plan)
+                    self._room(location, way, plan)
                     for way in ways[wish]
-                    if way[-1] != "substitute"
+                    if way.kind != "substitute"
                 )
-                is_plain = all(way[-1] != "substitute" for way in ways[wish])
+                is_plain = all(way.kind != "substitute" for way in ways[wish])
                 if turn == 2 or is_plain or (turn == 1 and own >= wish.quantity):
                     waiting.remove(wish)
                     self._serve(location, wish, ways[wish], plan, partial)
         return plan
 
-    def _ways(self, wish: Wish) -> list[tuple[dict[str, int], int, int, str]]:
-        """Return what may serve a wish: the units of rows in one of it, of, for, and its kind."""
-        kit = self.kits.get(wish.sku)
-        ways: list[tuple[dict[str, int], int, int, str]] = [({wish.sku: 1}, 1, 1, "")]
+    def _ways(self, wish: Wish, held: tuple[Stand, ...]) -> list[Way]:
+        """Return what may serve a wish: as it was asked for, and what may stand for it.
+
+        A kit is made of what it was held by, and what stands for a wish may go on to do so.
+        """
+        made_of = {one[1]: one[4] for one in held if (one[0], one[-1]) == (wish.sku, "kit")}
+        kit = made_of or self.kits.get(wish.sku)
+        ways = [Way({wish.sku: 1})]
         if kit is not None:
-            ways.append((kit, 1, 1, "kit"))
+            ways.append(Way(kit, kind="kit"))
         taken = {wish.sku, *(kit or {})}
-        ways += [
-            ({sku: 1}, of // gcd(of, for_), for_ // gcd(of, for_), "substitute")
-            for sku, of, for_ in wish.alternatives
-            if sku not in taken and sku not in self.kits
-        ]
+        for sku, of, for_ in wish.alternatives:
+            if sku not in taken and sku not in self.kits:
+                ratio = gcd(of, for_)
+                ways.append(Way({sku: 1}, of // ratio, for_ // ratio, "substitute"))
+        taken |= {sku for sku, _, _ in wish.alternatives if sku not in self.kits}
+        for asked, sku, units, _, of, for_, kind in held:
+            if (asked, kind) == (wish.sku, "substitute") and sku not in taken:
+                ways.append(Way({sku: 1}, of, for_, kind, units))
         return ways
 
     @staticmethod
     def _in_order(wishes: tuple[Wish, ...], ways: dict[Wish, Any]) -> list[str]:
         """Return the rows in the order in which they are held: first those asked for."""
-        asked = [s for w in wishes for way in ways[w] if way[-1] != "substitute" for s in way[0]]
-        others = [s for w in wishes for way in ways[w] if way[-1] == "substitute" for s in way[0]]
+        asked = [
+            s for w in wishes for way in ways[w] if way.kind != "substitute" for s in way.parts
+        ]
+        others = [
+            s for w in wishes for way in ways[w] if way.kind == "substitute" for s in way.parts
+        ]
         return list(dict.fromkeys(asked + others))
 
-    def _room(self, location: str, parts: dict[str, int], plan: Plan) -> int:
-        return min(
-            (self.shelf(location, sku).available - plan.units[sku]) // units
-            for sku, units in parts.items()
-        )
+    def _room(self, location: str, way: Way, plan: Plan) -> int:
+        rooms = [
+            (self.shelf(location, sku).available + plan.freed.get(sku, 0) - plan.units[sku])
+            // units
+            for sku, units in way.parts.items()
+        ]
+        return min(rooms if way.most is None else [*rooms, way.most])
 
     def _serve(
         self,
         location: str,
         wish: Wish,
-        ways: list[tuple[dict[str, int], int, int, str]],
+        ways: list[Way],
         plan: Plan,
         partial: bool,
     ) -> None:
-        candidates = [
-            Candidate(self._room(location, parts, plan), of, for_) for parts, of, for_, _ in ways
-        ]
+        candidates = [Candidate(self._room(location, w, plan), w.of, w.for_) for w in ways]
         can = [one.served_by(one.room) for one in candidates]
         most = max(can) if wish.whole else sum(can)
         choice = choose(wish.quantity, candidates, whole=wish.whole, partial=partial)
         if most < wish.quantity:
             known = any(
-                all((location, sku) in self.rows for sku in parts)
-                for parts, _, _, kind in ways
-                if kind != "substitute"
+                all((location, sku) in self.rows for sku in way.parts)
+                for way in ways
+                if way.kind != "substitute"
             )
             plan.short.append((wish.sku, wish.quantity, most, known))
         served_in_all, is_substituted = 0, False
-        for (parts, of, for_, kind), (units, served) in zip(ways, choice or (), strict=False):
+        for way, (units, served) in zip(ways, choice or (), strict=False):
             served_in_all += served
-            is_substituted |= units > 0 and kind == "substitute"
-            for sku, each in parts.items() if units else ():
+            # What stands for it already was accepted, or is proposed.
+            is_substituted |= units > 0 and way.kind == "substitute"
+            for sku, each in way.parts.items() if units else ():
                 plan.units[sku] += units * each
-                if kind:
-                    ratio = each if kind == "kit" else of
-                    plan.stands_for.append((wish.sku, sku, units * each, served, ratio, for_, kind))
+                if way.kind:
+                    ratio = each if way.kind == "kit" else way.of
+                    stand = (wish.sku, sku, units * each, served, ratio, way.for_, way.kind)
+                    plan.stands_for.append(stand)
         if choice is not None and served_in_all < wish.quantity:
             plan.missing[wish.sku] = wish.quantity - served_in_all
         if is_substituted and wish.approve:
@@ -486,11 +538,16 @@ class Shop:
         if shelf.deal.buyer_cap is not None:
             promise.capped[sku] = shelf.deal.buyer_cap[1]
         self._change(promise.location, sku, reserved=from_shelf, backordered=units - from_shelf)
+        promise.places[sku] = self.shelf(promise.location, sku).version
 
     def _room_for(self, location: str, sku: str, ask: Ask) -> tuple[int, int, str]:
         """Return the most units for an asker, those of them on the shelf, and what bounds them."""
-        shelf = self.shelf(location, sku)
-        stock_only, channel, buyer = ask
+        bought = self._bought(location, sku, ask[2])
+        return self._room_of(self.shelf(location, sku), ask, bought)
+
+    @staticmethod
+    def _room_of(shelf: Shelf, ask: Ask, bought: int) -> tuple[int, int, str]:
+        stock_only, channel, _ = ask
         on_shelf = shelf.shelf_for(channel)
         reason = "channel" if on_shelf < shelf.available else "stock"
         most = on_shelf
@@ -500,16 +557,20 @@ class Shop:
         if cap is not None and cap - shelf.held.get(channel, 0) < most:
             most, reason = max(0, cap - shelf.held.get(channel, 0)), "channel"
         if shelf.deal.buyer_cap is not None:
-            left = max(0, shelf.deal.buyer_cap[0] - self._bought(location, sku, buyer))
+            left = max(0, shelf.deal.buyer_cap[0] - bought)
             if left < most:
                 most, reason = left, "buyer"
         return most, on_shelf, reason
 
-    def _bought(self, location: str, sku: str, buyer: str) -> int:
+    def _bought(self, location: str, sku: str, buyer: str, but: Promise | None = None) -> int:
         """Return what counts for a buyer: what is promised, and lately was picked."""
         units = 0
         for promise in self.promises.values():
-            if (promise.location, promise.buyer) != (location, buyer) or sku not in promise.capped:
+            if (
+                promise is but
+                or (promise.location, promise.buyer) != (location, buyer)
+                or sku not in promise.capped
+            ):
                 continue
             if promise.is_live:
                 units += promise.lines[sku]
@@ -558,53 +619,179 @@ class Shop:
         promise.expires_at = expires_at
         return self._remember(scope, ttl_ms, {"code": "ok"} | promise.facts())
 
-    def amend(self, name: str, *, key: str, lines: Lines) -> Answer:
-        """Hold so many units of the SKUs named; the promise's own units are free for it."""
+    def amend(
+        self,
+        name: str,
+        *,
+        key: str,
+        lines: Sequence[tuple[str, int] | Wish],
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
+    ) -> Answer:
+        """Want so many units of the SKUs named; the promise's own units are free for it."""
         promise = self.promises.get(name)
         if promise is None:
             return {"code": "reservation_not_found"}
-        scope, request = ("amend", name, key), tuple(lines)
+        scope = ("amend", name, key)
+        request = (tuple(lines), stock_only, channel, buyer)
         if (earlier := self._earlier(scope, request)) is not None:
             return earlier
         if not promise.is_live:
             return _ended(promise)
-        if promise.stands_for or promise.decided or promise.on_terms:
-            return {"code": "reservation_on_terms"}
-        wanted = {**promise.lines, **dict(lines)}
-        if not any(wanted.values()):
+        if promise.on_terms and channel not in ("", promise.channel):
             return {"code": "invalid_request"}
-        if any(
-            quantity > promise.lines.get(sku, 0) and self.shelf(promise.location, sku).has_terms
-            for sku, quantity in lines
-        ):
-            return {"code": "reservation_on_terms"}
+        if promise.buyer and buyer not in ("", promise.buyer):
+            return {"code": "invalid_request"}
+        wishes = tuple(line if isinstance(line, Wish) else Wish(*line) for line in lines)
+        own = self._freed(promise, wishes)
+        if own is None:
+            return {"code": "invalid_request"}
+        ask = (
+            stock_only,
+            promise.channel if promise.on_terms else channel or "online",
+            promise.buyer or buyer,
+        )
+        plan = self._plan_amendment(promise, wishes, own, ask)
         # Only what goes up needs stock: taking back what is due may end the promise itself.
-        short = self._short_of_amendment(promise, lines)
-        if short:
+        if plan.short or self._substitutes_more(promise, plan, wishes):
             # It may be this very one that is due.
             self.expire_due(self.partition_of(promise.location))
             if promise.state == "expired":
                 return _ended(promise)
-            short = self._short_of_amendment(promise, lines)
-        if short:
-            return {"code": "insufficient_stock", "lines": short}
-        for sku, quantity in lines:
-            change = quantity - promise.lines.get(sku, 0)
-            if change:
-                self._change(promise.location, sku, reserved=change)
-        promise.lines = {sku: units for sku, units in wanted.items() if units}
+            plan = self._plan_amendment(promise, wishes, own, ask)
+        if plan.short:
+            if plan.needs_buyer:
+                return {"code": "invalid_request"}
+            code = "buyer_cap_exceeded" if plan.limits == {"buyer"} else "insufficient_stock"
+            return {"code": code, "lines": tuple(plan.short)}
+        totals = {
+            sku: promise.lines.get(sku, 0) - own.get(sku, 0) + units
+            for sku, units in plan.units.items()
+        }
+        if not any({**promise.lines, **totals}.values()):
+            return {"code": "invalid_request"}
+        self._note_stand_ins(promise, plan, wishes)
+        takes_on_terms = any(
+            units > promise.lines.get(sku, 0) and self.shelf(promise.location, sku).has_terms
+            for sku, units in totals.items()
+        )
+        if takes_on_terms or promise.stands_for:
+            promise.channel, promise.on_terms = ask[1], True
+        for sku, units in totals.items():
+            self._hold(promise, sku, units, own.get(sku, 0), plan, ask)
+        promise.lines = {sku: n for sku, n in {**promise.lines, **totals}.items() if n}
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
 
-    def _short_of_amendment(
-        self, promise: Promise, lines: Lines
-    ) -> tuple[tuple[str, int, int, bool], ...]:
-        found = []
-        for sku, quantity in lines:
-            own, shelf = promise.lines.get(sku, 0), self.shelf(promise.location, sku)
-            if quantity > own and quantity - own > shelf.available:
+    def _freed(self, promise: Promise, wishes: tuple[Wish, ...]) -> dict[str, int] | None:
+        """Return the units that serve what is wanted; None where a SKU only stands for others."""
+        named = {wish.sku for wish in wishes}
+        freed = {sku: promise.lines.get(sku, 0) for sku in named}
+        for stand in promise.stands_for:
+            if stand[1] in named:
+                freed[stand[1]] -= stand[2]
+        asked = {stand[0] for stand in promise.stands_for}
+        if any(s[1] in named - asked and not freed[s[1]] for s in promise.stands_for):
+            return None
+        for stand in promise.stands_for:
+            if stand[0] in named:
+                freed[stand[1]] = freed.get(stand[1], 0) + stand[2]
+        return freed
+
+    def _plan_amendment(
+        self, promise: Promise, wishes: tuple[Wish, ...], own: dict[str, int], ask: Ask
+    ) -> Plan:
+        """Serve wishes beside what else the promise holds."""
+        is_wished = any(wish.alternatives or wish.sku in self.kits for wish in wishes)
+        if promise.stands_for or is_wished:
+            plan = self._plan(promise.location, wishes, False, own, promise.stands_for)
+        else:
+            plan = Plan({wish.sku: wish.quantity for wish in wishes})
+        rooms = {sku: self._room_beside(promise, sku, own.get(sku, 0), ask) for sku in plan.units}
+        plan.shelves = {sku: on_shelf for sku, (_, on_shelf, _) in rooms.items()}
+        if promise.stands_for or is_wished:
+            plan.needs_buyer = any(reason == "nobody" for _, _, reason in rooms.values())
+            return plan
+        for sku, quantity in plan.units.items():
+            most, _, reason = rooms[sku]
+            if quantity > most:
                 known = (promise.location, sku) in self.rows
-                found.append((sku, quantity, own + shelf.available, known))
-        return tuple(found)
+                plan.short.append((sku, quantity, most, known))
+                plan.limits.add(reason)
+                plan.needs_buyer |= reason == "nobody"
+        return plan
+
+    def _room_beside(
+        self, promise: Promise, sku: str, freed: int, ask: Ask
+    ) -> tuple[int, int, str]:
+        """Return the room for who has units of a row already, of which some are freed."""
+        shelf, channel = self.shelf(promise.location, sku), ask[1]
+        total, waits = promise.lines.get(sku, 0), min(promise.waiting.get(sku, 0), freed)
+        if shelf.deal.buyer_cap is not None and not ask[2]:
+            return freed, freed - waits, "nobody"
+        without = replace(
+            shelf,
+            reserved=shelf.reserved - (freed - waits),
+            backordered=shelf.backordered - waits,
+            held=dict(shelf.held),
+        )
+        counted = total if sku in promise.pooled else 0
+        without.held[channel] = shelf.held.get(channel, 0) - counted + total - freed
+        bought = self._bought(promise.location, sku, ask[2], but=promise) + total - freed
+        most, on_shelf, reason = self._room_of(without, ask, bought)
+        return max(most, freed), max(on_shelf, freed - waits), reason
+
+    def _hold(
+        self, promise: Promise, sku: str, units: int, freed: int, plan: Plan, ask: Ask
+    ) -> None:
+        """Have a promise hold so many units of a row in place of those that it has."""
+        before, waits = promise.lines.get(sku, 0), promise.waiting.get(sku, 0)
+        shelf = self.shelf(promise.location, sku)
+        if units == before:
+            return
+        if units < before:
+            waiting = max(0, waits - (before - units))
+        else:
+            waiting = max(0, waits - freed) + max(0, plan.units[sku] - plan.shelves[sku])
+            if shelf.deal.buyer_cap is not None:
+                promise.buyer, promise.capped[sku] = ask[2], shelf.deal.buyer_cap[1]
+        if sku in promise.pooled:
+            shelf.held[promise.channel] += units - before
+        elif units > before and shelf.is_pooled(promise.channel):
+            promise.pooled.add(sku)
+            shelf.held[promise.channel] = shelf.held.get(promise.channel, 0) + units
+        if not units:
+            promise.pooled.discard(sku)
+            promise.capped.pop(sku, None)
+        reserved = units - waiting - (before - waits)
+        self._change(promise.location, sku, reserved=reserved, backordered=waiting - waits)
+        promise.waiting.pop(sku, None)
+        if waiting:
+            promise.waiting[sku] = waiting
+        if waiting > waits:
+            promise.places[sku] = shelf.version
+
+    @staticmethod
+    def _substitutes_more(promise: Promise, plan: Plan, wishes: tuple[Wish, ...]) -> bool:
+        before = _substituted(promise.stands_for)
+        return any(
+            units > before.get(key, 0) for key, units in _substituted(plan.stands_for).items()
+        )
+
+    def _note_stand_ins(self, promise: Promise, plan: Plan, wishes: tuple[Wish, ...]) -> None:
+        """Say what stands for what, and what somebody has to accept of it."""
+        named = {wish.sku for wish in wishes}
+        before, after = _substituted(promise.stands_for), _substituted(plan.stands_for)
+        more = {asked for (asked, sku), n in after.items() if n > before.get((asked, sku), 0)}
+        still = {asked for asked, _ in after}
+        promise.stands_for = (
+            *(stand for stand in promise.stands_for if stand[0] not in named),
+            *plan.stands_for,
+        )
+        still_open = [s for s in promise.proposed if s not in named or s in still]
+        newly = [s for s in plan.proposed if s in more and s not in still_open]
+        promise.proposed = (*still_open, *newly)
+        promise.decided = {s: d for s, d in promise.decided.items() if s not in newly}
 
     def commit(self, name: str, *, picks: Lines = ()) -> Answer:
         """Take the units off the shelf: all that are held, or only `picks`."""
@@ -721,6 +908,15 @@ def _unfilled(promise: Promise, units: dict[str, int]) -> tuple[tuple[str, int, 
         for sku, quantity in units.items()
         if quantity > filled[sku]
     )
+
+
+def _substituted(stands: Sequence[Stand]) -> dict[tuple[str, str], int]:
+    """Return the units of each SKU that substitutes hold, by what was asked for and by SKU."""
+    units: dict[tuple[str, str], int] = {}
+    for asked, sku, some, *_, kind in stands:
+        if kind == "substitute":
+            units[asked, sku] = units.get((asked, sku), 0) + some
+    return units
 
 
 def _conflict(expected: int, actual: int) -> Answer:

@@ -252,9 +252,12 @@ class Trade:
         the_id, key = self._reservation(), self._key()
         skus = self.draw.sample(SKUS, k=self.draw.randint(1, 2))
         lines = [Line(sku, self.draw.randint(0, 6)) for sku in skus]
+        buyer = self.draw.choice(("", "ann"))
         await self._do(
             "amend",
-            lambda inventory: inventory.amend(self.merchant, the_id, lines, key=key, actor=ACTOR),
+            lambda inventory: inventory.amend(
+                self.merchant, the_id, lines, key=key, buyer=buyer, actor=ACTOR
+            ),
         )
 
     async def _commit(self) -> None:

@@ -121,6 +121,9 @@ def extend(
 @click.argument("reservation_id", metavar="ID")
 @click.argument("lines", metavar="SKU=QUANTITY...", type=LINE, nargs=-1, required=True)
 @merchant_option
+@click.option("--stock-only", is_flag=True, help="Promise nothing that is not on the shelf.")
+@click.option("--channel", default="", help="Through which units are asked for, if none was named.")
+@click.option("--buyer", default="", help="Who buys, if a row has a cap and nobody was named.")
 @click.option("--idempotency-key", help="Makes a repeated command amend once.  [default: random]")
 @service_options
 @json_option
@@ -129,12 +132,24 @@ def amend(
     reservation_id: str,
     lines: tuple[Line, ...],
     merchant: str,
+    stock_only: bool,
+    channel: str,
+    buyer: str,
     idempotency_key: str | None,
     output: Output,
 ) -> None:
     """Hold other quantities of the lines of reservation ID: 0 drops one, others stay."""
     with service.client() as client:
-        _show(client.amend(merchant, reservation_id, lines, key=idempotency_key), output)
+        held = client.amend(
+            merchant,
+            reservation_id,
+            lines,
+            key=idempotency_key,
+            stock_only=stock_only,
+            channel=channel,
+            buyer=buyer,
+        )
+    _show(held, output)
 
 
 @click.command(short_help="Hold the same at another location.")

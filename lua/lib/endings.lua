@@ -27,19 +27,6 @@ local function declared_pledges(reservation, skus, first, last)
   return pledge_keys
 end
 
--- Has a line count for `quantity` units less in its channel's pool. For its buyer, `left` go on to
--- count: as long as they are promised, or once that is over, for the window of the cap.
-local function count_less(reservation, id, row, sku, quantity, left, is_over, keys)
-  local extras = reservation.extras
-  for _, pooled in ipairs(extras.pooled or {}) do
-    if pooled == sku then count_in_pool(row, extras.channel, -quantity) end
-  end
-  local window_ms = extras.capped and extras.capped[sku]
-  if window_ms then
-    count_for_buyer(count_of(keys[2]), id, left, is_over and now + window_ms or 0)
-  end
-end
-
 -- Ends the promise of a live reservation's lines: `picked` maps a SKU to the units that left the
 -- shelf, the rest goes back. Returns the ledger's lines.
 local function settle_rows(reservation, id, row_keys, pledge_keys, picked)

@@ -21,26 +21,49 @@
 --                of another SKU, whether as a substitute or as a component of a kit
 --   proposed     SKUs whose substitutes somebody has to accept first
 --   decided      {sku = 'accepted' or 'declined'}
---   first        {missing, stands_for, proposed} as they were before anything was decided
+--   first        {missing, stands_for, proposed, channel, buyer} as they were before anything was
+--                decided or amended
 
-local queued, queue_up = collector()
-local unqueued, leave_queue = collector()
+-- Of each queue the place that a reservation has in it from now on; false where it leaves it.
+local places = {}
 local counts, touched_counts = {}, {}
+
+local function set_place(queue_key, id, place)
+  need_sorted_set(queue_key)
+  places[queue_key] = places[queue_key] or {}
+  places[queue_key][id] = place
+end
 
 -- Has `id` wait in a row's queue for units that were promised just now.
 local function wait_in_queue(queue_key, id, row)
-  need_sorted_set(queue_key)
-  queue_up(queue_key, integer(row.version), id)
+  set_place(queue_key, id, integer(row.version))
 end
 
--- Takes a reservation that ends out of a row's queue. Returns the units that it still waited for.
+-- Takes a reservation out of a row's queue. Returns the units that it still waited for.
 local function stop_waiting(reservation, id, sku, queue_key)
   local entry = reservation.waiting[sku]
   if not entry then return 0 end
-  need_sorted_set(queue_key)
-  leave_queue(queue_key, id)
+  set_place(queue_key, id, false)
   reservation.waiting[sku] = nil
   return entry[1]
+end
+
+-- Has a reservation wait for fewer units of a row, at its place in the queue.
+local function wait_less(reservation, id, sku, units, queue_key)
+  local entry = reservation.waiting[sku]
+  if units == entry[1] then
+    stop_waiting(reservation, id, sku, queue_key)
+  else
+    entry[1] = entry[1] - units
+  end
+end
+
+-- True where what a reservation has of a row counts in its channel's pool.
+local function is_pooled(extras, sku)
+  for _, pooled in ipairs(extras and extras.pooled or {}) do
+    if pooled == sku then return true end
+  end
+  return false
 end
 
 -- Has units of a row count in a channel's pool, or no longer. A pool that was ended stays as long
@@ -85,6 +108,17 @@ local function count_for_buyer(count, id, units, until_ms)
   end
 end
 
+-- Has a line count for `quantity` units less in its channel's pool. For its buyer, `left` go on to
+-- count: as long as they are promised, or once that is over, for the window of the cap.
+local function count_less(reservation, id, row, sku, quantity, left, is_over, keys)
+  local extras = reservation.extras
+  if is_pooled(extras, sku) then count_in_pool(row, extras.channel, -quantity) end
+  local window_ms = extras.capped and extras.capped[sku]
+  if window_ms then
+    count_for_buyer(count_of(keys[2]), id, left, is_over and now + window_ms or 0)
+  end
+end
+
 local function write_count(count)
   local latest, lasts = 0, false
   for _, entry in pairs(count.entries) do
@@ -101,11 +135,18 @@ local function write_count(count)
 end
 
 local function write_pledges()
-  for queue_key, members in pairs(queued) do
-    redis.call('ZADD', queue_key, unpack(members))
-  end
-  for queue_key, ids in pairs(unqueued) do
-    redis.call('ZREM', queue_key, unpack(ids))
+  for queue_key, place_of in pairs(places) do
+    local joining, leaving = {}, {}
+    for id, place in pairs(place_of) do
+      if place then
+        joining[#joining + 1] = place
+        joining[#joining + 1] = id
+      else
+        leaving[#leaving + 1] = id
+      end
+    end
+    if #joining > 0 then redis.call('ZADD', queue_key, unpack(joining)) end
+    if #leaving > 0 then redis.call('ZREM', queue_key, unpack(leaving)) end
   end
   for _, count in ipairs(touched_counts) do write_count(count) end
 end

@@ -80,19 +80,19 @@ local function waiting_of(reservation)
   return reservation.extras and cmsgpack.pack(reservation.waiting) or ''
 end
 
--- The beginning of what is told of a reservation; what was picked, its body and what it waits for
--- are to follow.
-local function described(reservation, ...)
-  return array_of(reservation.extras and 9 or 8) .. cmsgpack.pack(...)
+-- The beginning of what is told of a reservation; what was picked, its body and what it waits for,
+-- which is as waiting_of() has it, are to follow.
+local function described(waiting, ...)
+  return array_of(waiting == '' and 8 or 9) .. cmsgpack.pack(...)
 end
 
 -- What every verb on a reservation tells of it, as msgpack; `engine.reservations` decodes this.
 local function describe(code, reservation)
-  local picked = reservation.picked
+  local picked, waiting = reservation.picked, waiting_of(reservation)
   if picked == '' then picked = array_of(0) end
-  return described(reservation, code, reservation.state, reservation.expires_at,
+  return described(waiting, code, reservation.state, reservation.expires_at,
     reservation.confirmed_at, reservation.ended_at, reservation.order_ref)
-    .. picked .. reservation.packed_body .. waiting_of(reservation)
+    .. picked .. reservation.packed_body .. waiting
 end
 
 -- The body of a reservation with other lines, as msgpack.
@@ -105,20 +105,50 @@ local function body_with(reservation, lines)
   return cmsgpack.pack(body)
 end
 
--- Lines as a reply that is remembered has them, {..., sku, units, sku, units, ...}: an amendment may
--- change them before a retry asks for the first answer.
-local function append_lines(reply, lines)
-  for _, line in ipairs(lines) do
+-- Has a reply that is remembered end with what may have changed of a reservation before a retry asks
+-- for the first answer: {..., sku, units, sku, units, ...}, or of one with extras
+-- {..., {lines, missing, extras, waiting}}, of the extras those that are told.
+local TOLD_EXTRAS = {'channel', 'buyer', 'stands_for', 'proposed'}
+local TOLD_LINES, TOLD_MISSING, TOLD_OF_EXTRAS, TOLD_WAITING = 1, 2, 3, 4
+
+local function append_told(reply, reservation)
+  local body, extras = reservation.body, {}
+  if reservation.extras then
+    for _, name in ipairs(TOLD_EXTRAS) do extras[name] = reservation.extras[name] end
+    -- A copy: the next command of the group may have it wait for less.
+    local waiting = cmsgpack.unpack(cmsgpack.pack(reservation.waiting))
+    reply[#reply + 1] = {body[BODY_LINES], body[BODY_MISSING], extras, waiting}
+    return reply
+  end
+  for _, line in ipairs(body[BODY_LINES]) do
     reply[#reply + 1] = line[1]
     reply[#reply + 1] = line[2]
   end
   return reply
 end
 
-local function appended_lines(reply, first)
-  local lines = {}
-  for i = first, #reply, 2 do lines[#lines + 1] = {reply[i], reply[i + 1]} end
-  return lines
+-- Returns the body as it was told in such a reply, from its element `first` on, and what it waited
+-- for then, both as msgpack.
+local function told_earlier(reservation, reply, first)
+  local body, told, waiting = {}, reply[first], ''
+  for i = 1, BODY_CREATED_AT do body[i] = reservation.body[i] end
+  if type(told) == 'table' then
+    body[BODY_LINES], body[BODY_MISSING] = told[TOLD_LINES], told[TOLD_MISSING]
+    body[BODY_FIRST_LINES], body[BODY_EXTRAS] = {}, told[TOLD_OF_EXTRAS]
+    waiting = cmsgpack.pack(told[TOLD_WAITING])
+  else
+    local lines = {}
+    for i = first, #reply, 2 do lines[#lines + 1] = {reply[i], reply[i + 1]} end
+    body[BODY_LINES] = lines
+  end
+  return cmsgpack.pack(body), waiting
+end
+
+-- What a retry of the reserve is to be told of what an amendment or a decision may change.
+local function first_told(reservation)
+  local extras = reservation.extras or {}
+  return extras.first or {reservation.body[BODY_MISSING], extras.stands_for or {},
+    extras.proposed or {}, extras.channel or '', extras.buyer or ''}
 end
 
 -- Gives a live reservation other lines; its rows are the caller's business.
@@ -130,8 +160,8 @@ local function amend_reservation(reservation, id, lines)
   touch_reservation(reservation)
 end
 
--- Makes of a live reservation what a decision about its substitutes leaves of it.
-local function decide_reservation(reservation, id, lines, missing, extras)
+-- The same, with other extras; `missing` is what it lacks of what was asked for.
+local function remake_reservation(reservation, id, lines, missing, extras)
   reservation.body[BODY_MISSING], reservation.body[BODY_EXTRAS] = missing, extras
   reservation.extras = extras
   amend_reservation(reservation, id, lines)
@@ -180,6 +210,13 @@ end
 local function write_fields(reservation)
   local key, state = reservation.key, reservation.state
   if reservation.amended then redis.call('HSET', key, 'body', reservation.packed_body) end
+  if reservation.rewaits then
+    if next(reservation.waiting) then
+      redis.call('HSET', key, 'waiting', cmsgpack.pack(reservation.waiting))
+    else
+      redis.call('HDEL', key, 'waiting')
+    end
+  end
   if state == 'held' then
     redis.call('HSET', key, 'expires_at', integer(reservation.expires_at))
   elseif state == 'confirmed' then

@@ -43,6 +43,32 @@ local function room_of(row, ask, count_key)
   return room
 end
 
+-- The same for who has units of the row already: those that are `freed` count as free. So there is
+-- always room for them. Where a row has a cap a buyer and nobody is named there is room for no more.
+--   own  {id, units, waiting, freed, is_pooled}: what the reservation has of the row, how many of
+--        these it waits for, how many are freed, and whether they count in the channel's pool
+local function room_beside(row, ask, count_key, own)
+  local waits = math.min(own.waiting, own.freed)
+  local shelf, stays = own.freed - waits, own.units - own.freed
+  local terms = row.terms
+  local pool = terms and terms.channels and terms.channels[ask.channel]
+  local count = terms and terms.buyer_cap and ask.buyer ~= '' and count_of(count_key)
+  if terms and terms.buyer_cap and not count then
+    return {shelf = shelf, most = own.freed, limited_by = 'buyer', needs_buyer = true}
+  end
+  local held, entry = pool and pool.held, count and count.entries[own.id]
+  row.reserved, row.backordered = row.reserved - shelf, row.backordered - waits
+  -- More of a line counts with all of it, whether it did before or not.
+  if pool then pool.held = held - (own.is_pooled and own.units or 0) + stays end
+  if count then count.entries[own.id] = stays > 0 and {stays, 0} or nil end
+  local room = room_of(row, ask, count_key)
+  row.reserved, row.backordered = row.reserved + shelf, row.backordered + waits
+  if pool then pool.held = held end
+  if count then count.entries[own.id] = entry end
+  room.shelf, room.most = math.max(room.shelf, shelf), math.max(room.most, own.freed)
+  return room
+end
+
 -- What a promise takes beside reserved units; see pledges.lua.
 local function new_pledge(id, ask)
   return {id = id, extras = {channel = ask.channel}, waiting = {}, buyer = ask.buyer}
@@ -78,4 +104,13 @@ local function take_room(pledge, row, sku, units, room, queue_key)
     note(pledge, 'backordered', sku, unfilled)
   end
   return line
+end
+
+-- The refusal, which says so where nothing but the buyer's cap is in the way.
+local function refused_for_units(due, short)
+  for _, line in ipairs(short) do
+    if line[5] ~= 'buyer' then return {'insufficient_stock', due, short} end
+  end
+  if #short == 0 then return {'insufficient_stock', due, short} end
+  return {'buyer_cap_exceeded', due, short}
 end

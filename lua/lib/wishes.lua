@@ -1,24 +1,25 @@
 -- Wishes: lines of a promise that others may stand for, and kits; see engine/wishes.py.
 --
 -- A wish      {sku, quantity, whole, approve, {candidate, ...}}; the first candidate is the SKU
--- A candidate {of, for, approval, kind, {{sku, place, units}, ...}}: the rows that one unit of it
---             takes units of, by their place among the command's rows. kind '' is the SKU itself,
---             'kit' its components, 'substitute' what may stand for it.
+-- A candidate {of, for, approval, kind, {{sku, place, units}, ...}, most}: the rows that one unit of
+--             it takes units of, by their place among the command's rows. kind '' is the SKU itself,
+--             'kit' its components, 'substitute' what may stand for it. `most`, if it is there, is
+--             how many units of it may be taken at all.
 -- Wishes are served one after the other: those that nothing may stand for, then those that can be
 -- served as they were asked for, then the rest. So nothing that was asked for by name is
 -- handed to somebody who asked for something else.
 -- @include choices
 
 local WISH_SKU, WISH_QUANTITY, WISH_WHOLE, WISH_APPROVE, WISH_CANDIDATES = 1, 2, 3, 4, 5
-local CANDIDATE_OF, CANDIDATE_FOR, CANDIDATE_APPROVAL, CANDIDATE_KIND, CANDIDATE_PARTS =
-  1, 2, 3, 4, 5
+local CANDIDATE_OF, CANDIDATE_FOR, CANDIDATE_APPROVAL, CANDIDATE_KIND, CANDIDATE_PARTS,
+  CANDIDATE_MOST = 1, 2, 3, 4, 5, 6
 local PART_SKU, PART_PLACE, PART_UNITS = 1, 2, 3
 
 -- Units of a candidate that no wish of the command has taken: `measure` is 'shelf' or 'most', as
 -- room_of() has them. A kit has as many as its scarcest component allows. A substitute must be on
 -- the shelf: nobody waits for what they did not ask for.
 local function room_for(candidate, wanted, measure)
-  local room
+  local room = candidate[CANDIDATE_MOST]
   if candidate[CANDIDATE_KIND] == 'substitute' then measure = 'shelf' end
   for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
     local line = wanted[part[PART_PLACE]]
@@ -137,4 +138,23 @@ local function serve_wishes(wishes, wanted, partial)
     end
   end
   return outcome
+end
+
+-- What wishes may take of rows whose units are elsewhere, or may be: all that they may take.
+local function wishes_elsewhere(wishes, wanted)
+  local elsewhere = {}
+  for place, line in ipairs(wanted) do
+    local units = 0
+    for _, wish in ipairs(wishes) do
+      for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
+        for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
+          if part[PART_PLACE] == place then
+            units = units + wish[WISH_QUANTITY] * part[PART_UNITS]
+          end
+        end
+      end
+    end
+    if line.row.away > 0 then elsewhere[#elsewhere + 1] = {line.sku, units} end
+  end
+  return elsewhere
 end

@@ -34,6 +34,15 @@ INSIDE: Final = (
 """What is no refusal of a caller's command."""
 
 
+_ANSWERING: Final = {
+    "seen_reply(": "seen",
+    "earlier_answer(": "making",
+    "record_amendment(": "amending",
+    "refused_for_units(": "room",
+}
+"""Functions that return answers, and which include has them."""
+
+
 def lua(path: str) -> str:
     """Return a script without its comments."""
     text = files("lua").joinpath(path).read_text(encoding="utf-8")
@@ -44,7 +53,7 @@ def answers(verb: str) -> set[str]:
     """Return the codes that a verb answers with, its includes' too, but for the group's."""
     text = lua(f"{verb}.lua")
     found = {one or other for one, other in _ANSWER.findall(text)}
-    for function, piece in (("seen_reply(", "seen"), ("earlier_answer(", "making")):
+    for function, piece in _ANSWERING.items():
         if function in text:
             found |= {one or other for one, other in _ANSWER.findall(lua(f"lib/{piece}.lua"))}
     return found

@@ -12,7 +12,6 @@ from engine.outcomes import (
     IdempotencyKeyReused,
     InsufficientStock,
     InvalidCommand,
-    ReservationOnTerms,
     ShortLine,
     VersionConflict,
 )
@@ -134,19 +133,6 @@ async def test_terms_are_set_once_under_a_key_and_at_a_version(shop: Shop) -> No
         )
     moved = await shop.receive("tea", 1)
     assert moved.row == await shop.row("tea")
-    await shop.audit()
-
-
-async def test_what_was_promised_on_terms_is_not_amended(shop: Shop) -> None:
-    await shop.receive("tea", 5)
-    plain = (await shop.reserve([("tea", 1)])).reservation
-    await shop.set_terms("milk", Terms(backorder_limit=2))
-    on_terms = (await shop.reserve([("milk", 1)])).reservation
-    for reservation, line in ((on_terms, Line("milk", 2)), (plain, Line("milk", 1))):
-        with pytest.raises(ReservationOnTerms):
-            await shop.inventory.amend(
-                shop.merchant, reservation.id, [line], key=new_key(), actor=ACTOR
-            )
     await shop.audit()
 
 

@@ -106,6 +106,13 @@ def first(alternative: tuple[str, int, int]) -> str:
     return alternative[0]
 
 
+def more_of(line: tuple[str, int] | model.Wish) -> tuple[str, int] | model.Wish:
+    """Return a line of an amendment with a unit more."""
+    if isinstance(line, model.Wish):
+        return replace(line, quantity=line.quantity + 1)
+    return line[0], line[1] + 1
+
+
 def without_itself(wish: model.Wish) -> model.Wish:
     """Return a wish that nothing of its own SKU is to stand for."""
     others = tuple(one for one in wish.alternatives if one[0] != wish.sku)
@@ -427,12 +434,29 @@ class ShopMachine(RuleBasedStateMachine):
         target=calls,
         recent=recents,
         lines=st.dictionaries(skus, st.integers(0, 8), min_size=1).map(dict.items).map(tuple),
+        ask=asks,
     )
-    def amend(self, recent: int, lines: model.Lines) -> Call:
+    def amend(self, recent: int, lines: model.Lines, ask: dict[str, Any]) -> Call:
         """Hold more or fewer of some lines, drop some, add others, possible or not."""
-        call = ("amend", {"name": self._name(recent), "key": self._new_key(), "lines": lines})
+        what = {"name": self._name(recent), "key": self._new_key(), "lines": lines}
+        call = ("amend", what | ask)
         self.step(call)
         return call
+
+    @precondition(lambda self: self.wished())
+    @rule(target=calls, recent=recents, wishes=wish_lists, drops=st.integers(0, 1))
+    def amend_wishes(self, recent: int, wishes: list[model.Wish], drops: int) -> Call:
+        """Want more or less of what others may stand for, or of kits, perhaps none of one."""
+        first, *others = wishes
+        wanted = (replace(first, quantity=first.quantity * (1 - drops)), *others)
+        name = self._one_of(self.wished(), recent)
+        call = ("amend", {"name": name, "key": self._new_key(), "lines": wanted})
+        self.step(call)
+        return call
+
+    def wished(self) -> list[str]:
+        """Return the names of what holds units where wishes are modelled."""
+        return [name for name in self.live() if self.model.promises[name].location == LOCATIONS[0]]
 
     @precondition(lambda self: self.live())
     @rule(target=calls, recent=recents, over=st.integers(0, 1))
@@ -522,7 +546,7 @@ class ShopMachine(RuleBasedStateMachine):
         """Use a call's key for another body."""
         verb, what = call
         if verb == "amend":
-            other = (verb, what | {"lines": [(sku, units + 1) for sku, units in what["lines"]]})
+            other = (verb, what | {"lines": [more_of(line) for line in what["lines"]]})
         else:
             field = OTHER_BODY[verb]
             other = (verb, what | {field: what[field] + 1 or 1})
@@ -614,7 +638,10 @@ async def ask(shop: Shop, call: Call) -> Answer:
         if verb == "commit":
             what["picks"] = [Line(*pick) for pick in what.get("picks", ())]
         if verb == "amend":
-            what["lines"] = [Line(*line) for line in what["lines"]]
+            what["lines"] = [
+                wish_of(line) if isinstance(line, model.Wish) else Line(*line)
+                for line in what["lines"]
+            ]
         result = await getattr(inventory, verb)(merchant, actor=ACTOR, **what)
         return result_facts(result)
     except HoldfastError as refusal:
