@@ -295,7 +295,7 @@ def _tell_audit(report: AuditReport, output: Output) -> None:
 
 
 def _finding_lines(finding: Finding) -> list[str]:
-    names = (finding.merchant, finding.location, finding.sku or finding.reservation)
+    names = (finding.merchant, finding.location, finding.sku, finding.reservation)
     subject = "/".join(name for name in names if name) or finding.key
     where = f"partition {finding.partition}" if finding.partition >= 0 else "the store"
     found = f"{finding.invariant} {finding.code} {subject or where} ({where}): {finding.detail}"

@@ -370,6 +370,25 @@ async def test_what_counts_for_a_buyer_is_held_against_their_promises(
     assert (planted.key, planted.reservation) == (nobody, GHOST)
 
 
+async def test_what_counts_for_a_buyer_may_be_gone_once_its_time_is_nearly_over(
+    damaged: DamagedShop,
+) -> None:
+    shop = damaged.shop
+    await shop.receive("drop", 5)
+    await shop.set_terms("drop", Terms(buyer_cap=BuyerCap(5, 30_000)))
+    held = await shop.reserve([("drop", 2)], buyer="ann")
+    key = await damaged.buyer_key()
+    counted = await damaged.run("GET", key)
+    await damaged.run("DEL", key)
+    assert codes((await damaged.audit()).findings) == {Code.BUYER_COUNT_DIFFERS}
+
+    await damaged.run("SET", key, counted)
+    await shop.commit(held.reservation.id)
+    assert (await damaged.audit()).findings == ()
+    await damaged.run("DEL", key)
+    assert (await damaged.audit()).findings == ()
+
+
 async def test_what_a_row_says_of_pools_and_backorders_is_held_against_its_promises(
     damaged: DamagedShop,
 ) -> None:

@@ -53,7 +53,7 @@ export async function open(root, context) {
   }
 
   function about(one) {
-    if (one.sku) return `${one.sku} at ${one.location} (${one.merchant})`;
+    if (one.sku) return `${one.sku} at ${one.location} (${one.merchant})${one.reservation ? `, ${one.reservation}` : ""}`;
     return one.reservation || one.location || "the store";
   }
 

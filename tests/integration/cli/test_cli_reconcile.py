@@ -198,6 +198,17 @@ def test_a_row_edited_by_hand_is_repaired_through_the_ledger(site: Site, held: s
     assert "nothing to repair" in cli.run("repair", "--apply", "--reason", "again").stdout
 
 
+def test_a_place_in_a_queue_is_told_with_its_row_and_reservation(site: Site, held: str) -> None:
+    queue = site.trade(_row_key).replace(":stock:", ":waiting:")
+    site.run("ZADD", queue, 1, held)
+    shown = site.cli.run("audit", expect=1).stdout
+    assert f"queue_differs {MERCHANT}/{LOCATION}/mug/{held}" in shown
+    planned = site.cli.run("repair", "--plan").stdout
+    assert f"queue {MERCHANT}/{LOCATION}/mug/{held}: in the queue of mug taken out" in planned
+    assert "clean." in site.cli.run("repair", "--apply", "--reason", "by hand").stdout
+    assert site.run("EXISTS", queue) == 0
+
+
 async def _row_key(shop: Shop) -> str:
     return shop.keys().stock(MERCHANT, LOCATION, "mug")
 
