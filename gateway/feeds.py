@@ -18,7 +18,7 @@ from gateway import feed_bodies, wire
 from gateway.batches import raise_if_store_failed
 from gateway.bodies import decode
 from gateway.calls import Answer, Call
-from gateway.paging import cursor, limit_of, place_of
+from gateway.paging import limit_of, page_answer, place_of
 from gateway.problems import InvalidRequest, item_problem, pointer
 
 log = structlog.get_logger("gateway.feeds")
@@ -94,9 +94,7 @@ async def list_quarantined(call: Call, _body: None) -> Answer:
     page = await call.feeds.quarantined(
         call.merchant, location, after=place_of(call, listing), limit=limit_of(call)
     )
-    following = cursor(listing, page.next_after)
-    events = [feed_bodies.quarantined(event) for event in page.items]
-    return Answer(200, feed_bodies.QuarantinePage(events, following is not None, following))
+    return page_answer(feed_bodies.QuarantinePage, listing, page, feed_bodies.quarantined)
 
 
 async def retry(call: Call, _body: None) -> Answer:

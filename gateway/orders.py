@@ -24,7 +24,7 @@ from engine.wishes import Fill, Substitution
 from gateway.calls import Answer, Call, answer_once
 from gateway.idempotency import key_of
 from gateway.paging import QUERY as PAGE_QUERY
-from gateway.paging import cursor, limit_of, place_of
+from gateway.paging import limit_of, page_answer, place_of
 from gateway.reservations import PLACE, refuse_repeated
 from gateway.wire import (
     DecisionRequest,
@@ -243,10 +243,7 @@ async def list_all(call: Call, _body: None) -> Answer:
         after=place_of(call, listing, is_place=PLACE.fullmatch),
         limit=limit_of(call),
     )
-    following = cursor(listing, page.next_after)
-    return Answer(
-        200, OrderPage([order(one) for one in page.items], following is not None, following)
-    )
+    return page_answer(OrderPage, listing, page, order)
 
 
 async def read(call: Call, _body: None) -> Answer:

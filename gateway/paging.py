@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from engine.limits import DEFAULT_PAGE, MAX_PAGE
-from gateway.calls import Call
+from engine.model import Page
+from gateway.calls import Answer, Call
 from gateway.problems import InvalidRequest
 from gateway.wire import ProblemError
 
@@ -27,6 +28,7 @@ QUERY: Final = ("limit", "cursor")
 _LIMIT = re.compile(r"[0-9]{1,6}")
 
 Item = TypeVar("Item")
+Shown = TypeVar("Shown")
 _decode = msgspec.json.Decoder(list[str]).decode
 
 
@@ -73,3 +75,14 @@ def cursor(listing: Sequence[str], place: str | None) -> str | None:
         return None
     encoded = base64.urlsafe_b64encode(msgspec.json.encode([*listing, place]))
     return encoded.decode().rstrip("=")
+
+
+def page_answer(
+    make: Callable[[list[Shown], bool, str | None], msgspec.Struct],
+    listing: Sequence[str],
+    page: Page[Item],
+    show: Callable[[Item], Shown],
+) -> Answer:
+    """Answer with a page of `listing`, each item as `show` makes it."""
+    following = cursor(listing, page.next_after)
+    return Answer(200, make([show(item) for item in page.items], following is not None, following))

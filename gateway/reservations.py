@@ -13,7 +13,7 @@ from engine.outcomes import InvalidCommand
 from gateway import wire
 from gateway.calls import Answer, Call, answer_once
 from gateway.idempotency import is_first_attempt, key_of
-from gateway.paging import cursor, limit_of, place_of
+from gateway.paging import limit_of, page_answer, place_of
 from gateway.problems import InvalidRequest, pointer
 
 PLACE = re.compile(r"[0-9]{1,15}:[!-~]{1,100}")
@@ -57,9 +57,7 @@ async def list_open(call: Call, _body: None) -> Answer:
         after=place_of(call, listing, is_place=PLACE.fullmatch),
         limit=limit_of(call),
     )
-    following = cursor(listing, page.next_after)
-    found = [wire.reservation(one) for one in page.items]
-    return Answer(200, wire.ReservationPage(found, following is not None, following))
+    return page_answer(wire.ReservationPage, listing, page, wire.reservation)
 
 
 async def read(call: Call, _body: None) -> Answer:

@@ -15,7 +15,7 @@ from gateway.conditions import etag, expected_version, is_unchanged
 from gateway.freshness import max_age, max_age_of
 from gateway.idempotency import key_of
 from gateway.kits import read_all, read_stocked
-from gateway.paging import cursor, limit_of, place_of
+from gateway.paging import limit_of, page_answer, place_of
 from gateway.problems import PreconditionFailed
 from gateway.wire import Source
 
@@ -24,9 +24,7 @@ async def list_merchants(call: Call, _body: None) -> Answer:
     """List the merchants that have stock."""
     listing = ("merchants",)
     page = await call.inventory.list_merchants(after=place_of(call, listing), limit=limit_of(call))
-    following = cursor(listing, page.next_after)
-    merchants = [wire.Merchant(merchant) for merchant in page.items]
-    return Answer(200, wire.MerchantPage(merchants, following is not None, following))
+    return page_answer(wire.MerchantPage, listing, page, wire.Merchant)
 
 
 async def list_locations(call: Call, _body: None) -> Answer:
@@ -35,9 +33,7 @@ async def list_locations(call: Call, _body: None) -> Answer:
     page = await call.inventory.list_locations(
         call.merchant, after=place_of(call, listing), limit=limit_of(call)
     )
-    following = cursor(listing, page.next_after)
-    locations = [wire.Location(location) for location in page.items]
-    return Answer(200, wire.LocationPage(locations, following is not None, following))
+    return page_answer(wire.LocationPage, listing, page, wire.Location)
 
 
 async def list_stock(call: Call, _body: None) -> Answer:
@@ -47,9 +43,7 @@ async def list_stock(call: Call, _body: None) -> Answer:
     page = await call.inventory.list_rows(
         call.merchant, location, after=place_of(call, listing), limit=limit_of(call)
     )
-    following = cursor(listing, page.next_after)
-    rows = [wire.stock(row) for row in page.items]
-    return Answer(200, wire.StockPage(rows, following is not None, following))
+    return page_answer(wire.StockPage, listing, page, wire.stock)
 
 
 async def read_stock(call: Call, _body: None) -> Answer:
