@@ -41,9 +41,7 @@ class Imported(msgspec.Struct, frozen=True):
     imported: int
 
 
-_SUBSTITUTES: Final = msgspec.json.Decoder(Substitutes)
 _SUBSTITUTES_PAGE: Final = msgspec.json.Decoder(Page[Substitutes])
-_KIT: Final = msgspec.json.Decoder(Kit)
 _KIT_PAGE: Final = msgspec.json.Decoder(Page[Kit])
 _IMPORTED: Final = msgspec.json.Decoder(Imported)
 _NOTHING: Final = msgspec.json.Decoder(None)
@@ -58,25 +56,6 @@ def substitutes_page(
         path=path_of("v1", "merchants", merchant, "substitutes"),
         decoder=_SUBSTITUTES_PAGE,
         query=_paged(limit, cursor),
-    )
-
-
-def substitutes(merchant: str, sku: str) -> Call[Substitutes]:
-    """Read what may stand for a SKU."""
-    return Call(
-        method="GET",
-        path=path_of("v1", "merchants", merchant, "substitutes", sku),
-        decoder=_SUBSTITUTES,
-    )
-
-
-def put_substitutes(merchant: str, said: Substitutes) -> Call[Substitutes]:
-    """Say what may stand for a SKU."""
-    return Call(
-        method="PUT",
-        path=path_of("v1", "merchants", merchant, "substitutes", said.sku),
-        decoder=_SUBSTITUTES,
-        body=msgspec.json.encode({"alternatives": said.alternatives}),
     )
 
 
@@ -99,21 +78,6 @@ def kits_page(
         path=path_of("v1", "merchants", merchant, "kits"),
         decoder=_KIT_PAGE,
         query=_paged(limit, cursor),
-    )
-
-
-def kit(merchant: str, sku: str) -> Call[Kit]:
-    """Read what a kit is made of."""
-    return Call(method="GET", path=path_of("v1", "merchants", merchant, "kits", sku), decoder=_KIT)
-
-
-def put_kit(merchant: str, said: Kit) -> Call[Kit]:
-    """Say what a kit is made of."""
-    return Call(
-        method="PUT",
-        path=path_of("v1", "merchants", merchant, "kits", said.sku),
-        decoder=_KIT,
-        body=msgspec.json.encode({"components": said.components}),
     )
 
 

@@ -47,7 +47,7 @@ class Objects:
                 return cls(LocalStore(path), folder=path)
             return cls(from_url(url, **options), folder=None)
         except (BaseError, OSError, ValueError) as error:
-            raise ArchiveUnavailable(f"cannot open {url}: {error}") from error
+            raise ArchiveUnavailable(f"cannot open {url}: {_told(error)}") from error
 
     async def put_new(self, path: str, data: bytes) -> bool:
         """Write an object that must not exist yet; False where it does. It is durable then."""
@@ -56,7 +56,7 @@ class Objects:
         except AlreadyExistsError:
             return False
         except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(f"cannot write {path}: {error}") from error
+            raise ArchiveUnavailable(f"cannot write {path}: {_told(error)}") from error
         if self._folder is not None:
             await asyncio.to_thread(_flush, self._folder, path)
         return True
@@ -69,7 +69,7 @@ class Objects:
         except (NotFoundError, FileNotFoundError):
             return None
         except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(f"cannot read {path}: {error}") from error
+            raise ArchiveUnavailable(f"cannot read {path}: {_told(error)}") from error
 
     async def head(self, path: str, size: int) -> bytes | None:
         """Read the first `size` bytes of an object, or all of a shorter one; None without one."""
@@ -78,7 +78,7 @@ class Objects:
         except (NotFoundError, FileNotFoundError):
             return None
         except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(f"cannot read {path}: {error}") from error
+            raise ArchiveUnavailable(f"cannot read {path}: {_told(error)}") from error
 
     async def list(self, prefix: str, *, after: str | None = None) -> list[str]:
         """List the objects below a prefix in the order of their paths, from past `after`."""
@@ -90,7 +90,7 @@ class Objects:
                 if len(found) > MAX_LISTED:
                     raise ArchiveUnavailable(f"{prefix} holds more than {MAX_LISTED} objects")
         except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(f"cannot list {prefix}: {error}") from error
+            raise ArchiveUnavailable(f"cannot list {prefix}: {_told(error)}") from error
         return sorted(found)
 
     async def folders(self) -> Sequence[str]:
@@ -98,7 +98,7 @@ class Objects:
         try:
             found = await obstore.list_with_delimiter_async(self._store)
         except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(f"cannot list the archive: {error}") from error
+            raise ArchiveUnavailable(f"cannot list the archive: {_told(error)}") from error
         return sorted(prefix.rstrip("/") for prefix in found["common_prefixes"])
 
     async def delete(self, path: str) -> None:
@@ -108,7 +108,7 @@ class Objects:
         except (NotFoundError, FileNotFoundError):
             return
         except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(f"cannot delete {path}: {error}") from error
+            raise ArchiveUnavailable(f"cannot delete {path}: {_told(error)}") from error
 
 
 def _flush(folder: Path, path: str) -> None:
@@ -122,3 +122,8 @@ def _flush(folder: Path, path: str) -> None:
             os.close(descriptor)
         if name == folder:
             break
+
+
+def _told(error: BaseException) -> str:
+    """Return what an error says; below its first line is what only a debugger wants."""
+    return str(error).partition("\n")[0]

@@ -33,7 +33,7 @@ from holdfast.cli.connection import (
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output
 from holdfast.client import ApiError, ClientError, RetryPolicy, is_loopback
-from holdfast.datadir import DataDir, read_private
+from holdfast.datadir import DataDir, DataDirRefused, read_private
 from holdfast.embedded import NoServer, find_server
 from holdfast.settings import Settings, SettingsRefused
 
@@ -229,12 +229,23 @@ def _store(redis_url: str | None, directory: DataDir, *, is_serving: bool) -> It
     if not redis_url and not is_serving:
         yield _skipped("store", "the embedded store runs only while `holdfast serve` does")
         return
+    if not redis_url and not _has_embedded_store(directory):
+        remedy = "name the store that the service runs on with --redis-url"
+        yield _skipped("store", f"no embedded store runs in {directory.path}", remedy)
+        return
     try:
         settings = store_settings(redis_url, directory.path)
     except SetupProblem as problem:
         yield _failed("store", problem.reason, problem.remedy)
         return
     yield from asyncio.run(_ask_store(settings))
+
+
+def _has_embedded_store(directory: DataDir) -> bool:
+    try:
+        return directory.socket().exists()
+    except DataDirRefused:
+        return False
 
 
 async def _ask_store(settings: StoreSettings) -> list[Finding]:

@@ -324,8 +324,9 @@ async def test_an_archive_that_is_down_blocks_nobody(
     gone = Objects.open("s3://bucket/prefix", **s3_options(port), retry_config=NO_RETRIES)
     broken = archiver_of(inventory, Archive(gone, archive.store_id), keep_ms=0)
     await trade(inventory, 6)
-    with pytest.raises(ArchiveUnavailable):
+    with pytest.raises(ArchiveUnavailable) as unavailable:
         await broken.archive_all()
+    assert "\n" not in str(unavailable.value)
     await trade(inventory, 6)
     held = await inventory.reserve(MERCHANT, LOCATION, [Line("tea", 2)], key="k", actor=ACTOR)
     await inventory.commit(MERCHANT, held.reservation.id, actor=ACTOR)

@@ -8,6 +8,7 @@ from click.testing import Result
 
 from engine.access import POSITIVE_SECONDS
 from holdfast.client import ApiError, Client, RetryPolicy
+from holdfast.datadir import DataDir
 from tests.services import CommandLine, RunningService
 
 SIGN_SECONDS = 10.0
@@ -126,6 +127,17 @@ def test_before_the_first_start_nothing_is_wrong(cli: CommandLine, tmp_path: Pat
     assert found["service"]["status"] == "skipped"
     assert found["API key"]["status"] == "skipped"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_directory_that_is_served_on_another_store_has_none_to_check(
+    cli: CommandLine, tmp_path: Path
+) -> None:
+    cli.environment = {"HOLDFAST_URL": "http://127.0.0.1:1"}
+    with DataDir(tmp_path / "data") as directory:
+        result = cli.run("doctor", "--json", "--data-dir", directory.path, expect=4)
+    found = findings(result)
+    assert found["store"]["status"] == "skipped"
+    assert "--redis-url" in found["store"]["remedy"]
 
 
 def test_what_is_wrong_is_found_with_its_remedy(cli: CommandLine, tmp_path: Path) -> None:
