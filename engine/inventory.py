@@ -58,6 +58,7 @@ from engine.model import (
     Reservation,
     ReservationResult,
     Row,
+    StandsFor,
     Terms,
 )
 from engine.on_terms import OnTerms
@@ -684,6 +685,8 @@ class Inventory:
         channel: str = "",
         buyer: str = "",
         buyer_digest: str = "",
+        stands_for: Sequence[StandsFor] = (),
+        proposed: Sequence[str] = (),
         first_attempt: bool = False,
         actor: str,
     ) -> ReservationResult:
@@ -695,7 +698,9 @@ class Inventory:
         is kept where a row has a cap. Who knows only that says `buyer_digest`.
 
         A line that is a Wish may be served by what stands for it, and a kit is served by its
-        components: the reservation's `lines` are what is held, its `stands_for` what for.
+        components: the reservation's `lines` are what is held, its `stands_for` what for. Where the
+        lines are those of another reservation, they may be served by what `stands_for` them there,
+        no more units of it than there; of the SKUs that are `proposed` that is not accepted yet.
 
         A retry under the same key gets the first answer again. `first_attempt` says that this is
         no retry: it may then be refused without asking the store (see `engine.sold_out`). Raises
@@ -724,8 +729,8 @@ class Inventory:
         )
         # A partial reserve would hold the rest of the cart without the kit.
         kits = await self.kits.known(merchant) if partial else self.kits.known_now(merchant)
-        if not is_plain(lines, kits):
-            return await self._serve_wishes(promise, lines, key)
+        if stands_for or not is_plain(lines, kits):
+            return await self._serve_wishes(promise, lines, key, stands_for, proposed)
         wishes = lines
         lines = reservations.summed(cast(Sequence[Line], lines))
         cart = _Cart(promise, lines)
@@ -782,14 +787,20 @@ class Inventory:
         raise refused
 
     async def _serve_wishes(
-        self, promise: "_Promise", lines: Sequence[Line | Wish], key: str
+        self,
+        promise: "_Promise",
+        lines: Sequence[Line | Wish],
+        key: str,
+        stands_for: Sequence[StandsFor] = (),
+        proposed: Sequence[str] = (),
     ) -> ReservationResult:
         """Hold what serves wishes, and the components of kits. Raises as `reserve` does."""
         merchant, location = promise.merchant, promise.location
         check_wishes(lines)
         wishes = summed_wishes(lines)
         choices = await self.substitutes.known(merchant) if needs_rules(wishes) else {}
-        asked = ask(wishes, choices, await self.kits.known(merchant), location)
+        kits = await self.kits.known(merchant)
+        asked = ask(wishes, choices, kits, location, stands_for, proposed)
         keys = self._keys_of(merchant, location)
         rows = tuple(Line(sku, 0) for sku in asked.skus)
         cart = _Cart(promise, rows, asked.wishes, asked.mixed_units)
@@ -1015,7 +1026,7 @@ class Inventory:
         check_wishes(lines)
         check_name("channel", channel)
         check_name("buyer", buyer)
-        who = digest("buyer", merchant, buyer) if buyer else ""
+        who = digest_of_buyer(merchant, buyer)
         amendment = Amendment(merchant, tuple(lines), key, actor, stock_only, channel, who)
         return await self._wherever(reservation, lambda it: self._amend(it, amendment))
 
@@ -1116,7 +1127,14 @@ class Inventory:
         none where somebody released it otherwise. Raises ReservationChanged, ReservationNotFound,
         ReservationEnded.
         """
-        as_seen = (move, str(seen.state), seen.expires_at_ms or 0, seen.lines)
+        as_seen = (
+            move,
+            str(seen.state),
+            seen.expires_at_ms or 0,
+            seen.lines,
+            seen.stands_for,
+            len(seen.proposed),
+        )
         result = await self._wherever(
             seen.id,
             lambda it: self._end("release", merchant, it, actor, f"moved to {to}", as_seen),

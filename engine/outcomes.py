@@ -247,20 +247,6 @@ class ReservationNotHeld(HoldfastError):
         super().__init__(f"reservation {reservation} is {state}: it has no TTL")
 
 
-class ReservationOnTerms(HoldfastError):
-    """Units that are promised on a row's terms are not moved: reserve anew."""
-
-    code = "reservation_on_terms"
-
-    def __init__(self, reservation: str) -> None:
-        """Keep the reservation."""
-        self.reservation = reservation
-        super().__init__(
-            f"reservation {reservation} cannot be moved: units of it are promised "
-            "on a row's terms; reserve anew, then release it"
-        )
-
-
 class ProposalOpen(HoldfastError):
     """Somebody has to accept the reservation's substitutes first: those for `skus`."""
 

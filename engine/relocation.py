@@ -8,6 +8,10 @@ and then the old one is what it was.
 
 The old one can be confirmed, extended, amended or ended by its own id meanwhile. So it is released
 only if it is what the new one was made after; where it is not, the new one is brought up to it.
+
+The new one is promised on the terms of the new place, through the same channel and for the same
+buyer. What was asked for is served there by what serves it here, the SKU itself before others, and
+no more units of those than here: so what somebody accepted needs not be accepted again.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,7 +23,12 @@ import msgspec
 from engine.inventory import Inventory, ReservationChanged
 from engine.keys import digest, order_id, reservation_hash, reservation_id
 from engine.limits import DEFAULT_TTL_MS, MAX_TTL_MS, MIN_TTL_MS
-from engine.model import Reservation, ReservationResult, ReservationState
+from engine.model import (
+    ProposalDecision,
+    Reservation,
+    ReservationResult,
+    ReservationState,
+)
 from engine.order_records import (
     GRACE_MS,
     Order,
@@ -39,10 +48,11 @@ from engine.outcomes import (
     InsufficientStock,
     InvalidCommand,
     OutcomeUnknown,
+    ProposalDecided,
     ReservationEnded,
     ReservationNotFound,
-    ReservationOnTerms,
 )
+from engine.served import served
 from engine.validation import check_id, check_key
 
 MAX_ROUNDS: Final = 20
@@ -95,11 +105,12 @@ class Relocation:
     ) -> Relocated:
         """Hold what a reservation holds at another location, and there only.
 
-        The new one has its lines and order reference, and runs for as long as it would have, or is
-        confirmed where it was. A retry under the same key finds its own move; a refusal is not
-        remembered. Raises InsufficientStock, and then the old one stays as it is;
-        BuyerCapExceeded, ReservationNotFound, ReservationEnded, ReservationOnTerms,
-        IdempotencyKeyReused, InvalidCommand (also of a part of an order).
+        The new one has what was asked for and its order reference, and runs for as long as it would
+        have, or is confirmed where it was. Units are backordered there only where some are here. A
+        retry under the same key finds its own move; a refusal is not remembered. Raises
+        InsufficientStock, and then the old one stays as it is; BuyerCapExceeded,
+        ReservationNotFound, ReservationEnded, IdempotencyKeyReused, InvalidCommand (also of a part
+        of an order).
         """
         check_id("location", location)
         check_key(key)
@@ -144,8 +155,10 @@ class Relocation:
             raise ReservationEnded(reservation, state=old.state, ended_at_ms=old.ended_at_ms or 0)
         if old.location == location:
             raise InvalidCommand("location", "name another one: it is held there already")
-        if old.channel:
-            raise ReservationOnTerms(reservation)
+        if old.proposed and old.state is ReservationState.CONFIRMED:
+            raise InvalidCommand(
+                "reservation", "has substitutes that nobody accepted: accept or decline them first"
+            )
         order = await self._inventory.order_of(old.id)
         if order:
             raise InvalidCommand(
@@ -172,7 +185,19 @@ class Relocation:
         plan = Plan(
             (
                 Part(1, old.location, old.id, "", old.lines, state=PartState(old.state)),
-                Part(number, location, made, key, old.lines, replaces=1),
+                Part(
+                    number,
+                    location,
+                    made,
+                    key,
+                    old.lines,
+                    replaces=1,
+                    # What it was made after. It stands in the record, so that every attempt asks
+                    # for the same.
+                    stands_for=old.stands_for,
+                    proposed=old.proposed,
+                    backordered=old.backordered,
+                ),
             )
         )
         if before is not None:
@@ -189,7 +214,7 @@ class Relocation:
             actor=actor,
             fingerprint=fingerprint,
             order_ref=old.order_ref,
-            # Of the new hold. It stands in the record, so that every attempt asks for the same.
+            # Of the new hold, for every attempt.
             ttl_ms=await self._left_ms(old),
             lines=tuple([WantedLine(x.sku, x.quantity, location) for x in old.lines]),
         )
@@ -234,21 +259,13 @@ class Relocation:
         """Hold the units at the new place."""
         body, (old, new) = record.body, record.parts
         here = await self._read(record, old)
-        if not _is_still(here, new):
+        if here is None or not _is_still(here, new):
             return await self._fail(record, "it was ended or changed meanwhile")
-        made = await self._take(
-            "hold there",
-            lambda: self._inventory.reserve(
-                body.merchant,
-                new.location,
-                new.lines,
-                key=new.key,
-                ttl_ms=body.ttl_ms,
-                order_ref=body.order_ref,
-                stock_only=True,
-                actor=body.actor,
-            ),
-        )
+        try:
+            made = await self._take("hold there", lambda: self._reserve(body, here, new))
+        except IdempotencyKeyReused:
+            # It has another channel or buyer than at the first attempt, by two amendments.
+            return await self._fail(record, "it was changed meanwhile")
         # Of a split row it may be in another partition than was planned.
         the_id = made.reservation.id
         held = msgspec.structs.replace(new, state=PartState.HELD, reservation=the_id)
@@ -259,6 +276,29 @@ class Relocation:
             if now.state.gives_back or now.parts[-1].number != new.number:
                 await self._release(record, held)
             raise
+
+    async def _reserve(self, body: OrderBody, here: Reservation, new: Part) -> ReservationResult:
+        try:
+            return await self._inventory.reserve(
+                body.merchant,
+                new.location,
+                served(new.lines, new.stands_for, new.lines),
+                key=new.key,
+                ttl_ms=body.ttl_ms,
+                order_ref=body.order_ref,
+                stock_only=not new.backordered,
+                channel=here.channel,
+                buyer_digest=here.buyer,
+                stands_for=new.stands_for,
+                proposed=new.proposed,
+                actor=body.actor,
+            )
+        except InvalidCommand as refused:
+            if refused.field != "buyer":
+                raise
+            raise InvalidCommand(
+                "location", "has a row with a cap a buyer, and it is nobody's: reserve anew there"
+            ) from refused
 
     async def _decide(self, record: Order) -> Order:
         """Decide for the new place, where both are there and the same."""
@@ -311,6 +351,7 @@ class Relocation:
             return is_decided and there.state is not ReservationState.EXPIRED
         actor = record.body.actor
         try:
+            await self._accept(there, here, actor)
             if here.state is ReservationState.CONFIRMED:
                 await self._take(
                     "confirm there",
@@ -332,12 +373,27 @@ class Relocation:
                         actor=actor,
                     ),
                 )
-        except IdempotencyKeyReused:
-            # It was confirmed by its own id, for another order.
+        except (IdempotencyKeyReused, ProposalDecided):
+            # It was confirmed by its own id, for another order, or declined.
             return True
         except (ReservationEnded, ReservationNotFound):
             return False
         return True
+
+    async def _accept(self, there: Reservation, here: Reservation, actor: str) -> None:
+        """Accept what was accepted at the old place since."""
+        accepted = [sku for sku in there.proposed if sku not in here.proposed]
+        if accepted:
+            await self._take(
+                "accept there",
+                lambda: self._inventory.decide(
+                    there.merchant,
+                    there.id,
+                    ProposalDecision.ACCEPTED,
+                    skus=accepted,
+                    actor=actor,
+                ),
+            )
 
     async def _fail(self, record: Order, reason: str) -> Order:
         return await self._write(record, "fail", OrderState.FAILED, settled=False, reason=reason)
@@ -376,5 +432,9 @@ class Relocation:
 
 
 def _is_still(here: Reservation | None, new: Part) -> bool:
-    """Tell whether a reservation holds just what is to be held at the new place."""
-    return here is not None and here.state in OPEN and here.lines == new.lines
+    """Tell whether a reservation is what the new one is made after."""
+    return (
+        here is not None
+        and here.state in OPEN
+        and (here.lines, here.stands_for) == (new.lines, new.stands_for)
+    )

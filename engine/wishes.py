@@ -5,7 +5,7 @@ The rules and kits that matter are turned into candidates here, and travel with 
 nothing that happens to a reservation later on needs the rules again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -122,11 +122,13 @@ def ask(
     kits: Kits,
     location: str,
     held: Sequence[StandsFor] = (),
+    proposed: Collection[str] = (),
 ) -> Asked:
     """Turn wishes into a command's rows and candidates.
 
     `held` is what stands for them already. A kit is made of what it was held by; and what stands
-    for a wish goes on to do so, no more units of it than there are unless the wish says so.
+    for a wish goes on to do so, no more units of it than there are unless the wish says so. Of the
+    SKUs that are `proposed` somebody has to accept it yet.
     Raises LimitExceeded, InvalidCommand.
     """
     rows: dict[str, int] = {}
@@ -161,7 +163,7 @@ def ask(
                 wish.sku,
                 wish.quantity,
                 wish.fill is Fill.WHOLE,
-                wish.substitutes is Substitution.APPROVE,
+                wish.substitutes is Substitution.APPROVE or wish.sku in proposed,
                 [*first, *others],
             )
         )

@@ -39,7 +39,6 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
-    ReservationOnTerms,
     RowNotFound,
     ShortLine,
     StoreFault,
@@ -216,7 +215,6 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     ReservationNotHeld: Kind(409, "Reservation not held"),
     ProposalOpen: Kind(409, "Proposal open"),
     ProposalDecided: Kind(409, "Proposal decided"),
-    ReservationOnTerms: Kind(409, "Reservation on terms"),
     VersionConflict: Kind(409, "Version conflict"),
     PreconditionFailed: Kind(412, "Version conflict"),
     PayloadTooLarge: Kind(413, "Payload too large"),
@@ -396,8 +394,6 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
             ]
         case ReservationNotHeld():
             return [ProblemError(parameter="reservation", detail=detail, state=error.state)]
-        case ReservationOnTerms():
-            return [ProblemError(parameter="reservation", detail=detail)]
         case ProposalOpen():
             return [
                 ProblemError(parameter="reservation", detail=detail, sku=sku) for sku in error.skus

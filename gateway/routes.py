@@ -29,7 +29,6 @@ from engine.outcomes import (
     ReservationEnded,
     ReservationNotFound,
     ReservationNotHeld,
-    ReservationOnTerms,
     RowNotFound,
     StoreReadOnly,
     StoreUnavailable,
@@ -383,7 +382,7 @@ OPERATIONS: Final = (
             Success(201, wire.RelocatedReservation, "The new hold", ("Location", _REPLAYED)),
         ),
         header_fields=(IDEMPOTENCY_KEY,),
-        problems=(ReservationOnTerms, *_ENDING, InsufficientStock, BuyerCapExceeded),
+        problems=(*_ENDING, InsufficientStock, BuyerCapExceeded),
     ),
     Operation(
         name="readReservation",

@@ -2,8 +2,9 @@
 -- release: the shopper or the merchant gives the units back.
 --
 -- Command {id, merchant, actor, reason, skus, move}; skus of the lines, as the caller knows them
---   move  missing, or {id of the move, state, expires_at, lines}: release it only if it is still so,
---         since just that is held at another location; from then on its order_ref is the move's id
+--   move  missing, or {id of the move, state, expires_at, lines, stands_for, how many are proposed}:
+--         release it only if it is still so, since just that is held at another location; from then
+--         on its order_ref is the move's id
 -- Keys     reservation, open index of its location, then the row of each of `skus`, then of a
 --          reservation with extras the queue of each row and, of one with a buyer, what counts for
 --          them of each row
@@ -20,19 +21,15 @@
 
 local NOTHING_PICKED = {}
 
-local MOVE_ID, MOVE_STATE, MOVE_EXPIRES_AT, MOVE_LINES = 1, 2, 3, 4
+local MOVE_ID, MOVE_STATE, MOVE_EXPIRES_AT, MOVE_LINES, MOVE_STANDS_FOR, MOVE_PROPOSED =
+  1, 2, 3, 4, 5, 6
 
 -- Whether a reservation is what was seen of it when its units were held elsewhere.
 local function is_as_seen(reservation, move)
-  local lines = reservation.body[BODY_LINES]
-  if reservation.state ~= move[MOVE_STATE] or reservation.expires_at ~= move[MOVE_EXPIRES_AT]
-      or #lines ~= #move[MOVE_LINES] then
-    return false
-  end
-  for i, seen in ipairs(move[MOVE_LINES]) do
-    if lines[i][1] ~= seen[1] or lines[i][2] ~= seen[2] then return false end
-  end
-  return true
+  return reservation.state == move[MOVE_STATE] and reservation.expires_at == move[MOVE_EXPIRES_AT]
+    and is_same_list(reservation.body[BODY_LINES], move[MOVE_LINES])
+    and is_same_list(stands_for(reservation) or {}, move[MOVE_STANDS_FOR])
+    and #(is_proposed(reservation) or {}) == move[MOVE_PROPOSED]
 end
 
 local replies = each_command(function(first, last, id, merchant, actor, reason, skus, move)
@@ -50,8 +47,7 @@ local replies = each_command(function(first, last, id, merchant, actor, reason, 
   end_reservation(reservation, id, 'released', KEYS[first + 1])
   local detail = {state, expires_at, reason, stands_for(reservation)}
   if move then
-    -- What stands for something is not moved, so there is nothing in between.
-    detail[4], detail[5] = {}, move[MOVE_ID]
+    detail[4], detail[5] = detail[4] or {}, move[MOVE_ID]
     reservation.order_ref, reservation.moved = move[MOVE_ID], true
   end
   record('release', id, merchant, reservation.body[BODY_LOCATION], actor, '', lines, detail)

@@ -43,13 +43,8 @@ local function is_as_seen(reservation, ask, seen)
   local known = extras.stands_for or {}
   if extras.channel and extras.channel ~= ask.channel then return false end
   if extras.buyer and extras.buyer ~= ask.buyer then return false end
-  if #known ~= #seen or (#known > 0 and not ask.wishes) then return false end
-  for i, one in ipairs(known) do
-    for j, value in ipairs(one) do
-      if seen[i][j] ~= value then return false end
-    end
-  end
-  return true
+  if #known > 0 and not ask.wishes then return false end
+  return is_same_list(known, seen)
 end
 
 -- The units of each row that serve what is wanted, and how many of them stand for it: those are

@@ -87,15 +87,21 @@ class Shop:
         )
 
     async def set_terms(
-        self, sku: str, terms: Terms, *, key: str = "", expected_version: int | None = None
+        self,
+        sku: str,
+        terms: Terms,
+        *,
+        location: str = LOCATION,
+        key: str = "",
+        expected_version: int | None = None,
     ) -> Configured:
         """Set a row's terms, at the version that it is at unless one is given."""
         if expected_version is None:
-            (row,) = await self.inventory.rows(self.merchant, [(LOCATION, sku)])
+            (row,) = await self.inventory.rows(self.merchant, [(location, sku)])
             expected_version = 0 if row is None else row.version
         return await self.inventory.set_terms(
             self.merchant,
-            LOCATION,
+            location,
             sku,
             terms,
             key=key or new_key(),

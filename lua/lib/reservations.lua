@@ -66,6 +66,17 @@ local function stands_for(reservation)
   return reservation.extras and reservation.extras.stands_for
 end
 
+-- True where two lists say the same, each an array of arrays: lines, or what stands for what.
+local function is_same_list(one, other)
+  if #one ~= #other then return false end
+  for i, element in ipairs(one) do
+    for j, value in ipairs(element) do
+      if other[i][j] ~= value then return false end
+    end
+  end
+  return true
+end
+
 -- True while somebody has to accept its substitutes first.
 local function is_proposed(reservation)
   return reservation.extras and reservation.extras.proposed

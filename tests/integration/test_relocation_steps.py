@@ -11,11 +11,12 @@ from uuid import uuid4
 import pytest
 
 from engine.keys import order_id, reservation_hash
-from engine.model import Line, ReservationState
+from engine.model import BuyerCap, Line, Pool, ProposalDecision, ReservationState, Terms
 from engine.order_driver import OrderDriver
 from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, WantedLine
 from engine.orders import Orders
 from engine.outcomes import (
+    BuyerCapExceeded,
     HoldfastError,
     IdempotencyKeyReused,
     InsufficientStock,
@@ -23,6 +24,8 @@ from engine.outcomes import (
     ReservationEnded,
 )
 from engine.relocation import Relocated, Relocation
+from engine.substitutes import Alternative
+from engine.wishes import Substitution, Wish
 from tests.integration.test_order_steps import Killed, Reaper, pass_time
 from tests.invariants import assert_invariants
 from tests.shop import ACTOR, Shop, open_shop
@@ -32,6 +35,11 @@ HERE: Final = "depot"
 THERE: Final = "harbour"
 LINES: Final = [("tea", 3), ("milk", 1)]
 UNITS: Final = sum(units for _, units in LINES)
+TERMS: Final = Terms(
+    backorder_limit=2,
+    channels={"store": Pool(cap=6), "online": Pool(minimum=1)},
+    buyer_cap=BuyerCap(4, 3_600_000),
+)
 TTL_MS: Final = 60_000
 MAX_STEPS: Final = 40
 OPEN: Final = (ReservationState.HELD, ReservationState.CONFIRMED)
@@ -65,6 +73,35 @@ async def hold(shop: Shop, *, tea_there: int = 5, order_ref: str = "cart 7") -> 
     return one, made.reservation.id
 
 
+async def hold_on_terms(shop: Shop, *, tea_there: int = 5, mint_there: int = 0) -> tuple[Shop, str]:
+    """The same, of rows with terms, and with mint that stands for a tea that is not there."""
+    one = Shop(shop.inventory, shop.client, f"m-{uuid4().hex[:12]}")
+    for location, tea, mint in ((HERE, 3, 1), (THERE, tea_there + 1, mint_there)):
+        await one.set_terms("tea", TERMS, location=location)
+        await one.receive("tea", tea, location=location)
+        await one.receive("milk", 2, location=location)
+        if mint:
+            await one.receive("mint", mint, location=location)
+    wish = Wish(
+        sku="tea",
+        quantity=3,
+        substitutes=Substitution.APPROVE,
+        alternatives=(Alternative(sku="mint"),),
+    )
+    made = await one.inventory.reserve(
+        one.merchant,
+        HERE,
+        [wish, Line("milk", 1)],
+        key="hold",
+        ttl_ms=TTL_MS,
+        channel="store",
+        buyer="ann",
+        actor=ACTOR,
+    )
+    assert made.reservation.proposed == ("tea",)
+    return one, made.reservation.id
+
+
 async def move(shop: Shop, old: str, relocation: Relocation, *, to: str = THERE) -> Relocated:
     return await relocation.relocate(shop.merchant, old, to, key="k", actor=ACTOR)
 
@@ -72,12 +109,12 @@ async def move(shop: Shop, old: str, relocation: Relocation, *, to: str = THERE)
 async def reserved(shop: Shop) -> dict[str, int]:
     """Add up what the rows of each place hold."""
     rows = await shop.inventory.rows(
-        shop.merchant, [(place, sku) for place in (HERE, THERE) for sku, _ in LINES]
+        shop.merchant, [(place, sku) for place in (HERE, THERE) for sku in ("tea", "milk", "mint")]
     )
     held = {HERE: 0, THERE: 0}
     for row in rows:
-        assert row is not None
-        held[row.location] += row.reserved
+        if row is not None:
+            held[row.location] += row.reserved
     return held
 
 
@@ -90,6 +127,15 @@ async def record_of(shop: Shop, old: str) -> Order | None:
 
 async def nothing(shop: Shop, old: str) -> None:
     """Leave it a hold."""
+
+
+async def accept(shop: Shop, old: str) -> None:
+    await shop.inventory.decide(shop.merchant, old, ProposalDecision.ACCEPTED, actor=ACTOR)
+
+
+async def accept_and_confirm(shop: Shop, old: str) -> None:
+    await accept(shop, old)
+    await confirm(shop, old)
 
 
 async def confirm(shop: Shop, old: str) -> None:
@@ -111,10 +157,23 @@ async def release(shop: Shop, old: str) -> None:
 Act = Callable[[Shop, str], Awaitable[None]]
 
 
-@pytest.mark.parametrize("before", [nothing, confirm])
-@pytest.mark.parametrize("tea_there", [5, 2])
+Make = Callable[..., Awaitable[tuple[Shop, str]]]
+
+
+@pytest.mark.parametrize(
+    ("hold", "before", "tea_there"),
+    [
+        (hold, nothing, 5),
+        (hold, confirm, 5),
+        (hold, nothing, 2),
+        (hold, confirm, 2),
+        (hold_on_terms, nothing, 5),
+        (hold_on_terms, accept_and_confirm, 5),
+        (hold_on_terms, nothing, 1),
+    ],
+)
 async def test_a_move_that_is_killed_at_a_step_ends_at_one_place(
-    shop: Shop, before: Act, tea_there: int
+    shop: Shop, hold: Make, before: Act, tea_there: int
 ) -> None:
     driver, clean = OrderDriver(shop.inventory), Reaper()
     one, old = await hold(shop, tea_there=tea_there)
@@ -144,7 +203,7 @@ async def test_a_move_that_is_killed_at_a_step_ends_at_one_place(
             if comes_back:
                 assert is_moved == (tea_there == 5), told
             await pass_time(one, driver, 2 * TTL_MS)
-            expected = held if before is confirm else {HERE: 0, THERE: 0}
+            expected = {HERE: 0, THERE: 0} if before is nothing else held
             assert await reserved(one) == expected, told
     await assert_invariants(shop.client, partitions=shop.inventory.partitions)
 
@@ -268,6 +327,80 @@ async def test_what_cannot_be_moved_is_refused_with_the_reason(shop: Shop) -> No
     await release(one, old)
     with pytest.raises(ReservationEnded):
         await move(one, old, Relocation(one.inventory))
+
+
+async def test_a_hold_on_terms_is_moved_on_those_of_the_new_place(shop: Shop) -> None:
+    one, old = await hold_on_terms(shop)
+    before = await one.inventory.reservation(one.merchant, old)
+    moved = (await move(one, old, Relocation(one.inventory))).result.reservation
+    assert (moved.lines, moved.stands_for, moved.proposed) == (
+        (Line("tea", 3), Line("milk", 1)),
+        (),
+        (),
+    ), "there is enough of what was asked for"
+    assert (moved.channel, moved.buyer) == ("store", before.buyer)
+    with pytest.raises(BuyerCapExceeded):
+        await one.inventory.amend(one.merchant, moved.id, [Line("tea", 5)], key="five", actor=ACTOR)
+    here, there = await one.inventory.rows(one.merchant, [(HERE, "tea"), (THERE, "tea")])
+    assert here is not None
+    assert there is not None
+    assert [row.terms and row.terms.channels["store"].held for row in (here, there)] == [0, 3]
+    await assert_invariants(shop.client, partitions=shop.inventory.partitions)
+
+
+async def test_units_are_backordered_there_only_where_some_are_here(shop: Shop) -> None:
+    one, old = await hold_on_terms(shop, tea_there=1)
+    with pytest.raises(InsufficientStock):
+        await move(one, old, Relocation(one.inventory))
+    lines = [Line("tea", 3)]
+    held = await one.inventory.reserve(
+        one.merchant, HERE, lines, key="late", buyer="bob", actor=ACTOR
+    )
+    assert held.reservation.backordered
+    moved = (await move(one, held.reservation.id, Relocation(one.inventory))).result.reservation
+    assert (moved.lines, moved.backordered) == ((Line("tea", 3),), (Line("tea", 1),))
+    await one.set_terms("tea", TERMS, location="york")
+    await one.receive("tea", 5, location="york")
+    plain = await one.inventory.reserve(
+        one.merchant, HERE, [Line("milk", 1)], key="plain", actor=ACTOR
+    )
+    await one.set_terms("milk", TERMS, location="york")
+    with pytest.raises(InvalidCommand, match="cap a buyer"):
+        await move(one, plain.reservation.id, Relocation(one.inventory), to="york")
+    await assert_invariants(shop.client, partitions=shop.inventory.partitions)
+
+
+async def test_what_stands_for_something_here_may_do_so_there(shop: Shop) -> None:
+    one, old = await hold_on_terms(shop, tea_there=2, mint_there=9)
+    await accept(one, old)
+    moved = (await move(one, old, Relocation(one.inventory))).result.reservation
+    assert moved.lines == (Line("tea", 2), Line("milk", 1), Line("mint", 1))
+    assert moved.proposed == (), "it was accepted already"
+    two, old = await hold_on_terms(shop, tea_there=1, mint_there=9)
+    with pytest.raises(InsufficientStock) as refused:
+        await move(two, old, Relocation(two.inventory))
+    assert [(x.sku, x.requested, x.available) for x in refused.value.lines] == [("tea", 3, 2)]
+
+
+async def test_what_is_accepted_while_a_hold_is_moved_is_accepted_there(shop: Shop) -> None:
+    clean, driver = Reaper(), OrderDriver(shop.inventory)
+    one, old = await hold_on_terms(shop, tea_there=2, mint_there=1)
+    moved = await move(one, old, Relocation(one.inventory, watch=clean.watch))
+    assert moved.result.reservation.proposed == ("tea",)
+    for at, step in enumerate(clean.steps):
+        one, old = await hold_on_terms(shop, tea_there=2, mint_there=1)
+        with pytest.raises(Killed):
+            await move(one, old, Relocation(one.inventory, watch=Reaper(at).watch))
+        try:
+            await accept(one, old)
+        except ReservationEnded:
+            continue
+        await pass_time(one, driver, GRACE_MS + 1_000)
+        record = await record_of(one, old)
+        id_there = old if record is None else record.parts[1].reservation
+        found = await one.inventory.reservation(one.merchant, id_there)
+        assert (found.state, found.proposed) == (ReservationState.HELD, ()), step
+    await assert_invariants(shop.client, partitions=shop.inventory.partitions)
 
 
 async def test_of_two_moves_of_one_hold_one_wins(shop: Shop) -> None:
