@@ -602,15 +602,18 @@ class Orders:
         failed = failed_parts(order, move.location, before=move.first) or []
         wanted = reservations.summed([line for one in failed for line in one.lines])
         left_out = _left_out(order, move)
-        sourced = await self._source(
-            order.body,
-            wanted,
-            own=held,
-            known=known,
-            move=move,
-            left_out=left_out,
-            is_decided=not order.state.is_undecided,
-        )
+        try:
+            sourced = await self._source(
+                order.body,
+                wanted,
+                own=held,
+                known=known,
+                move=move,
+                left_out=left_out,
+                is_decided=not order.state.is_undecided,
+            )
+        except LimitExceeded:
+            return None
         if tried >= MAX_ORDER_PLANS or sourced.missing:
             return None
         laid_out = {(x.location, x.replaces, x.lines): x for x in lay_out(failed, sourced)}
@@ -689,30 +692,49 @@ class Orders:
     async def _decide(self, order: Order, *, actor: str) -> Order:
         """Record the decision, or that a part was ended by its own id and so nothing is held."""
         parts = [await self._part_now(order, part) for part in order.parts]
-        lost = [
-            part
-            for part, before in zip(parts, order.parts, strict=True)
-            if before.state.is_open and (not part.state.is_open or part.missing)
-        ]
-        if not lost:
-            for part in parts:
-                if part.state.is_open and part.proposed:
-                    raise ProposalOpen(part.reservation, skus=part.proposed)
-            seen = [
-                msgspec.structs.replace(part, state=before.state)
-                for part, before in zip(parts, order.parts, strict=True)
-            ]
-            decided = msgspec.structs.replace(
-                _with_parts(order, seen), state=OrderState.CONFIRMED, settled=False
-            )
-            return await self._write(decided, "confirm", actor=actor)
-        reason = f"the part at {lost[0].location} was {lost[0].state}"
-        if lost[0].state.is_open:
-            reason = f"{_declined(lost[0].missing)} at {lost[0].location}"
+        lost = _lost(order, parts)
+        if lost is not None:
+            return await self._fail(order, parts, lost, actor=actor)
+        for part in parts:
+            if part.state.is_open and part.proposed:
+                raise ProposalOpen(part.reservation, skus=part.proposed)
+        decided = msgspec.structs.replace(
+            _with_parts(order, _still_to_do(order, parts)),
+            state=OrderState.CONFIRMED,
+            settled=False,
+        )
+        return await self._write(decided, "confirm", actor=actor)
+
+    async def _fail(self, order: Order, parts: Sequence[Part], lost: Part, *, actor: str) -> Order:
+        """Record that an undecided order is short of a part, and so is to hold nothing."""
+        reason = f"the part at {lost.location} was {lost.state}"
+        if lost.state.is_open:
+            reason = f"{_declined(lost.missing)} at {lost.location}"
         failed = msgspec.structs.replace(
             _with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
         )
         return await self._write(failed, "fail", actor=actor)
+
+    async def heed(self, merchant: str, order: str, *, actor: str) -> None:
+        """End an undecided order of which a part was ended, or made short, by its own id.
+
+        Whoever did that calls this just after; if nobody comes to, the confirmation finds it, or
+        the order expires.
+        """
+        found = await self._find(merchant, order)
+        for _ in range(MAX_ROUNDS):
+            found, _ = await self._drive(found, actor=actor)
+            if found.state is not OrderState.HELD:
+                return
+            parts = [await self._part_now(found, part) for part in found.parts]
+            lost = _lost(found, parts)
+            if lost is None:
+                return
+            try:
+                found = await self._fail(found, parts, lost, actor=actor)
+            except OrderChanged as changed:
+                found = changed.order
+        raise OutcomeUnknown()
 
     async def accept(
         self, merchant: str, order: str, *, skus: Sequence[str] = (), actor: str
@@ -741,7 +763,9 @@ class Orders:
             ]
             if not any(part.accepts for part in parts):
                 return OrderResult(now, replayed=True)
-            aimed = msgspec.structs.replace(_with_parts(now, parts), settled=False)
+            aimed = msgspec.structs.replace(
+                _with_parts(found, _still_to_do(found, parts)), settled=False
+            )
             try:
                 found = await self._write(aimed, "accept", actor=actor)
             except OrderChanged as changed:
@@ -781,6 +805,8 @@ class Orders:
             for part in now.parts:
                 if part.counts and set(part.accepted) & set(declined or part.accepted):
                     raise ProposalDecided(part.reservation)
+            if not now.state.is_undecided:
+                raise _ended(now)
             plan = msgspec.structs.replace(now.plan, declined=declined)
             lines = [Line(sku, 1) for sku in declined]
             failed = msgspec.structs.replace(
@@ -906,7 +932,7 @@ class Orders:
     async def look_again(self, order: Order, *, actor: str) -> Order:
         """Write down what became of a confirmed order's parts by their own ids."""
         now = await self._seen_now(order)
-        if now == order:
+        if now == order or order.state is not OrderState.CONFIRMED:
             return order
         try:
             order = await self._write(
@@ -1058,7 +1084,11 @@ class Orders:
         body = order.body
         tried = sum(part.state is PartState.REFUSED for part in order.parts)
         held = [p for p in order.parts if p.state is PartState.HELD and p.aim is Aim.NONE]
-        sourced = await self._source(body, _free(body), own=held, known=known)
+        try:
+            sourced = await self._source(body, _free(body), own=held, known=known)
+        except LimitExceeded:
+            # So many rows that may stand for others, no reserve looks at.
+            return None
         is_named_short = any(
             known.get((line.location, line.sku, _may_be_substituted(line)), line.quantity)
             < line.quantity
@@ -1117,7 +1147,8 @@ class Orders:
                     now = await self._part_now(order, now)
                     if refusals is not None:
                         refusals.append(refused)
-                now = msgspec.structs.replace(now, accepts=())
+                # What somebody ended by its own id is for the decision to find.
+                now = msgspec.structs.replace(now, state=part.state, accepts=())
             if now.state.is_open and now.aim is Aim.COMMIT:
                 try:
                     now = await self._commit_part(order, now, actor=actor)
@@ -1253,6 +1284,29 @@ def _as_held(part: Part, found: Reservation) -> Part:
         missing=found.missing,
         accepted=(*part.accepted, *(x for x in decided if x not in declined)),
     )
+
+
+def _lost(order: Order, parts: Sequence[Part]) -> Part | None:
+    """Return a part that was ended, or made short, since the order was held; None if all is there.
+
+    `parts` are those of the order as they are now.
+    """
+    for part, before in zip(parts, order.parts, strict=True):
+        if before.state.is_open and (not part.state.is_open or part.missing):
+            return part
+    return None
+
+
+def _still_to_do(order: Order, parts: Sequence[Part]) -> list[Part]:
+    """Return an order's parts as they are now, to be in the states that the record has them in.
+
+    So whoever carries the record out does all that there is to do, and the decision sees what was
+    ended since.
+    """
+    return [
+        msgspec.structs.replace(part, state=before.state)
+        for part, before in zip(parts, order.parts, strict=True)
+    ]
 
 
 def _may_change(part: Part) -> bool:

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 import msgspec
+import structlog
 from msgspec import UNSET
 
 from engine.limits import DEFAULT_CHANNEL
 from engine.model import ProposalDecision, Reservation, ReservationResult
-from engine.outcomes import InvalidCommand
+from engine.outcomes import HoldfastError, InvalidCommand
 from gateway import wire
 from gateway.calls import Answer, Call, answer_once
 from gateway.idempotency import is_first_attempt, key_of
 from gateway.paging import limit_of, page_answer, place_of
 from gateway.problems import InvalidRequest, pointer
+
+log = structlog.get_logger("gateway.reservations")
 
 PLACE = re.compile(r"[0-9]{1,15}:[!-~]{1,100}")
 """Where a page of open reservations starts: when the last one was made, in ms, and its id."""
@@ -155,8 +158,20 @@ async def accept(call: Call, body: wire.DecisionRequest) -> Answer:
 
 
 async def decline(call: Call, body: wire.DecisionRequest) -> Answer:
-    """Decline that others stand for what was asked for: their units go back."""
-    return await _decide(call, body, ProposalDecision.DECLINED)
+    """Decline that others stand for what was asked for: their units go back.
+
+    An order that it was a part of is short then.
+    """
+    answer = await _decide(call, body, ProposalDecision.DECLINED)
+    reservation = call.path["reservation"]
+    try:
+        order = await call.inventory.order_of(reservation)
+        if order:
+            await call.service.orders.heed(call.merchant, order, actor=call.actor)
+    except HoldfastError as error:
+        # What was asked for is done; the order finds it when it is to be confirmed.
+        log.warning("an order was not told", reservation=reservation, error=str(error))
+    return answer
 
 
 async def _decide(call: Call, body: wire.DecisionRequest, decision: ProposalDecision) -> Answer:

@@ -78,3 +78,31 @@ async def test_what_cannot_be_sourced_anew_names_the_field(shelf: Shelf) -> None
     ended = await resource(shelf, order, location="berlin")
     assert_problem(ended, 409, "order_ended")
     assert_problem(await resource(shelf, order[:-1] + "z", location="x"), 404, "order_not_found")
+
+
+async def test_an_order_fails_at_once_where_a_parts_substitutes_are_declined(shelf: Shelf) -> None:
+    await receive(shelf, "berlin", "soy", 4)
+    await receive(shelf, "leeds", "tea", 1)
+    lines = [
+        {
+            "sku": "oat",
+            "quantity": 2,
+            "substitutes": "approve",
+            "alternatives": [{"sku": "soy", "of": 2}],
+        },
+        {"sku": "tea", "quantity": 1},
+    ]
+    path = f"{shelf.merchant_path}/orders"
+    placed = (await shelf.client.post(path, json={"lines": lines}, headers=shelf.key())).json()
+    soy = placed["parts"][0]
+    assert (soy["lines"][0]["quantity"], soy["proposed"]) == (4, ["oat"])
+    refused = await shelf.client.post(f"{path}/{placed['id']}/confirm")
+    problem = assert_problem(refused, 409, "proposal_open")
+    assert [error["sku"] for error in problem["errors"]] == ["oat"]
+    declined = await shelf.client.post(
+        f"{shelf.merchant_path}/reservations/{soy['reservation']}/decline"
+    )
+    assert declined.status_code == 200, declined.text
+    now = (await shelf.client.get(f"{path}/{placed['id']}")).json()
+    assert (now["state"], now["settled"]) == ("failed", True)
+    assert [part["state"] for part in now["parts"]] == ["released", "released"]

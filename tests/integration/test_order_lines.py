@@ -1,5 +1,6 @@
 """Orders whose lines ask for more than units of rows: kits, substitutes, channels and buyers."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from engine.keys import digest
 from engine.kits import check_kit
 from engine.model import BuyerCap, Line, Pool, ProposalDecision, Terms
 from engine.order_driver import OrderDriver
-from engine.order_records import Order, OrderState, PartState, WantedLine
+from engine.order_records import Order, OrderBody, OrderState, PartState, Plan, WantedLine
 from engine.orders import Options, Orders
 from engine.outcomes import (
     BuyerCapExceeded,
@@ -308,3 +309,52 @@ async def test_an_order_of_plain_lines_is_told_from_others_as_it_always_was(
     order = await place(orders, shop, WantedLine("tea", 2, "depot"), WantedLine("tea", 1))
     said = ("900000", "", "{}", "2 tea\0depot", "1 tea\0")
     assert order.body.fingerprint == digest(*said)
+
+
+def test_a_record_of_before_lines_said_more_is_read_as_it_is() -> None:
+    part = [1, "depot", "rsv_1_a", "k/1", [["tea", 2]], "held", "", [], [], "it was named", 0]
+    plan = msgspec.msgpack.decode(msgspec.msgpack.encode([[part], [], []]), type=Plan)
+    assert plan.parts[0].asks == plan.parts[0].brings == (Line("tea", 2),)
+    body = ["order", "m", "a", "f", "", 900_000, [["tea", 2, "depot"]], '{"stock_only":true}']
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(body), type=OrderBody)
+    assert read.lines == (WantedLine("tea", 2, "depot"),)
+
+
+async def test_a_part_that_was_released_is_missed_whatever_is_accepted_after_that(
+    shop: Shop, orders: Orders
+) -> None:
+    soy = Alternative(sku="soy")
+    await stock(shop, depot={"oat": 1, "soy": 5}, soho={"soy": 5})
+    wanted = [line("oat", 2, place, soy, how=Substitution.APPROVE) for place in ("depot", "soho")]
+    order = await place(orders, shop, *wanted)
+    await shop.release(order.parts[0].reservation)
+    await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(OrderEnded) as refused:
+        await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    assert refused.value.reason == "the part at depot was released"
+    assert await reserved(shop, ("depot", "soy"), ("soho", "soy")) == 0
+    await shop.audit()
+
+
+async def test_a_crowd_never_has_a_unit_twice_whatever_it_is_part_of(shop: Shop) -> None:
+    """Thirty shoppers want kits, what they are made of and what stands for it, at two places."""
+    await say_kit(shop, "box", mug=1, tea=2)
+    await say(shop, "mug", Alternative(sku="cup"))
+    await stock(shop, depot={"mug": 6, "tea": 9, "cup": 2}, soho={"mug": 4, "tea": 7, "cup": 3})
+    two = (Orders(shop.inventory), Orders(shop.inventory))
+    carts = [[WantedLine("box", 1)], [line("mug", 1)], [line("mug", 1), WantedLine("tea", 1)]]
+    answers = await asyncio.gather(
+        *(place(two[i % 2], shop, *carts[i % 3]) for i in range(30)), return_exceptions=True
+    )
+    made = [one for one in answers if isinstance(one, Order)]
+    assert all(isinstance(one, InsufficientStock) for one in answers if one not in made)
+    assert len(made) >= 10
+    units: dict[tuple[str, str], int] = {}
+    for order in made:
+        for location, lines in held(order).items():
+            for sku, quantity in lines.items():
+                units[location, sku] = units.get((location, sku), 0) + quantity
+    rows = await shop.inventory.rows(shop.merchant, list(units))
+    assert {name: row.reserved for name, row in zip(units, rows, strict=True) if row} == units
+    assert all(row.reserved <= row.on_hand for row in rows if row)
+    await shop.audit()

@@ -3,9 +3,11 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from engine.model import Line
-from engine.sourcing import Candidate, Coordinates, Strategy, distance_km, source
+from engine.sourcing import Candidate, Coordinates, Strategy, Way, Ways, distance_km, source
 
 LONDON = Coordinates(51.5074, -0.1278)
 PARIS = Coordinates(48.8566, 2.3522)
@@ -149,3 +151,51 @@ def test_distances_are_those_of_the_globe() -> None:
     assert distance_km(LONDON, PARIS) == distance_km(PARIS, LONDON)
     assert round(distance_km(Coordinates(0, 179.5), Coordinates(0, -179.5))) == 111
     assert round(distance_km(Coordinates(90, 0), Coordinates(-90, 0))) == 20015
+
+
+BOXES = {"box": {"mug": 1, "tea": 2}, "pair": {"mug": 2}}
+"""Kits that need the same component."""
+
+units_of_rows = st.fixed_dictionaries({"mug": st.integers(0, 4), "tea": st.integers(0, 6)})
+
+
+@given(
+    st.lists(units_of_rows, min_size=1, max_size=4),
+    st.fixed_dictionaries(dict.fromkeys(("box", "pair", "mug"), st.integers(0, 3))),
+    st.sampled_from(Strategy),
+)
+def test_a_plan_takes_no_unit_twice_and_leaves_nothing_that_would_still_serve(
+    places: list[dict[str, int]], wanted: dict[str, int], strategy: Strategy
+) -> None:
+    ways = {
+        kit: Ways((Way(1, 1, ((kit, 1),)), Way(1, 1, tuple(rows.items()))))
+        for kit, rows in BOXES.items()
+    }
+    candidates = [
+        Candidate(location=str(i), available=rows, ways=ways) for i, rows in enumerate(places)
+    ]
+    lines = [Line(sku, units) for sku, units in wanted.items() if units]
+    plan = source(lines, candidates, strategy, destination=LONDON)
+    given_out = dict.fromkeys(wanted, 0)
+    left = {str(i): dict(rows) for i, rows in enumerate(places)}
+    for one in plan.sources:
+        for line in one.lines:
+            given_out[line.sku] += line.quantity
+            for row, units in BOXES.get(line.sku, {line.sku: 1}).items():
+                left[one.location][row] -= units * line.quantity
+    assert all(units >= 0 for rows in left.values() for units in rows.values())
+    missing = {line.sku: line.quantity for line in plan.missing}
+    assert wanted == {sku: given_out[sku] + missing.get(sku, 0) for sku in wanted}
+    for sku in missing:
+        for rows in left.values():
+            needed = BOXES.get(sku, {sku: 1}).items()
+            assert any(rows[row] < units for row, units in needed), f"{sku} was still to be had"
+
+
+def test_one_sku_serves_all_of_a_line_in_one_piece_or_none_of_it() -> None:
+    ways = {"oat": Ways((Way(1, 1, (("oat", 1),)), Way(2, 1, (("soy", 1),))), is_whole=True)}
+    some = Candidate(location="a", available={"oat": 2, "soy": 5}, ways=ways)
+    more = Candidate(location="b", available={"oat": 2, "soy": 6}, ways=ways)
+    plan = source([Line("oat", 3)], [some, more], Strategy.PRIORITY)
+    assert [(one.location, one.lines) for one in plan.sources] == [("b", (Line("oat", 3),))]
+    assert source([Line("oat", 4)], [some, more], Strategy.PRIORITY).missing == (Line("oat", 4),)
