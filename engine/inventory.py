@@ -71,6 +71,7 @@ from engine.outcomes import (
     Outcome,
     OutcomeUnknown,
     Overloaded,
+    ProposalOpen,
     ReservationEnded,
     ReservationNotFound,
     RowNotFound,
@@ -1207,15 +1208,20 @@ class Inventory:
             if is_order_id(lines.order_ref):
                 order = await self.order_records.keeper_of(lines.order_ref, reservation)
             if order is not None:
-                # Whoever confirmed or ended it just now did so for good.
+                # Whoever confirmed or ended it just now did so for good. What was amended since and
+                # is to be accepted yet cannot be confirmed, and goes back as any such hold.
                 with suppress(ReservationNotFound, ReservationEnded, IdempotencyKeyReused):
-                    await self.confirm(
-                        lines.merchant,
-                        reservation,
-                        order_ref=order.body.order_ref,
-                        actor="sweeper",
-                    )
-                return False
+                    try:
+                        await self.confirm(
+                            lines.merchant,
+                            reservation,
+                            order_ref=order.body.order_ref,
+                            actor="sweeper",
+                        )
+                    except ProposalOpen:
+                        order = None
+                if order is not None:
+                    return False
             reply = await self._dispatch.run(
                 "expire",
                 keys.partition,

@@ -84,8 +84,8 @@ from engine.wishes import Substitution, Wish, check_wishes, wish_texts
 MAX_ROUNDS: Final = 20
 """How often one caller looks at a record anew because somebody took a step on it."""
 
-NOT_PICKED: Final = (InsufficientOnHand, BackorderUnfilled)
-"""Of a commit: the units are not on the shelf, so the part stays as it is."""
+NOT_PICKED: Final = (InsufficientOnHand, BackorderUnfilled, ProposalOpen)
+"""Of a commit: the units are not on the shelf, or not accepted, so the part stays as it is."""
 
 _GAVE_BACK: Final = (ReservationState.RELEASED, ReservationState.EXPIRED)
 
@@ -860,7 +860,8 @@ class Orders:
         """The units of a location's part, or of all parts, left the shelf; with `picks` only those.
 
         An order that is held is confirmed by it. Raises OrderNotFound, OrderEnded,
-        InsufficientOnHand and BackorderUnfilled (that part stays as it is), InvalidCommand.
+        InsufficientOnHand, BackorderUnfilled and ProposalOpen (that part stays as it is),
+        InvalidCommand.
         """
         check_picks(picks)
         check_text("location", location)
@@ -872,7 +873,7 @@ class Orders:
             there = [part for part in found.parts if location in ("", part.location)]
             if not there:
                 raise InvalidCommand("location", "no part of this order is there")
-            due = [part for part in there if part.state is PartState.CONFIRMED]
+            due = [part for part in there if part.state in (PartState.HELD, PartState.CONFIRMED)]
             if not due:
                 return self._committed_before(found, there, picks)
             _check_held(due, picks)
@@ -1175,8 +1176,9 @@ class Orders:
 
     async def _confirm_part(self, order: Order, part: Part, *, actor: str) -> Part:
         async def confirm() -> None:
-            # Where it was confirmed by its own id, with a reference of its own, it keeps that.
-            with suppress(IdempotencyKeyReused):
+            # Where it was confirmed by its own id, with a reference of its own, it keeps that. One
+            # that was amended just now may wait for somebody to accept that: a commit confirms it.
+            with suppress(IdempotencyKeyReused, ProposalOpen):
                 await self._inventory.confirm(
                     order.body.merchant,
                     part.reservation,

@@ -651,7 +651,7 @@ OPERATIONS: Final = (
         role=Role.RESERVE,
         changes=True,
         successes=(Success(200, orders.Order, "The order just after", (_REPLAYED,)),),
-        problems=(*_ORDER_ENDING, BackorderUnfilled, InsufficientOnHand),
+        problems=(*_ORDER_ENDING, ProposalOpen, BackorderUnfilled, InsufficientOnHand),
     ),
     Operation(
         name="resourceOrder",

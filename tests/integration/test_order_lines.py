@@ -22,7 +22,7 @@ from engine.outcomes import (
     ProposalOpen,
 )
 from engine.substitutes import Alternative, check_alternatives
-from engine.wishes import Fill, Substitution
+from engine.wishes import Fill, Substitution, Wish
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 
 
@@ -357,4 +357,31 @@ async def test_a_crowd_never_has_a_unit_twice_whatever_it_is_part_of(shop: Shop)
     rows = await shop.inventory.rows(shop.merchant, list(units))
     assert {name: row.reserved for name, row in zip(units, rows, strict=True) if row} == units
     assert all(row.reserved <= row.on_hand for row in rows if row)
+    await shop.audit()
+
+
+async def test_what_an_amendment_proposes_keeps_its_part_until_it_is_accepted(
+    shop: Shop, orders: Orders
+) -> None:
+    await stock(shop, depot={"oat": 1, "soy": 5}, soho={"tea": 2})
+    order = await place(orders, shop, WantedLine("oat", 1), WantedLine("tea", 1))
+    order = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    wish = Wish(
+        sku="oat",
+        quantity=3,
+        substitutes=Substitution.APPROVE,
+        alternatives=(Alternative(sku="soy"),),
+    )
+    await shop.inventory.amend(
+        shop.merchant, order.parts[0].reservation, [wish], key=new_key(), actor=ACTOR
+    )
+    with pytest.raises(ProposalOpen):
+        await orders.commit(shop.merchant, order.id, actor=ACTOR)
+    seen = await orders.read(shop.merchant, order.id)
+    assert [part.state for part in seen.parts] == [PartState.CONFIRMED, PartState.COMMITTED]
+    assert (seen.settled, seen.parts[0].proposed) == (True, ("oat",))
+    await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    done = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
+    assert (done.state, done.missing()) == (OrderState.FULFILLED, [])
+    assert (await shop.row("soy", location="depot")).on_hand == 3
     await shop.audit()
