@@ -12,6 +12,7 @@ Quantities are units, times milliseconds since 1970.
 | Integer | every number in a hash is canonical and within 0 to 10^12 |
 | HoldsSum | a row's reserved, backordered and pools = the sums over live reservation hashes |
 | OneEnding | a reservation ends once, expires only when held and due, and its hash says the same |
+| Orders | an order goes from state to state as it may, and its record and indexes say the same |
 | IndexMatch | the TTL index, the open index, the queues and the listings name just what there is |
 | Dense | sequences and versions rise by one, the clock never falls |
 | Once | one effect per operation id, and the idempotency record tells of just that effect |
@@ -49,7 +50,22 @@ LIVE_ENOUGH: Final = ("amend", "decide", "fill", "commit", "release")
 """What is done to a reservation that is held or confirmed, and not only to a held one."""
 
 MOVEMENTS: Final = ("move", "feed")
-NOUNS: Final = ("stock", "rsv", "open", "skus", "seen", "waiting")
+NOUNS: Final = ("stock", "rsv", "open", "skus", "seen", "waiting", "order", "orders", "orderrefs")
+OF_ANY_MERCHANT: Final = ("rsv", "order")
+"""Nouns that are followed by an id."""
+
+GAVE_BACK: Final = ("failed", "cancelled", "expired")
+MAY_FOLLOW: Final = {
+    "": ("placing",),
+    "placing": ("placing", "held", "confirmed", *GAVE_BACK),
+    "held": ("held", "confirmed", *GAVE_BACK),
+    "confirmed": ("confirmed", "fulfilled", "cancelled", "failed"),
+    "fulfilled": ("fulfilled", "confirmed"),
+    "failed": ("failed", "placing"),
+    "cancelled": ("cancelled",),
+    "expired": ("expired",),
+}
+"""What the state of an order may be after each; a move is `confirmed` before it may still fail."""
 
 RECORDED: Final = (*MOVEMENTS, "configure", "terms", "extend", "amend")
 REPEATED: Final = ("repair", "shortfall", "offline", "fill", "split", "part")
@@ -93,6 +109,14 @@ class _Promise:
 
 
 @dataclass(slots=True)
+class _Order:
+    merchant: str
+    fields: dict[str, Any]
+    ref: str
+    due_at: int
+
+
+@dataclass(slots=True)
 class _Partition:
     number: int
     last_id: bytes = b"0-0"
@@ -100,6 +124,7 @@ class _Partition:
     clock_ms: int = 0
     rows: dict[RowName, _Row] = field(default_factory=dict)
     promises: dict[str, _Promise] = field(default_factory=dict)
+    orders: dict[str, _Order] = field(default_factory=dict)
     effects: dict[tuple[str, ...], int] = field(default_factory=dict)
     amendments: Counter[str] = field(default_factory=Counter)
     unrecorded: set[tuple[str, ...]] = field(default_factory=set)
@@ -142,6 +167,7 @@ class Audit:
         self._compare_rows(live_rows, merchant)
         self._compare_promises(live_promises, merchant)
         self._compare_sums(live_rows, live_promises)
+        await self._compare_orders(merchant)
         await self._compare_queues()
         self._compare_parts(live_rows)
         await self._compare_hold_index(live_promises, merchant)
@@ -250,10 +276,8 @@ class Audit:
                     "Conservation", f"{where} {sku}: {row.levels} where the books say {row.books}"
                 )
         self._fold_promise(partition, at, operation, where)
-        if kind == "order" and (kind, merchant, the_id, str(detail[3] - 1)) not in (
-            partition.effects if detail[3] > 1 else [(kind, merchant, the_id, "0")]
-        ):
-            self._violated("Dense", f"{where}: revision {detail[3]} follows none")
+        if kind == "order":
+            self._fold_order(partition, at, operation, where)
 
     @staticmethod
     def _book_changes(kind: str, detail: list[Any]) -> dict[str, int]:
@@ -391,6 +415,34 @@ class Audit:
             if waiting != promise.waiting:
                 self._violated("HoldsSum", f"{where}: {waiting} is not {promise.waiting}")
 
+    def _fold_order(self, partition: _Partition, at: int, operation: list[Any], where: str) -> None:
+        _, the_id, merchant, _, _, _, _, detail = operation
+        step, before, state, revision, settled, expires_at, confirmed_at, ended_at = detail[:8]
+        due_at, reason, plan, body, ref = detail[8:]
+        known = partition.orders.get(the_id)
+        was: dict[str, Any] = {"state": "", "revision": 0, "created_at": at}
+        if known is not None:
+            was = known.fields
+        if (before, revision) != (was["state"], was["revision"] + 1):
+            self._violated("Dense", f"{where}: revision {revision} of {before} follows {was}")
+        if state not in MAY_FOLLOW[before]:
+            self._violated("Orders", f"{where}: {step} made it {state} when it was {before}")
+        if (state in (*GAVE_BACK, "fulfilled")) != (ended_at > 0):
+            self._violated("Orders", f"{where}: it is {state} and ended at {ended_at}")
+        fields = {
+            "state": state,
+            "revision": revision,
+            "settled": settled,
+            "created_at": was["created_at"],
+            "expires_at": expires_at,
+            "confirmed_at": confirmed_at,
+            "ended_at": ended_at,
+            "reason": reason,
+            "plan": plan,
+            "body": known.fields["body"] if known else body,
+        }
+        partition.orders[the_id] = _Order(merchant, fields, ref, due_at)
+
     def _sequence_is_stored(
         self, partition: _Partition, meta: dict[bytes, bytes], number: int
     ) -> None:
@@ -500,6 +552,46 @@ class Audit:
                 found = {channel: pool["held"] for channel, pool in channels.items()}
                 if name in live_rows and {c: n for c, n in found.items() if n} != pools[name]:
                     self._violated("HoldsSum", f"row {name}: {channels}, holds {pools[name]}")
+
+    async def _compare_orders(self, merchant: str | None) -> None:
+        """Compare the records, and the indexes that find them; what ended may be forgotten."""
+        live = dict(
+            zip(
+                (key.split(":")[2] for key in self._found["order"]),
+                await self._hashes(self._found["order"]),
+                strict=True,
+            )
+        )
+        listed: dict[str, int] = {}
+        references: set[str] = set()
+        for key in self._found["orders"]:
+            listed.update(await self._sorted_set(key))
+        for key in self._found["orderrefs"]:
+            references.update(member for member, _ in await self._sorted_set(key))
+        for number, partition in self._partitions.items():
+            driving = dict(await self._sorted_set(f"{{hf.{number}}}:driving"))
+            for the_id, order in partition.orders.items():
+                if merchant not in (None, order.merchant):
+                    continue
+                fields = live.pop(the_id, None)
+                if fields is None and order.fields["settled"] and order.fields["ended_at"]:
+                    continue
+                found = fields and _order_facts(fields)
+                if found != order.fields:
+                    self._violated("Fold", f"order {the_id} is {found}, not {order.fields}")
+                if order.ref and listed.pop(the_id, None) != order.fields["created_at"]:
+                    self._violated("IndexMatch", f"order {the_id} is not listed")
+                if order.ref and order.ref not in references:
+                    self._violated("IndexMatch", f"{order.ref} is not among the references")
+                references.discard(order.ref)
+                # It may have been put off.
+                if driving.get(the_id, -1) < order.due_at:
+                    self._violated("IndexMatch", f"order {the_id} is driven {driving}, {order}")
+        known = {the_id for one in self._partitions.values() for the_id in one.orders}
+        for the_id in live.keys() - known:
+            self._violated("Fold", f"order {the_id} is in the store, but not in the ledger")
+        if listed or references:
+            self._violated("IndexMatch", f"{listed}, {references}: there are no such orders")
 
     async def _compare_queues(self) -> None:
         found = {}
@@ -643,7 +735,7 @@ class Audit:
         found: dict[str, set[str]] = defaultdict(set)
         async for key in self._client.scan_iter(match="{hf.*}:*:*", count=SCAN_COUNT):
             _, noun, name, *_ = key.decode().split(":")
-            if noun == "rsv" or owner in ("", name):
+            if noun in OF_ANY_MERCHANT or owner in ("", name):
                 found[noun].add(key.decode())
         self._found = {noun: sorted(found[noun]) for noun in NOUNS}
 
@@ -676,6 +768,19 @@ def _row_facts(fields: dict[bytes, bytes]) -> dict[str, int | bytes]:
         column.decode(): int(text) if text.isdigit() else text for column, text in fields.items()
     }
     return {"deficit": 0, "low_stock_threshold": 0, "backordered": 0} | facts
+
+
+def _order_facts(fields: dict[bytes, bytes]) -> dict[str, Any]:
+    """Return the record of an order as the ledger has it."""
+    found: dict[str, Any] = {name.decode(): value for name, value in fields.items()}
+    for name in ("revision", "created_at", "expires_at", "confirmed_at", "ended_at"):
+        found[name] = int(found[name])
+    found["settled"] = found["settled"] == b"1"
+    for name in ("state", "reason"):
+        found[name] = found[name].decode()
+    for name in ("plan", "body"):
+        found[name] = msgpack.unpackb(found[name], raw=False)
+    return found
 
 
 def _waiting(fields: dict[bytes, bytes]) -> dict[str, tuple[int, int]]:
