@@ -39,7 +39,7 @@ local function short_lines(first, wanted, held)
     local row, own = row_at(KEYS[first + 1 + i]), held[sku] or 0
     if quantity > own and quantity - own > available(row) then
       short[#short + 1] = {sku, quantity, own + available(row), row.exists}
-      if row.is_part or not row.parts_are_closed then
+      if row.spread.is_part or not row.spread.parts_are_closed then
         elsewhere[#elsewhere + 1] = {sku, quantity - own}
       end
     end

@@ -59,7 +59,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, s
   if bad_field then return {'invalid', bad_field} end
   local row = row_at(KEYS[first])
   -- A rebuild may have left an empty row that has forgotten what it was.
-  if not row.is_part and row.on_hand + row.reserved > 0 then return {'invalid', 'home'} end
+  if not row.spread.is_part and row.on_hand + row.reserved > 0 then return {'invalid', 'home'} end
   local past = past_of(row, KEYS[first + 3])
   local part = part_of(row)
   -- Units are given back only to who knows the plan: others may have wanted them for an older one.
@@ -71,7 +71,6 @@ local replies = each_command(function(first, _, id, merchant, location, actor, s
   if news or gained > 0 or back > 0 then
     part.received, part.returned = part.received + gained, part.returned + back
     list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
-    row.is_part = true
     set_split(row, part_text(part, home))
     local line = change_row(row, sku, gained - back, 0, 0, 0)
     record('part', id, merchant, location, actor, '', {line}, {row.split})

@@ -114,7 +114,7 @@ end
 local function lines_elsewhere(lines)
   local elsewhere = {}
   for _, line in ipairs(lines) do
-    if line.row.away > 0 and line.quantity > line.room.most then
+    if line.row.spread.away > 0 and line.quantity > line.room.most then
       elsewhere[#elsewhere + 1] = {line.sku, line.quantity - line.own.units}
     end
   end

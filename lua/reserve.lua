@@ -33,11 +33,11 @@ local BODY, CREATED_AT = array_of(9), cmsgpack.pack(now)
 local NOTHING_MISSING = array_of(0)
 local HELD_WHOLE = cmsgpack.pack({'ok', now})
 
--- Reads the rows of the lines. Returns them and the lines that do not fit, or nil and the refusal. A
--- row that stands in two lines would be checked twice and taken twice.
+-- Reads the rows of the lines. Returns them, the lines that do not fit and whether some row is split,
+-- or nil and the refusal. A row that stands in two lines would be checked twice and taken twice.
 local function wanted_rows(first, lines)
   if #lines == 0 or #lines % 2 == 1 then return nil, {'invalid', 'lines'} end
-  local wanted, short = {}, {}
+  local wanted, short, has_split = {}, {}, false
   for i = 1, #lines, 2 do
     local sku, quantity, line = lines[i], lines[i + 1], (i + 1) / 2
     if not is_text(sku) then return nil, {'invalid', 'sku'} end
@@ -47,10 +47,11 @@ local function wanted_rows(first, lines)
     if row.terms then return nil, {'terms', sku} end
     row.wanted_by = first
     wanted[line] = row
+    has_split = has_split or row.split ~= nil
     local units = available(row)
     if quantity > units then short[#short + 1] = {sku, quantity, units, row.exists} end
   end
-  return wanted, short
+  return wanted, short, has_split
 end
 
 -- The lines whose units are elsewhere, or may be.
@@ -97,9 +98,9 @@ local replies = each_command(function(first, _, id, who, terms, packed_lines, tt
     return {'invalid', 'ttl_seconds'}
   end
   local lines = {...}
-  local wanted, short = wanted_rows(first, lines)
+  local wanted, short, has_split = wanted_rows(first, lines)
   if not wanted then return short end
-  if plan ~= wanted[1].epoch or not wanted[1].is_open then
+  if has_split or plan > 0 then
     local elsewhere = lines_elsewhere(wanted, lines, plan)
     if #elsewhere > 0 then return {'split', elsewhere} end
   end

@@ -139,14 +139,14 @@ end
 
 local function describe_home(row)
   return {'ok', row.split or '', unreserved(row), row.version,
-    math.max(0, unreserved(row) + row.away)}
+    math.max(0, unreserved(row) + row.spread.away)}
 end
 
 local replies = each_command(function(first, _, id, merchant, location, actor, sku, member,
     expected, plan, places, reports, grants)
   local row = row_at(KEYS[first])
   if not row.exists then return {'not_found'} end
-  if row.is_part then return {'invalid', 'location'} end
+  if row.spread.is_part then return {'invalid', 'location'} end
   -- Units on terms are promised by their order, and there is none between partitions.
   if row.terms and #places > 0 then return {'invalid', 'terms'} end
   local past = past_of(row, KEYS[first + 1])
@@ -170,7 +170,6 @@ local replies = each_command(function(first, _, id, merchant, location, actor, s
   local was = earlier_places(home)
   home.was = #was > 0 and table.concat(was, ';') or '-'
   -- What is free once the reports are in, as read_split() adds it up.
-  row.split, row.away = nil, 0
   read_split(row, home_text(home))
   local units = unreserved(row) + on_hand - reserved
   grant_units(home, grants, units)

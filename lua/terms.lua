@@ -69,7 +69,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   if bad_field then return {'invalid', bad_field} end
   local row = row_at(KEYS[first])
   if expected ~= row.version then return {'version_conflict', row.version} end
-  if row.is_spread and next(asked) then return {'invalid', 'split'} end
+  if row.spread.is_any and next(asked) then return {'invalid', 'split'} end
 
   list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
   row.terms = new_terms(row, asked)

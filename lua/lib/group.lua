@@ -55,18 +55,18 @@ local function need_sorted_set(key)
   end
 end
 
--- Collects the members that an index gets or loses, so that each index is written in one call.
+-- Collects the members that an index gets, each as its score and then its name, or loses, so that
+-- each index is written in one call.
 local function collector()
   local by_key = {}
-  return by_key, function(key, ...)
+  return by_key, function(key, member, follower)
     local members = by_key[key]
     if not members then
       members = {}
       by_key[key] = members
     end
-    for i = 1, select('#', ...) do
-      members[#members + 1] = (select(i, ...))
-    end
+    members[#members + 1] = member
+    if follower then members[#members + 1] = follower end
   end
 end
 

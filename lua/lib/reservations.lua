@@ -197,11 +197,11 @@ local new_open, open_reservation = collector()
 local function add_reservation(key, open_key, id, expires_at, body, waiting)
   need_sorted_set(HOLDS)
   need_sorted_set(open_key)
-  local expires = integer(expires_at)
+  local expires = moment(expires_at)
   new_reservations[#new_reservations + 1] = {key, expires, body, waiting}
   new_holds[#new_holds + 1] = expires
   new_holds[#new_holds + 1] = id
-  open_reservation(open_key, integer(now), id)
+  open_reservation(open_key, moment(now), id)
 end
 
 local function write_new_reservations()
@@ -229,16 +229,16 @@ local function write_fields(reservation)
     end
   end
   if state == 'held' then
-    redis.call('HSET', key, 'expires_at', integer(reservation.expires_at))
+    redis.call('HSET', key, 'expires_at', moment(reservation.expires_at))
   elseif state == 'confirmed' then
     redis.call('HSET', key, 'state', state, 'expires_at', '0',
-      'confirmed_at', integer(reservation.confirmed_at), 'order_ref', reservation.order_ref)
+      'confirmed_at', moment(reservation.confirmed_at), 'order_ref', reservation.order_ref)
   else
-    redis.call('HSET', key, 'state', state, 'ended_at', integer(reservation.ended_at),
+    redis.call('HSET', key, 'state', state, 'ended_at', moment(reservation.ended_at),
       'picked', reservation.picked)
     if reservation.moved then redis.call('HSET', key, 'order_ref', reservation.order_ref) end
     if reservation.packed_waiting then redis.call('HDEL', key, 'waiting') end
-    redis.call('PEXPIRE', key, integer(limits.retention_ms))
+    redis.call('PEXPIRE', key, moment(limits.retention_ms))
   end
 end
 
@@ -250,7 +250,7 @@ local function write_reservations()
   for _, reservation in ipairs(touched_reservations) do
     write_fields(reservation)
     if reservation.state == 'held' then
-      extended[#extended + 1] = integer(reservation.expires_at)
+      extended[#extended + 1] = moment(reservation.expires_at)
       extended[#extended + 1] = reservation.id
     else
       ended[#ended + 1] = reservation.id

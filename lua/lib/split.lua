@@ -79,7 +79,6 @@ local new_splits = {}
 
 -- Has the row written with another column.
 local function set_split(row, text)
-  row.away = 0
   read_split(row, text)
   new_splits[#new_splits + 1] = row
 end

@@ -154,7 +154,7 @@ local function wishes_elsewhere(wishes, wanted)
         end
       end
     end
-    if line.row.away > 0 then elsewhere[#elsewhere + 1] = {line.sku, units} end
+    if line.row.spread.away > 0 then elsewhere[#elsewhere + 1] = {line.sku, units} end
   end
   return elsewhere
 end
