@@ -9,6 +9,7 @@ from bench import (
     engine,
     fairness,
     http,
+    instructions,
     limits,
     memory,
     postgres,
@@ -27,6 +28,7 @@ MS: Final = "ms"
 US: Final = "us"
 PERCENT: Final = "%"
 SECONDS: Final = "s"
+INSTRUCTIONS: Final = "instr"
 
 LIMIT_GET: Final = "limit.get"
 LIMIT_POST: Final = "limit.post"
@@ -44,6 +46,9 @@ HOLD_BYTES: Final = Aim(at_most=500)
 READ_MS: Final = Aim(at_most=50)
 RESERVE_MS: Final = Aim(at_most=150)
 REFUSAL_MS: Final = Aim(at_most=50)
+PLAIN_RESERVE_INSTRUCTIONS: Final = {"hot_row": 92_000, "uniform": 146_000, "big_carts": 630_000}
+"""What a reserve of plain rows took before a row could have terms and a line substitutes (at
+f625f34, Valkey 9.1): those who use none of it are not to pay for it."""
 
 REPLAY_RATE: Final = Aim(at_least=200_000)
 REBUILD_SECONDS: Final = Aim(at_most=60)
@@ -306,6 +311,24 @@ def _costs() -> Experiment:
     return Experiment(figures=tuple(figures.values()), measure=take)
 
 
+def _instructions() -> Experiment:
+    figures = {
+        name: Figure(
+            name=f"instructions.{name}",
+            unit=INSTRUCTIONS,
+            meaning=f"instructions of the server for a reserve in a group of 128, {of}",
+            aims=(Aim(at_most=PLAIN_RESERVE_INSTRUCTIONS[name]),),
+        )
+        for name, of in costs.SHOPS.items()
+    }
+
+    async def take(_: Conditions) -> Samples:
+        counts = await instructions.measure()
+        return _named(figures, {name: Sample(value=count) for name, count in counts.items()})
+
+    return Experiment(figures=tuple(figures.values()), measure=take, once=True)
+
+
 def _rows(size: str) -> Experiment:
     figures = _row_figures(size)
 
@@ -448,7 +471,7 @@ SPLIT: Final = (
 )
 
 EXPERIMENTS: Final = (
-    *(*LIMITS, *PEERS, *SCRIPTS, _costs()),
+    *(*LIMITS, *PEERS, *SCRIPTS, _costs(), _instructions()),
     *(*ENGINE, *SPLIT, *HTTP, *OVERLOAD, *MEMORY, *RECONCILER),
 )
 """A reference stands near what is compared with it, so that both meet the same moment."""

@@ -13,10 +13,8 @@ from typing import Any, Final
 from bench import servers
 from bench.account import Books, check
 from bench.figures import Conditions, Sample
-from bench.shop import ACTOR, MERCHANT, MakeShop, Shop, big_carts, hot_row, uniform
-from engine.boot import DEFAULT_PARTITIONS
+from bench.shop import ACTOR, MERCHANT, MakeShop, Shop, big_carts, hot_row, one_partition, uniform
 from engine.inventory import Inventory
-from engine.keys import partition_of
 from engine.limits import MAX_GROUP_COMMANDS
 from engine.model import Line, Movement, MovementType, Pool, Terms
 
@@ -24,12 +22,13 @@ ROUNDS: Final = 40
 ROUNDS_WHEN_QUICK: Final = 8
 """Groups of each verb; of commands that travel alone there are as many as in one group."""
 
-
-_SHOPS: Final = {
+SHOPS: Final = {
     "hot_row": "one row",
     "uniform": "many rows",
     "big_carts": "carts of ten lines",
 }
+"""What each sells, by its name in bench.shop."""
+
 _VERBS: Final = {
     "reserve": "a reserve in a group of 128",
     "reserve.alone": "a reserve alone in its call",
@@ -42,7 +41,7 @@ _VERBS: Final = {
 MEANINGS: Final = {
     **{
         f"{verb}.{shop}": f"server time of {what}, {of}"
-        for shop, of in _SHOPS.items()
+        for shop, of in SHOPS.items()
         for verb, what in _VERBS.items()
     },
     "move": "server time of a movement in a group, many rows",
@@ -57,8 +56,8 @@ async def measure(conditions: Conditions) -> dict[str, Sample]:
     samples: dict[str, Sample] = {}
     shops: dict[str, MakeShop] = {
         "hot_row": hot_row,
-        "uniform": _one_partition(uniform),
-        "big_carts": _one_partition(big_carts),
+        "uniform": one_partition(uniform),
+        "big_carts": one_partition(big_carts),
     }
     for name, make_shop in shops.items():
         shop = make_shop()
@@ -70,23 +69,6 @@ async def measure(conditions: Conditions) -> dict[str, Sample]:
                 samples["move"] = await costs.of_moves()
                 samples["reserve.on_terms"] = await costs.on_terms()
     return samples
-
-
-def _one_partition(make_shop: MakeShop) -> MakeShop:
-    """Keep the carts of the shop that go to the partition of its first one, for full groups."""
-
-    def make() -> Shop:
-        shop = make_shop()
-        wanted = partition_of(MERCHANT, shop.carts[0].location, DEFAULT_PARTITIONS)
-        carts = [
-            cart
-            for cart in shop.carts
-            if partition_of(MERCHANT, cart.location, DEFAULT_PARTITIONS) == wanted
-        ]
-        rows = {(cart.location, line.sku) for cart in carts for line in cart.lines}
-        return Shop(sorted(rows), carts)
-
-    return make
 
 
 class _Costs:

@@ -31,7 +31,7 @@ async def reserve(conditions: Conditions, make_shop: MakeShop) -> Sample:
     shop = make_shop()
     async with servers.stocked_inventory(conditions, shop.rows) as inventory:
         groups = GROUPS_WHEN_QUICK if conditions.quick else GROUPS
-        calls = await _record_reserves(inventory, shop, groups * MAX_GROUP_COMMANDS)
+        calls = await record_reserves(inventory, shop, groups * MAX_GROUP_COMMANDS)
         await inventory.store.client.execute_command("SCRIPT LOAD", script("reserve").text)
         began_at = time.perf_counter()
         await asyncio.to_thread(
@@ -47,7 +47,7 @@ async def reserve(conditions: Conditions, make_shop: MakeShop) -> Sample:
         )
 
 
-async def _record_reserves(inventory: Inventory, shop: Shop, count: int) -> list[bytes]:
+async def record_reserves(inventory: Inventory, shop: Shop, count: int) -> list[bytes]:
     """Return the calls that the engine would make for reserves 0 to `count` - 1, packed."""
     recorder = _Recorder(inventory.store.settings)
     recording = Inventory(recorder, partitions=inventory.partitions)

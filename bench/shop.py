@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from engine.boot import DEFAULT_PARTITIONS
 from engine.inventory import Inventory
 from engine.keys import partition_of, reservation_id
 from engine.model import Line, Movement, MovementType
@@ -107,6 +108,23 @@ def big_carts() -> Shop:
 def rows_of(locations: int, skus: int) -> list[tuple[str, str]]:
     """Return (location, SKU) of so many SKUs at each of so many locations."""
     return [(f"store-{place}", f"sku-{sku}") for place in range(locations) for sku in range(skus)]
+
+
+def one_partition(make_shop: MakeShop) -> MakeShop:
+    """Keep the carts of the shop that go to the partition of its first one, for full groups."""
+
+    def make() -> Shop:
+        shop = make_shop()
+        wanted = partition_of(MERCHANT, shop.carts[0].location, DEFAULT_PARTITIONS)
+        carts = [
+            cart
+            for cart in shop.carts
+            if partition_of(MERCHANT, cart.location, DEFAULT_PARTITIONS) == wanted
+        ]
+        rows = {(cart.location, line.sku) for cart in carts for line in cart.lines}
+        return Shop(sorted(rows), carts)
+
+    return make
 
 
 async def stock_up(inventory: Inventory, rows: Sequence[tuple[str, str]]) -> None:

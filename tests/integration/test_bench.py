@@ -1,15 +1,19 @@
 """The benchmarks run, and their account notices when the store and its callers disagree."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import pytest
 
-from bench import shop
+from bench import instructions, shop
 from bench.account import AccountWrong, Books, Fold, check
+from bench.catalogue import PLAIN_RESERVE_INSTRUCTIONS
 from bench.load import Window, call_loop
 from bench.shop import ACTOR, MERCHANT, Shop
 from engine.inventory import Inventory
@@ -19,6 +23,9 @@ from tests.stores import MakeStore, set_up
 ROOT = Path(__file__).resolve().parents[2]
 RUN_SECONDS = 400
 CARTS = 20
+
+REQUIRE_VALGRIND: Final = "HOLDFAST_REQUIRE_VALGRIND"
+"""Set where a missing Valgrind is a failure and no reason to skip."""
 
 
 @pytest.fixture
@@ -125,6 +132,16 @@ async def test_a_ledger_whose_beginning_is_gone_is_folded_on(
     await inventory.reserve(MERCHANT, cart.location, cart.lines, key="one-more", actor=ACTOR)
     books.hold([CARTS])
     await check(inventory, books, fold)
+
+
+@pytest.mark.slow
+async def test_a_plain_reserve_takes_no_more_instructions_than_before_rows_had_terms() -> None:
+    if shutil.which("valgrind") is None:
+        if not os.environ.get(REQUIRE_VALGRIND):
+            pytest.skip("no valgrind on PATH; Debian's package has the same name")
+        pytest.fail("no valgrind on PATH")
+    counted = await instructions.count(instructions.SHOPS["uniform"])
+    assert 0 < counted <= PLAIN_RESERVE_INSTRUCTIONS["uniform"]
 
 
 @pytest.mark.slow
