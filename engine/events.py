@@ -17,8 +17,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.keys import is_move_id
-from engine.ledger import Levels, Operation, OperationKind, RowChange
+from engine.ledger import Levels, Operation, OperationKind, RowChange, row_after
 from engine.model import ProposalDecision, ReservationState, StandsFor, time_text
+from engine.outlook import Wait
 
 SPEC_VERSION: Final = "1.0"
 """Of CloudEvents."""
@@ -57,10 +58,20 @@ class EventType(StrEnum):
     LOCATION_LIVE = "location.live"
 
 
+class PromisableData(msgspec.Struct, frozen=True):
+    """Units that can be promised by a day, those that are available now among them."""
+
+    by: str
+    quantity: int
+
+
 class StockData(msgspec.Struct, frozen=True, kw_only=True):
     """A row just after what happened, in units; `as_of` is when that was.
 
-    `operation` is the kind of the operation that changed the row.
+    `operation` is the kind of the operation that changed the row. Of a row with supplies, or where
+    somebody waits for some, `incoming` units are to come, `available_to_promise` says what can be
+    promised by each day that brings some, and `late` units were promised by a day that cannot be
+    kept any more.
     """
 
     merchant: str
@@ -78,6 +89,9 @@ class StockData(msgspec.Struct, frozen=True, kw_only=True):
     as_of: str
     offline_buffer: int = 0
     backordered: int = 0
+    incoming: int | UnsetType = UNSET
+    available_to_promise: tuple[PromisableData, ...] | UnsetType = UNSET
+    late: int | UnsetType = UNSET
 
 
 class StandsForData(msgspec.Struct, frozen=True):
@@ -98,12 +112,14 @@ class StandsForData(msgspec.Struct, frozen=True):
 class LineData(msgspec.Struct, frozen=True):
     """Units of one SKU, of which `backordered` had not come yet.
 
-    `stands_for` says which of them are held for another SKU, as long as the reservation is.
+    `promised_by` is the day that these were promised by, if by one. `stands_for` says
+    which of them are held for another SKU, as long as the reservation is.
     """
 
     sku: str
     quantity: int
     backordered: int = 0
+    promised_by: str | UnsetType = UNSET
     stands_for: tuple[StandsForData, ...] = ()
 
 
@@ -547,6 +563,12 @@ def _stock_classes(change: RowChange) -> list[type[Any]]:
 
 def _stock_data(operation: Operation, change: RowChange, time: str) -> StockData:
     levels = change.levels
+    to_come: dict[str, Any] = {}
+    if change.terms is not None and ("supplies" in change.terms or "waits" in change.terms):
+        row = row_after(operation.merchant, operation.location, change)
+        by_day = [PromisableData(one.by, one.quantity) for one in row.available_to_promise]
+        late = change.terms.get("late", 0)
+        to_come = {"incoming": row.incoming, "available_to_promise": tuple(by_day), "late": late}
     return StockData(
         merchant=operation.merchant,
         location=operation.location,
@@ -563,6 +585,7 @@ def _stock_data(operation: Operation, change: RowChange, time: str) -> StockData
         as_of=time,
         offline_buffer=levels.offline_buffer,
         backordered=levels.backordered,
+        **to_come,
     )
 
 
@@ -655,7 +678,12 @@ def _order_part(part: Sequence[Any]) -> OrderPartData:
         location,
         reservation,
         state,
-        tuple([LineData(sku, units, late.get(sku, 0), _told(sku, stands)) for sku, units in lines]),
+        tuple(
+            [
+                LineData(sku, units, late.get(sku, 0), stands_for=_told(sku, stands))
+                for sku, units in lines
+            ]
+        ),
         tuple([LineData(sku, units) for sku, units in picked]),
         tuple(proposed),
     )
@@ -666,8 +694,9 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     kind, detail = operation.kind, operation.detail
     # Of what a reserve held and an ending gave up: each row's change of what is promised.
     stands_for = _stands_for(operation)
+    promised = detail[4].get("expected", {}) if _has_extras(operation) else {}
     lines: tuple[LineData, ...] | None = tuple(
-        [_line_data(change.sku, change.deltas, stands_for) for change in operation.changes]
+        [_line_data(change, promised, stands_for) for change in operation.changes]
     )
     state = _STATES.get(kind, ReservationState.HELD)
     expires_at_ms, order_ref, picked, reason = None, None, None, None
@@ -678,16 +707,16 @@ def _reservation_data(operation: Operation, time: str) -> ReservationData:
     elif kind is OperationKind.EXTEND:
         expires_at_ms, lines = detail[0], None
     elif kind is OperationKind.AMEND:
-        waiting = dict(detail[_WAITING_AT] or {}) if len(detail) > _WAITING_AT else {}
+        told = detail[_WAITING_AT] or {} if len(detail) > _WAITING_AT else {}
+        waiting = msgspec.convert(told, dict[str, Wait])
         lines = tuple(
-            [
-                LineData(sku, units, waiting.get(sku, (0,))[0], _told(sku, stands_for))
-                for sku, units in detail[1]
-            ]
+            [_amended_line(sku, units, waiting.get(sku), stands_for) for sku, units in detail[1]]
         )
         state, expires_at_ms = ReservationState(detail[2]), detail[3] or None
     elif kind is OperationKind.DECIDE:
-        lines = tuple([LineData(sku, units, 0, _told(sku, stands_for)) for sku, units in detail[2]])
+        lines = tuple(
+            [LineData(sku, units, stands_for=_told(sku, stands_for)) for sku, units in detail[2]]
+        )
     elif kind is OperationKind.COMMIT:
         picked = tuple([LineData(sku, units) for sku, units in detail[2]])
     elif kind is OperationKind.RELEASE:
@@ -726,13 +755,30 @@ def _stands_for(operation: Operation) -> tuple[StandsFor, ...]:
     return msgspec.convert(told, tuple[StandsFor, ...])
 
 
-def _line_data(sku: str, deltas: Levels, stands_for: Sequence[StandsFor]) -> LineData:
+def _has_extras(operation: Operation) -> bool:
+    return operation.kind is OperationKind.RESERVE and len(operation.detail) > 4
+
+
+def _line_data(
+    change: RowChange, promised: Mapping[str, str], stands_for: Sequence[StandsFor]
+) -> LineData:
+    deltas = change.deltas
     return LineData(
-        sku,
+        change.sku,
         abs(deltas.reserved + deltas.backordered),
         abs(deltas.backordered),
-        _told(sku, stands_for),
+        promised.get(change.sku, UNSET),
+        _told(change.sku, stands_for),
     )
+
+
+def _amended_line(
+    sku: str, units: int, wait: Wait | None, stands_for: Sequence[StandsFor]
+) -> LineData:
+    if wait is None:
+        return LineData(sku, units, stands_for=_told(sku, stands_for))
+    promised_by = wait.day if wait.dated else UNSET
+    return LineData(sku, units, wait.units, promised_by, _told(sku, stands_for))
 
 
 def _told(sku: str, stands_for: Sequence[StandsFor]) -> tuple[StandsForData, ...]:

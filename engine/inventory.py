@@ -53,7 +53,6 @@ from engine.model import (
     Movement,
     MovementType,
     Page,
-    Pool,
     ProposalDecision,
     Reservation,
     ReservationResult,
@@ -90,6 +89,7 @@ from engine.validation import (
     check_amendment,
     check_batch,
     check_count,
+    check_day,
     check_id,
     check_key,
     check_lines,
@@ -170,6 +170,10 @@ _ARRIVE_OR_SELL: Final = frozenset(
 def digest_of_buyer(merchant: str, buyer: str) -> str:
     """Return what is kept of a buyer's name; nothing of an empty one."""
     return digest("buyer", merchant, buyer) if buyer else ""
+
+
+_ARRIVALS: Final = frozenset({MovementType.RECEIVE, MovementType.TRANSFER_IN})
+"""What may be the arrival of a supply."""
 
 
 class DueHolds(msgspec.Struct, frozen=True):
@@ -450,7 +454,7 @@ class Inventory:
         """Book a movement once under its key.
 
         Raises InsufficientOnHand (a transfer or adjustment past what is on hand), VersionConflict,
-        LimitExceeded, IdempotencyKeyReused, InvalidCommand.
+        SupplyNotFound, LimitExceeded, IdempotencyKeyReused, InvalidCommand.
         """
         keys = self._keys_of(merchant, movement.location)
         check_id("sku", movement.sku)
@@ -478,14 +482,20 @@ class Inventory:
                 merchant,
                 location,
                 actor,
-                digest(*[str(value) for value in msgspec.structs.astuple(movement)]),
+                digest(*_told(movement)),
                 movement.type,
                 movement.sku,
                 movement.quantity,
                 -1 if movement.expected_version is None else movement.expected_version,
                 movement.may_overdraw or movement.type is MovementType.SALE,
                 location_member(merchant, location),
-                (movement.reason, movement.reference, movement.source, movement.occurred_at_ms),
+                (
+                    movement.reason,
+                    movement.reference,
+                    movement.source,
+                    movement.occurred_at_ms,
+                    *([movement.supply] if movement.supply else []),
+                ),
             ),
             merchant,
         )
@@ -494,9 +504,13 @@ class Inventory:
         code = Outcome(reply[0])
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(
-                reply, key=movement.key, sku=movement.sku, expected=movement.expected_version
+                reply,
+                key=movement.key,
+                sku=movement.sku,
+                supply=movement.supply,
+                expected=movement.expected_version,
             )
-        row = _replied_row(merchant, location, movement.sku, reply, settings_at=9)
+        row = replied_row(merchant, location, movement.sku, reply, settings_at=9)
         if code is Outcome.OK and row.backordered and row.unreserved:
             await self._fill_soon(merchant, location, movement.sku)
         return Moved(
@@ -575,7 +589,7 @@ class Inventory:
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
         return Configured(
-            row=_replied_row(merchant, location, sku, reply, settings_at=8),
+            row=replied_row(merchant, location, sku, reply, settings_at=8),
             at_ms=reply[1],
             sequence=reply[2],
             replayed=code is Outcome.REPLAYED,
@@ -602,8 +616,7 @@ class Inventory:
         check_key(key)
         check_terms(terms)
         check_count("expected_version", expected_version)
-        pools = {name: Pool(pool.cap, pool.minimum) for name, pool in terms.channels.items()}
-        asked = msgspec.to_builtins(msgspec.structs.replace(terms, channels=pools))
+        asked = msgspec.to_builtins(terms.settings())
         operation = digest("terms", merchant, location, sku, key)
         command = Command(
             self._row_keys(keys, merchant, location, sku, operation),
@@ -628,7 +641,7 @@ class Inventory:
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
         return Configured(
-            row=_replied_row(merchant, location, sku, reply, settings_at=8),
+            row=replied_row(merchant, location, sku, reply, settings_at=8),
             at_ms=reply[1],
             sequence=reply[2],
             replayed=code is Outcome.REPLAYED,
@@ -686,6 +699,7 @@ class Inventory:
         channel: str = "",
         buyer: str = "",
         buyer_digest: str = "",
+        by: str = "",
         stands_for: Sequence[StandsFor] = (),
         proposed: Sequence[str] = (),
         first_attempt: bool = False,
@@ -694,9 +708,12 @@ class Inventory:
         """Hold the units of all lines for `ttl_ms`, or with `partial` what there is of them.
 
         Of a row with terms that allow it, units are promised that are not on the shelf yet, unless
-        `stock_only`; the reservation names them as `backordered`. `channel` is through which it is
-        asked for (`online` unless it is said), `buyer` who by: 128 bytes at most, of which a digest
-        is kept where a row has a cap. Who knows only that says `buyer_digest`.
+        `stock_only`; the reservation names them as `backordered`. With `by`, a day as YYYY-MM-DD,
+        units are promised that are expected by then, and no others.
+
+        `channel` is through which it is asked for (`online` unless it is said), `buyer` who by: 128
+        bytes at most, of which a digest is kept where a row has a cap. Who knows only that says
+        `buyer_digest`.
 
         A line that is a Wish may be served by what stands for it, and a kit is served by its
         components: the reservation's `lines` are what is held, its `stands_for` what for. Where the
@@ -714,7 +731,7 @@ class Inventory:
         check_text("order_ref", order_ref)
         the_id = reservation_id(keys.partition, merchant, location, key)
         asked = [str(ttl_ms), order_ref, str(partial), *wish_texts(lines)]
-        asks = stock_only or bool(channel) or bool(buyer) or bool(buyer_digest)
+        asks = stock_only or bool(channel) or bool(buyer) or bool(buyer_digest) or bool(by)
         if asks:
             check_name("channel", channel)
             check_name("buyer", buyer)
@@ -724,6 +741,12 @@ class Inventory:
             "promise": "stock" if stock_only else "",
             "buyer": digest_of_buyer(merchant, buyer) or buyer_digest,
         }
+        if by:
+            check_day("by", by)
+            if stock_only:
+                raise InvalidCommand("by", "names a day for what comes: leave stock_only out")
+            asked.append(f"by {by}")
+            asker["by"] = by
         fingerprint = digest(*asked)
         promise = _Promise(
             the_id, merchant, location, ttl_ms, order_ref, partial, asker, actor, fingerprint
@@ -1340,6 +1363,10 @@ class Inventory:
         """Return the keys of a location's partition. Raises InvalidCommand."""
         return self._keys_of(merchant, location)
 
+    def note_change(self, row_key: str) -> None:
+        """Take note that this process changed a row, so that units may be had there again."""
+        self._sold_out.forget((row_key,))
+
     def _keys_of(self, merchant: str, location: str) -> PartitionKeys:
         check_id("merchant", merchant)
         check_id("location", location)
@@ -1454,10 +1481,10 @@ def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None])
     return Row(merchant, location, sku, *values)
 
 
-def _replied_row(
+def replied_row(
     merchant: str, location: str, sku: str, reply: Sequence[Any], *, settings_at: int
 ) -> Row:
-    """Read the row of a reply, whose settings that few rows have begin at `settings_at`."""
+    """Read the row of a script's reply; its settings that few rows have begin at `settings_at`."""
     version, on_hand, reserved, safety_stock, deficit = reply[3:8]
     settings = reply[settings_at:]
     if len(settings) > _TERMS_AT:
@@ -1489,10 +1516,19 @@ def _result(reservation: str, reply: list[Any], *, key: str = "") -> Reservation
     return ReservationResult(reservations.from_reply(reservation, reply), code is Outcome.REPLAYED)
 
 
+def _told(movement: Movement) -> list[str]:
+    """Return what a movement says, for its fingerprint; a supply only where it names one."""
+    *told, supply = [str(value) for value in msgspec.structs.astuple(movement)]
+    return [*told, supply] if supply else told
+
+
 def _check_movement(movement: Movement) -> None:
     check_text("reason", movement.reason)
     check_text("reference", movement.reference)
     check_text("source", movement.source)
+    check_text("supply", movement.supply)
+    if movement.supply and movement.type not in _ARRIVALS:
+        raise InvalidCommand("supply", "is of what arrives: a receive or a transfer_in")
     check_count("occurred_at", movement.occurred_at_ms)
     if movement.expected_version is not None:
         check_count("expected_version", movement.expected_version)

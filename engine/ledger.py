@@ -38,6 +38,7 @@ class OperationKind(StrEnum):
     OFFLINE = "offline"
     CONFIGURE = "configure"
     TERMS = "terms"
+    SUPPLY = "supply"
     DEFINE = "define"
     SPLIT = "split"
     PART = "part"

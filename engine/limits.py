@@ -140,6 +140,12 @@ MAX_FILLED: Final = 64
 MAX_FILL_ROUNDS: Final = 100
 """Commands that one who books units makes to fill backorders; the background process goes on."""
 
+MAX_SUPPLIES: Final = 50
+"""Supplies that a row expects at once. Each operation on it tells of all, at some 30 bytes."""
+
+MAX_SUPPLY_DAYS: Final = 100
+"""Days that a row knows of: those of its supplies, and those by which units were promised."""
+
 MAX_GROUP_COMMANDS: Final = 128
 """Commands in one script call: at some 20 µs of server time each (`python -m bench --only cost`
 measures it), one call holds the store for about 3 ms."""

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from engine.outlook import Promisable, Supply, beyond_supplies, promisable
+
 Item = TypeVar("Item")
 
 
@@ -33,11 +35,23 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Up to `backorder_limit` units may be promised that nothing is on the shelf for. `channels` have
     pools of it, and `buyer_cap` is the most that one buyer gets.
+
+    The rest is not set with the others: `supplies` are to come, by their names, `waits` are the
+    units (dated, undated) whose turn it is on a day, and `late` those of them whose day cannot be
+    kept any more; `lua/lib/supplies.lua`.
     """
 
     backorder_limit: int = 0
     channels: dict[str, Pool] = {}
     buyer_cap: BuyerCap | None = None
+    supplies: dict[str, Supply] = {}
+    waits: dict[str, tuple[int, int]] = {}
+    late: int = 0
+
+    def settings(self) -> "Terms":
+        """Return what is set of them."""
+        pools = {name: Pool(pool.cap, pool.minimum) for name, pool in self.channels.items()}
+        return Terms(self.backorder_limit, pools, self.buyer_cap)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -74,13 +88,36 @@ class Row(msgspec.Struct, frozen=True):
     @property
     def unreserved(self) -> int:
         """Units on the shelf that nobody was promised and nothing holds back."""
-        held_back = self.safety_stock + self.offline_buffer
-        return max(0, self.on_hand - self.reserved - held_back)
+        return max(0, self._free)
+
+    @property
+    def _free(self) -> int:
+        """The same, negative where more are promised or held back than are there."""
+        return self.on_hand - self.reserved - self.safety_stock - self.offline_buffer
+
+    @property
+    def incoming(self) -> int:
+        """Units that are to come with the row's supplies."""
+        if self.terms is None:
+            return 0
+        return sum(supply.quantity for supply in self.terms.supplies.values())
+
+    @property
+    def available_to_promise(self) -> tuple[Promisable, ...]:
+        """Units that can be promised by each day on which supplies come, the available included."""
+        if self.terms is None:
+            return ()
+        return promisable(self._free, self.backordered, self.terms.supplies, self.terms.waits)
 
     @property
     def backorder_available(self) -> int:
-        """Units that can be promised beyond those that are available."""
-        return 0 if self.terms is None else max(0, self.terms.backorder_limit - self.backordered)
+        """Units beyond the available that can be promised to who names no day for them."""
+        if self.terms is None or not self.terms.backorder_limit:
+            return 0
+        by_day = self.available_to_promise
+        to_come = by_day[-1].quantity - self.available if by_day else 0
+        beyond = beyond_supplies(self._free, self.backordered, self.incoming)
+        return to_come + max(0, self.terms.backorder_limit - beyond)
 
     @property
     def shortfall(self) -> int:
@@ -105,7 +142,8 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
     `quantity` is 1 to 10^9 units, for `adjust` signed and not 0, for `count` the units now on the
     shelf (0 to 10^12). `reason` is required for `adjust`. A `sale` is a fact and is booked even
-    beyond what the books have (see `Row.deficit`); so is anything with `may_overdraw`.
+    beyond what the books have (see `Row.deficit`); so is anything with `may_overdraw`. A `receive`
+    or `transfer_in` may name the `supply` that it is the arrival of.
     """
 
     key: str
@@ -119,6 +157,7 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
     occurred_at_ms: int = 0
     expected_version: int | None = None
     may_overdraw: bool = False
+    supply: str = ""
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -170,6 +209,18 @@ class ProposalDecision(StrEnum):
     DECLINED = "declined"
 
 
+class Promised(msgspec.Struct, frozen=True):
+    """The day `by` which units of a line that wait were promised.
+
+    `expected_on` is when they are expected now, later than that where it cannot be kept; None where
+    nobody can say.
+    """
+
+    sku: str
+    by: str
+    expected_on: str | None
+
+
 class StandsFor(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`units` of `sku` that a reservation holds for `served` units of `asked`.
 
@@ -193,7 +244,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     `expires_at_ms` is None unless held; `picked` are the units that left the shelf, one line a
     SKU, None unless committed. `channel` is through which it was promised, where a row has terms,
     `buyer` the digest of whom it counts for, where a row has a cap,
-    and `backordered` are those units of `lines` that there is nothing on the shelf for yet.
+    and `backordered` are those units of `lines` that there is nothing on the shelf for yet;
+    `promised` says by which days they are to come, of those that were promised by one.
     `stands_for` says which units are held for another SKU, and `proposed` for which of these
     somebody has to accept that.
     """
@@ -216,6 +268,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     backordered: tuple[Line, ...] = ()
     stands_for: tuple[StandsFor, ...] = ()
     proposed: tuple[str, ...] = ()
+    promised: tuple[Promised, ...] = ()
 
 
 class ReservationResult(msgspec.Struct, frozen=True):

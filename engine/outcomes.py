@@ -20,6 +20,7 @@ class Outcome(StrEnum):
     BUYER_CAP_EXCEEDED = "buyer_cap_exceeded"
     BACKORDER_UNFILLED = "backorder_unfilled"
     NOT_FOUND = "not_found"
+    SUPPLY_NOT_FOUND = "supply_not_found"
     ENDED = "ended"
     NOT_HELD = "not_held"
     NOT_DUE = "not_due"
@@ -126,6 +127,21 @@ class BackorderUnfilled(HoldfastError):
         super().__init__(
             f"{first.sku}: {first.requested} units should leave the shelf, of which "
             f"{first.requested - first.available} are backordered still"
+        )
+
+
+class SupplyNotFound(HoldfastError):
+    """The row expects no supply of that name: it was never announced, or all of it has come."""
+
+    code = "supply_not_found"
+
+    def __init__(self, sku: str, supply: str) -> None:
+        """Keep what was asked for."""
+        self.sku = sku
+        self.supply = supply
+        super().__init__(
+            f"nothing of {sku} is to come with a supply {supply}: announce it, or book what came "
+            "without naming one"
         )
 
 

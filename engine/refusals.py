@@ -21,6 +21,7 @@ from engine.outcomes import (
     ReservationNotHeld,
     ShortLine,
     StoreReadOnly,
+    SupplyNotFound,
     VersionConflict,
 )
 
@@ -34,6 +35,7 @@ def refusal(
     reservation: str = "",
     key: str = "",
     sku: str = "",
+    supply: str = "",
     expected: int | None = None,
 ) -> HoldfastError:
     """Return the exception of a reply that is neither `ok` nor `replayed`.
@@ -52,6 +54,8 @@ def refusal(
             return BackorderUnfilled(tuple(ShortLine(*line) for line in reply[1]))
         case Outcome.NOT_FOUND:
             return ReservationNotFound(reservation)
+        case Outcome.SUPPLY_NOT_FOUND:
+            return SupplyNotFound(sku, supply)
         case Outcome.ENDED:
             return ReservationEnded(
                 reservation, state=ReservationState(reply[1]), ended_at_ms=reply[4]

@@ -7,8 +7,9 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from engine.keys import PartitionKeys
-from engine.model import Line, Reservation, ReservationState, StandsFor
+from engine.model import Line, Promised, Reservation, ReservationState, StandsFor
 from engine.outcomes import InvalidCommand, Outcome, StoreFault
+from engine.outlook import LATER, Wait
 from engine.store import pairs
 from engine.trace_context import split_trace
 
@@ -44,6 +45,8 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
 
     channel: str = ""
     backordered: dict[str, int] = {}
+    expected: dict[str, str] = {}
+    behind: dict[str, str] = {}
     pooled: tuple[str, ...] = ()
     buyer: str = ""
     capped: dict[str, int] = {}
@@ -51,6 +54,18 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     proposed: tuple[str, ...] = ()
     decided: dict[str, str] = {}
     first: FirstAnswer | None = None
+
+    def waiting(self, places: "dict[str, int] | None" = None) -> "Waiting":
+        """Return what waited at first; `places` in the queues of the rows, where they matter."""
+        return {
+            sku: Wait(
+                units,
+                0 if places is None else places[sku],
+                self.expected.get(sku) or self.behind.get(sku, ""),
+                sku in self.expected,
+            )
+            for sku, units in self.backordered.items()
+        }
 
 
 NO_EXTRAS: Final = Extras()
@@ -77,13 +92,8 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     extras: Extras | None = None
 
 
-Waiting = dict[str, tuple[int, int]]
-"""Of a SKU, the units that a reservation waits for and its place in the row's queue."""
-
-
-def place_in_queue(wait: tuple[int, int]) -> int:
-    """Return the score that a reservation has in a row's queue while it waits so."""
-    return wait[1]
+Waiting = dict[str, Wait]
+"""What a reservation waits for, by SKU."""
 
 
 _decode_body = msgspec.msgpack.Decoder(Body).decode
@@ -262,7 +272,7 @@ def from_reserve(
             body,
             state=ReservationState.HELD,
             expires_at_ms=expires_at_ms,
-            backordered={} if body.extras is None else body.extras.backordered,
+            waiting={} if body.extras is None else body.extras.waiting(),
         )
     held = summed(lines)
     missing: tuple[Line, ...] = ()
@@ -284,7 +294,7 @@ def from_reserve(
         expires_at_ms=reply[1] + ttl_ms,
         channel=extras.channel,
         buyer=extras.buyer,
-        backordered=_in_order(held, extras.backordered),
+        **_told(held, extras.waiting()),
         stands_for=extras.stands_for,
         proposed=extras.proposed,
     )
@@ -312,7 +322,7 @@ def from_reply(reservation: str, reply: Sequence[Any]) -> Reservation:
         ended_at_ms=ended_at_ms,
         order_ref=order_ref,
         picked=msgspec.convert(picked, tuple[Line, ...]),
-        backordered=_units(msgspec.convert(reply[8], Waiting) if reply[8:] and reply[8] else {}),
+        waiting=msgspec.convert(reply[8], Waiting) if reply[8:] and reply[8] else {},
     )
 
 
@@ -334,7 +344,7 @@ def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation |
             ended_at_ms=int(ended_at_ms or 0),
             order_ref=(order_ref or b"").decode(),
             picked=_decode_lines(picked) if picked else (),
-            backordered=_units(decode_waiting(waiting) if waiting else {}),
+            waiting=decode_waiting(waiting) if waiting else {},
         )
     except (ValueError, msgspec.MsgspecError) as error:
         raise StoreFault("HMGET", f"reservation {reservation} is damaged: {error}") from error
@@ -348,13 +358,21 @@ def created_at(body: bytes) -> int | None:
         return None
 
 
-def _units(waiting: Waiting) -> dict[str, int]:
-    return {sku: units for sku, (units, _) in waiting.items()}
-
-
-def _in_order(lines: Sequence[Line], units: dict[str, int]) -> tuple[Line, ...]:
-    """Return the units of SKUs in the order of the lines."""
-    return tuple([Line(x.sku, units[x.sku]) for x in lines if x.sku in units]) if units else ()
+def _told(lines: Sequence[Line], waiting: Waiting | None) -> dict[str, Any]:
+    """Return what is told of the units that wait, in the order of the lines."""
+    if not waiting:
+        return {}
+    waits = [(line.sku, waiting[line.sku]) for line in lines if line.sku in waiting]
+    return {
+        "backordered": tuple([Line(sku, wait.units) for sku, wait in waits]),
+        "promised": tuple(
+            [
+                Promised(sku, wait.day, None if wait.late == LATER else wait.late or wait.day)
+                for sku, wait in waits
+                if wait.dated
+            ]
+        ),
+    }
 
 
 def decided(body: Body, detail: Sequence[Any]) -> Body:
@@ -379,7 +397,7 @@ def _reservation(
     ended_at_ms: int = 0,
     order_ref: str = "",
     picked: tuple[Line, ...] = (),
-    backordered: dict[str, int] | None = None,
+    waiting: Waiting | None = None,
 ) -> Reservation:
     extras = body.extras or NO_EXTRAS
     return Reservation(
@@ -398,7 +416,7 @@ def _reservation(
         picked=picked if state is ReservationState.COMMITTED else None,
         channel=extras.channel,
         buyer=extras.buyer,
-        backordered=_in_order(body.lines, backordered) if backordered else (),
+        **_told(body.lines, waiting),
         stands_for=extras.stands_for,
         proposed=extras.proposed,
     )

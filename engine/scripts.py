@@ -26,6 +26,7 @@ VERBS: Final = (
     "offline",
     "configure",
     "terms",
+    "supply",
     "define",
     "split",
     "part",

@@ -4,6 +4,7 @@ Raises InvalidCommand. The scripts check quantities and TTLs again, as their las
 """
 
 from collections.abc import Sequence
+from datetime import date
 from typing import Protocol
 
 from engine.limits import (
@@ -23,6 +24,7 @@ from engine.limits import (
 )
 from engine.model import Line, Terms
 from engine.outcomes import InvalidCommand
+from engine.outlook import FIRST_YEAR, LAST_YEAR
 
 
 def check_id(field: str, text: str) -> None:
@@ -70,6 +72,18 @@ def check_terms(terms: Terms) -> None:
         if not 1_000 <= cap.window_ms <= MAX_BUYER_WINDOW_MS:
             most = MAX_BUYER_WINDOW_MS // 1000
             raise InvalidCommand("buyer_cap.window_seconds", f"must be 1 to {most}")
+
+
+def check_day(field: str, text: str) -> None:
+    """Take a day of the calendar as YYYY-MM-DD, of this century."""
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        day = None
+    if day is None or day.isoformat() != text or not FIRST_YEAR <= day.year <= LAST_YEAR:
+        raise InvalidCommand(
+            field, f"must be a day as YYYY-MM-DD, from {FIRST_YEAR} to {LAST_YEAR}"
+        )
 
 
 def check_name(field: str, text: str) -> None:

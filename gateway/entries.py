@@ -1,6 +1,6 @@
 """The ledger's operations as they travel: what each kind keeps as an array gets its names here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 from urllib.parse import unquote
 
@@ -56,6 +56,13 @@ class PickedLine(msgspec.Struct, frozen=True):
     quantity: int
 
 
+class PromisedLine(msgspec.Struct, frozen=True):
+    """The day `by` which units of a SKU were promised."""
+
+    sku: str
+    by: str
+
+
 class Endangered(msgspec.Struct, frozen=True):
     """A reservation `units` of which are not there."""
 
@@ -97,6 +104,9 @@ class OrderPart(msgspec.Struct, frozen=True):
 class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an operation says beside its rows; each kind has some of these.
 
+    `supply` is to come with `quantity` units on the day `expected_on`, or a movement is its
+    arrival; `promised` says by which days what has not come was promised.
+
     `type` is a movement's or an event's; `superseded` says that a later count has it already, and
     `event_id`, `sequence`, `verdict`, `why` and `raw` tell of an event of a source. `reference` is
     a movement's, `order_ref` a reservation's, and `lines` what an amended one holds. `units`,
@@ -136,6 +146,9 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     low_stock_threshold: int | UnsetType = UNSET
     terms: Terms | UnsetType = UNSET
     channel: str | UnsetType = UNSET
+    supply: str | UnsetType = UNSET
+    expected_on: str | UnsetType = UNSET
+    promised: list[PromisedLine] | UnsetType = UNSET
     filled: int | UnsetType = UNSET
     left: int | UnsetType = UNSET
     units: int | UnsetType = UNSET
@@ -255,6 +268,10 @@ def _row(change: RowChange) -> LedgerRow:
     )
 
 
+_SUPPLY: Final = 8
+"""Where the detail of a movement names the supply that it is the arrival of."""
+
+
 def _moved(detail: Sequence[Any]) -> Details:
     kind, quantity, reason, reference, source, occurred_at_ms = detail[:6]
     return Details(
@@ -265,6 +282,7 @@ def _moved(detail: Sequence[Any]) -> Details:
         source=source or UNSET,
         occurred_at=time_text(occurred_at_ms) if occurred_at_ms else UNSET,
         superseded=(len(detail) > 6 and detail[6]) or UNSET,
+        supply=detail[_SUPPLY] if len(detail) == _SUPPLY + 1 else UNSET,
     )
 
 
@@ -289,6 +307,7 @@ def _reserved(detail: Sequence[Any]) -> Details:
         expires_at=time_text(expires_at_ms),
         missing=[MissingLine(sku, quantity) for sku, quantity in missing] or UNSET,
         stands_for=_stands_for([extras[0].get("stands_for", ())] if extras else ()) or UNSET,
+        promised=_promised(extras[0]) if extras else UNSET,
     )
 
 
@@ -299,6 +318,10 @@ def _amended(detail: Sequence[Any]) -> Details:
         channel=extras[0]["channel"] if extras else UNSET,
         stands_for=_stands_for([extras[0].get("stands_for", ())] if extras else ()) or UNSET,
     )
+
+
+def _promised(extras: Mapping[str, Any]) -> list[PromisedLine] | UnsetType:
+    return [PromisedLine(sku, by) for sku, by in extras.get("expected", {}).items()] or UNSET
 
 
 def _committed(detail: Sequence[Any]) -> Details:
@@ -382,6 +405,9 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     ),
     OperationKind.TERMS: lambda detail: Details(
         terms=terms(msgspec.convert(detail[0] or {}, model.Terms))
+    ),
+    OperationKind.SUPPLY: lambda detail: Details(
+        supply=detail[0], expected_on=detail[1] or UNSET, quantity=detail[2]
     ),
     OperationKind.FILL: lambda detail: Details(sku=detail[0], filled=detail[1], left=detail[2]),
     OperationKind.SPLIT: lambda detail: Details(sku=detail[0], split=detail[1]),

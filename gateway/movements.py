@@ -97,6 +97,7 @@ def _movement(request: wire.MovementRequest, *, key: str, location: str) -> mode
         reference=request.reference,
         occurred_at_ms=occurred_at_ms,
         expected_version=request.expected_version,
+        supply=request.supply,
     )
 
 

@@ -39,6 +39,7 @@ _PATH_PARAMETERS: Final = {
     "location": "The location's id.",
     "sku": "The SKU.",
     "source": "The till or supplier that tells of events.",
+    "supply": "The merchant's name of the supply.",
     "event": "The id that the quarantine lists.",
     "reservation": "The reservation's id, `rsv_...`.",
     "job": "The job's id, `job_...`.",

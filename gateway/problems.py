@@ -45,6 +45,7 @@ from engine.outcomes import (
     StoreReadOnly,
     StoreUnavailable,
     SubstitutesNotFound,
+    SupplyNotFound,
     VersionConflict,
     WebhookNotFound,
 )
@@ -210,6 +211,7 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
     InsufficientOnHand: Kind(409, "Insufficient units on hand"),
     BuyerCapExceeded: Kind(409, "Buyer cap exceeded"),
     BackorderUnfilled: Kind(409, "Backorder unfilled"),
+    SupplyNotFound: Kind(404, "Supply not found"),
     OrderEnded: Kind(409, "Order ended"),
     ReservationEnded: Kind(409, "Reservation ended"),
     ReservationNotHeld: Kind(409, "Reservation not held"),
@@ -380,6 +382,10 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
             return [_short_line(line, body, "on_hand") for line in error.lines]
         case BackorderUnfilled():
             return [_short_line(line, body, "filled") for line in error.lines]
+        case SupplyNotFound():
+            if body is None:
+                return [ProblemError(parameter="supply", detail=detail)]
+            return [ProblemError(pointer="#/supply", detail=detail)]
         case ReservationEnded():
             ended_at = time_text(error.ended_at_ms)
             return [

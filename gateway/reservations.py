@@ -36,6 +36,7 @@ async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
         stock_only=body.stock_only,
         channel="" if body.channel == DEFAULT_CHANNEL else body.channel,
         buyer=body.buyer,
+        by="" if body.by is UNSET else body.by,
         first_attempt=is_first_attempt(call),
         actor=call.actor,
     )

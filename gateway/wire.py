@@ -110,6 +110,15 @@ UndecodedMovement = Annotated[
 ]
 """Decoded one by one, so that a malformed one is refused alone."""
 
+Day = Annotated[
+    str,
+    Meta(
+        pattern=r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$",
+        description="A day as YYYY-MM-DD, from 2000 to 2099.",
+        examples=["2026-12-10"],
+    ),
+]
+
 FIRST_OCCURRED_AT: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -207,6 +216,10 @@ class ReserveRequest(Request, frozen=True, kw_only=True):
     stock_only: StockOnly = False
     channel: Channel = DEFAULT_CHANNEL
     buyer: Buyer = ""
+    by: Annotated[
+        Day | UnsetType,
+        Meta(description="Promise what is expected by this day, too, and nothing that is later."),
+    ] = UNSET
 
 
 class ConfirmRequest(Request, frozen=True, kw_only=True):
@@ -286,6 +299,13 @@ class MovementRequest(Request, frozen=True, kw_only=True):
     reference: Text = ""
     occurred_at: OccurredAt | None = None
     expected_version: Version | None = None
+    supply: Annotated[
+        str,
+        Meta(
+            max_length=MAX_ID_BYTES,
+            description="Of what arrives, the supply that it came with: so many fewer are to come.",
+        ),
+    ] = ""
 
 
 class BatchMovement(MovementRequest, frozen=True, kw_only=True):
@@ -389,6 +409,21 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
     buyer_cap: BuyerCap | UnsetType = UNSET
 
 
+class Supply(msgspec.Struct, frozen=True):
+    """Units that are still to come with a supply."""
+
+    supply: str
+    expected_on: str
+    quantity: int
+
+
+class Promisable(msgspec.Struct, frozen=True):
+    """Units that can be promised by a day, those that are available now among them."""
+
+    by: str
+    quantity: int
+
+
 class RowRequest(Request, frozen=True, kw_only=True):
     """Which row is asked about."""
 
@@ -455,6 +490,25 @@ class Stock(msgspec.Struct, frozen=True):
         Annotated[Terms, Meta(description="On what terms units are promised, where it has any.")]
         | UnsetType
     ) = UNSET
+    incoming: (
+        Annotated[int, Meta(ge=1, description="Units that are to come, where any are expected.")]
+        | UnsetType
+    ) = UNSET
+    supplies: (
+        Annotated[list[Supply], Meta(description="What they come with, by the day.")] | UnsetType
+    ) = UNSET
+    available_to_promise: (
+        Annotated[
+            list[Promisable], Meta(description="What can be promised by each day that brings some.")
+        ]
+        | UnsetType
+    ) = UNSET
+    late: (
+        Annotated[
+            int, Meta(ge=1, description="Units that were promised by a day that cannot be kept.")
+        ]
+        | UnsetType
+    ) = UNSET
     parts: (
         Annotated[
             int, Meta(ge=2, description="Partitions that promise it, where the row is split.")
@@ -494,6 +548,16 @@ class AvailabilityRow(msgspec.Struct, frozen=True):
     kit: KitMark = UNSET
     backorder_available: (
         Annotated[int, Meta(ge=0, description="Units that can be promised before they come.")]
+        | UnsetType
+    ) = UNSET
+    incoming: (
+        Annotated[int, Meta(ge=1, description="Units that are to come, where any are expected.")]
+        | UnsetType
+    ) = UNSET
+    available_to_promise: (
+        Annotated[
+            list[Promisable], Meta(description="What can be promised by each day that brings some.")
+        ]
         | UnsetType
     ) = UNSET
 
@@ -554,6 +618,20 @@ class ReservationLine(msgspec.Struct, frozen=True):
     stands_for: list[StandsFor] | UnsetType = UNSET
     backordered: (
         Annotated[int, Meta(ge=1, description="Those of them that have not come yet.")] | UnsetType
+    ) = UNSET
+    promised_by: (
+        Annotated[str, Meta(description="The day that these were promised by, where by one.")]
+        | UnsetType
+    ) = UNSET
+    expected_on: (
+        Annotated[
+            str | None,
+            Meta(
+                description="That day, or the later one on which they are expected now; null where "
+                "nothing is expected that would reach them."
+            ),
+        ]
+        | UnsetType
     ) = UNSET
 
 
@@ -766,9 +844,28 @@ def stock(
         row.backordered or UNSET,
         UNSET if row.terms is None else row.backorder_available,
         UNSET if row.terms is None else terms(row.terms),
+        row.incoming or UNSET,
+        supplies(row) or UNSET,
+        _available_to_promise(row),
+        UNSET if row.terms is None else row.terms.late or UNSET,
         row.parts or UNSET,
         *freshness,
     )
+
+
+def supplies(row: model.Row) -> list[Supply]:
+    """Make the answer of a row's supplies, those that are expected first first."""
+    found = {} if row.terms is None else row.terms.supplies
+    return [
+        Supply(name, one.expected_on, one.quantity)
+        for name, one in sorted(found.items(), key=lambda item: (item[1].expected_on, item[0]))
+    ]
+
+
+def _available_to_promise(row: model.Row) -> list[Promisable] | UnsetType:
+    if row.terms is None:
+        return UNSET
+    return [Promisable(one.by, one.quantity) for one in row.available_to_promise] or UNSET
 
 
 def split(merchant: str, location: str, sku: str, spread: Spread) -> Split:
@@ -803,6 +900,8 @@ def availability_row(
         min(row.offline_buffer, row.on_hand),
         freshness,
         backorder_available=UNSET if row.terms is None else row.backorder_available,
+        incoming=row.incoming or UNSET,
+        available_to_promise=_available_to_promise(row),
     )
 
 
@@ -853,7 +952,7 @@ def reservation(found: model.Reservation) -> Reservation:
         found.merchant,
         found.location,
         found.state,
-        held_lines(found.lines, found.picked, found.stands_for, found.backordered),
+        held_lines(found.lines, found.picked, found.stands_for, found.backordered, found.promised),
         [MissingLine(x.sku, x.quantity) for x in found.missing],
         found.order_ref,
         time_text(found.created_at_ms),
@@ -876,10 +975,12 @@ def held_lines(
     picked: Sequence[model.Line] | None,
     stands_for: Sequence[model.StandsFor],
     backordered: Sequence[model.Line],
+    promised: Sequence[model.Promised] = (),
 ) -> list[ReservationLine]:
     """Make the lines of a reservation; `picked` is None unless it is committed."""
     left = None if picked is None else {x.sku: x.quantity for x in picked}
     waiting = {x.sku: x.quantity for x in backordered}
+    days = {x.sku: (x.by, x.expected_on) for x in promised}
     return [
         ReservationLine(
             x.sku,
@@ -887,6 +988,7 @@ def held_lines(
             None if left is None else left.get(x.sku, 0),
             _stands_for(stands_for, x.sku),
             waiting.get(x.sku, UNSET),
+            *days.get(x.sku, ()),
         )
         for x in held
     ]

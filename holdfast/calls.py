@@ -49,6 +49,21 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     buyer_cap: BuyerCap | None = None
 
 
+class Supply(msgspec.Struct, frozen=True):
+    """Units that are still to come with a supply, and the day on which they are expected."""
+
+    supply: str
+    expected_on: str
+    quantity: int
+
+
+class Promisable(msgspec.Struct, frozen=True):
+    """Units that can be promised by a day, those that are available now among them."""
+
+    by: str
+    quantity: int
+
+
 class Stock(msgspec.Struct, frozen=True, kw_only=True):
     """One row: what is there and what can still be promised, in units (see the state model)."""
 
@@ -66,6 +81,10 @@ class Stock(msgspec.Struct, frozen=True, kw_only=True):
     backordered: int = 0
     backorder_available: int = 0
     terms: Terms | None = None
+    incoming: int = 0
+    supplies: tuple[Supply, ...] = ()
+    available_to_promise: tuple[Promisable, ...] = ()
+    late: int = 0
     parts: int = 0
     kit: bool = False
 
@@ -111,6 +130,8 @@ class Availability(msgspec.Struct, frozen=True, kw_only=True):
     freshness: str = "live"
     kit: bool = False
     backorder_available: int = 0
+    incoming: int = 0
+    available_to_promise: tuple[Promisable, ...] = ()
 
 
 class Availabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,6 +189,9 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class HeldLine(msgspec.Struct, frozen=True):
     """Units of one SKU in a reservation, of which `backordered` have not come yet.
 
+    `promised_by` is the day that these were promised by, None where by none, and `expected_on` that
+    day or the later one on which they are expected now, None where nobody can say.
+
     `picked` is None unless it was committed. `stands_for` says which of them are held for another
     SKU.
     """
@@ -177,6 +201,8 @@ class HeldLine(msgspec.Struct, frozen=True):
     picked: int | None = None
     stands_for: tuple[StandsFor, ...] = ()
     backordered: int = 0
+    promised_by: str | None = None
+    expected_on: str | None = None
 
 
 class Reservation(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,7 +262,10 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewMovement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A movement to book; `id` is its idempotency key (1 to 255 printable ASCII characters)."""
+    """A movement to book; `id` is its idempotency key (1 to 255 printable ASCII characters).
+
+    What arrives may name the `supply` that it comes with.
+    """
 
     id: str
     location: str
@@ -245,6 +274,7 @@ class NewMovement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     quantity: int
     reason: str = ""
     reference: str = ""
+    supply: str = ""
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -385,7 +415,8 @@ def _asker(*, stock_only: bool, channel: str, buyer: str) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value}
 
 
-def _page_query(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
+def page_query(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
+    """Return the query of a listing."""
     asked = (("limit", None if limit is None else str(limit)), ("cursor", cursor))
     return tuple((name, text) for name, text in asked if text is not None)
 
@@ -398,7 +429,7 @@ def locations(
         method="GET",
         path=_merchant_path(merchant, "locations"),
         decoder=_LOCATION_PAGE,
-        query=_page_query(limit, cursor),
+        query=page_query(limit, cursor),
     )
 
 
@@ -410,7 +441,7 @@ def stock_page(
         method="GET",
         path=_merchant_path(merchant, "locations", location, "stock"),
         decoder=_STOCK_PAGE,
-        query=_page_query(limit, cursor),
+        query=page_query(limit, cursor),
     )
 
 
@@ -558,12 +589,13 @@ def reserve(
     stock_only: bool = False,
     channel: str = "",
     buyer: str = "",
+    by: str = "",
     new: bool = False,
 ) -> Call[Reservation]:
     """Hold units of up to 200 lines, all or (unless `partial`) nothing.
 
-    With `stock_only` nothing is promised that is not on the shelf; `channel` and `buyer` are asked
-    for where rows have pools or caps.
+    With `stock_only` nothing is promised that is not on the shelf, with `by` (YYYY-MM-DD) also what
+    is expected by that day; `channel` and `buyer` are asked for where rows have pools or caps.
 
     `new` says that the key was never sent before: where everything is sold out, a service under
     load can then say so without a look at its store.
@@ -576,6 +608,8 @@ def reserve(
     if partial:
         document["partial"] = True
     document |= _asker(stock_only=stock_only, channel=channel, buyer=buyer)
+    if by:
+        document["by"] = by
     return Call(
         method="POST",
         path=_merchant_path(merchant, "locations", location, "reservations"),
@@ -602,7 +636,7 @@ def open_reservations(
         method="GET",
         path=_merchant_path(merchant, "locations", location, "reservations"),
         decoder=_RESERVATION_PAGE,
-        query=_page_query(limit, cursor),
+        query=page_query(limit, cursor),
     )
 
 

@@ -390,6 +390,7 @@ class Client:
         stock_only: bool = False,
         channel: str = "",
         buyer: str = "",
+        by: str = "",
         new: bool = False,
     ) -> Reservation:
         """Hold units of up to 200 lines, all or (unless `partial`) nothing.
@@ -408,6 +409,7 @@ class Client:
                 stock_only=stock_only,
                 channel=channel,
                 buyer=buyer,
+                by=by,
                 new=new or key is None,
             )
         )
@@ -699,6 +701,7 @@ class AsyncClient:
         stock_only: bool = False,
         channel: str = "",
         buyer: str = "",
+        by: str = "",
         new: bool = False,
     ) -> Reservation:
         """Hold units of up to 200 lines, all or (unless `partial`) nothing.
@@ -717,6 +720,7 @@ class AsyncClient:
                 stock_only=stock_only,
                 channel=channel,
                 buyer=buyer,
+                by=by,
                 new=new or key is None,
             )
         )

@@ -1,5 +1,5 @@
 #!lua
--- fill: give what is free on a row's shelf to those who wait for it, in order of promise.
+-- fill: give what is free on a row's shelf to those who wait for it, in the order of their turns.
 --
 -- Command {merchant, location, actor, sku, reservations}; the first of the row's queue, as the caller
 --          read them
@@ -19,8 +19,8 @@ local changed_waits = {}
 -- Gives a reservation up to `free` units of what it waits for. Returns how many.
 local function give(reservation, id, row, sku, free, queue_key)
   local entry = reservation.waiting[sku]
-  local units = math.min(free, entry[1])
-  wait_less(reservation, id, sku, units, queue_key)
+  local units = math.min(free, entry[WAIT_UNITS])
+  wait_less(reservation, id, row, sku, units, queue_key)
   changed_waits[reservation.key] = reservation
   return units
 end
@@ -39,8 +39,8 @@ local replies = each_command(function(first, _, merchant, location, actor, sku, 
     local reservation = reservation_at(KEYS[first + 1 + i])
     if reservation and reservation.waiting and reservation.waiting[sku] then
       local units = give(reservation, id, row, sku, free, queue_key)
-      local left = reservation.waiting[sku] and reservation.waiting[sku][1] or 0
-      local line = change_row(row, sku, 0, units, 0, 0, nil, nil, -units)
+      local left = reservation.waiting[sku] and reservation.waiting[sku][WAIT_UNITS] or 0
+      local line = change_row(row, sku, 0, units, 0, 0, nil, 0, -units)
       record('fill', id, merchant, location, actor, '', {line}, {sku, units, left})
       filled, given, free = filled + 1, given + units, free - units
     end

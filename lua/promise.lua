@@ -5,8 +5,8 @@
 -- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, plan, ask, sku, quantity, sku, quantity,
 --          ...}
 --   who, terms, lines, ttl_ms, partial, reclaimed, plan  as for `reserve`
---   ask      {promise, channel, buyer, wishes}, see room_of(); with wishes, see wishes.lua, they say
---            how much is asked for, and the quantity of each row is 0
+--   ask      {promise, channel, buyer, by, wishes}, see room_of(); with wishes, see wishes.lua, they
+--            say how much is asked for, and the quantity of each row is 0
 -- Keys     reservation, open index of the location, then of each line the row and its queue, and
 --          where there is a buyer what counts for them of the row
 -- Returns  {'ok', created_at, held, missing, extras}  both as {{sku, quantity}, ...}; without extras

@@ -27,7 +27,8 @@
 -- Ledger   as `amend`, with extras and waiting at the end of its detail
 -- What is asked for is served anew, as a reserve would serve it now, with the units that it has as
 -- free ones: so it is never refused what it has. Fewer units give back those first that nothing has
--- come for. More are promised on the terms that the row has now, and wait behind all others.
+-- come for. More are promised on the terms that the row has now, and wait behind all others whose
+-- turn it is then; of a line that was promised by a day, by that day.
 -- @include group
 -- @include rows
 -- @include ledger
@@ -81,7 +82,8 @@ local function rows_of_command(first, reservation, id, ask, skus, held, freed)
     local own = {
       id = id,
       units = held[sku] or 0,
-      waiting = waits and waits[1] or 0,
+      waiting = waits and waits[WAIT_UNITS] or 0,
+      wait = waits,
       freed = freed[sku] or 0,
       is_pooled = is_pooled(reservation.extras, sku),
     }
@@ -214,9 +216,9 @@ local function give_back(reservation, id, extras, line, units)
   if reservation.extras then
     count_less(reservation, id, row, sku, units, left, false, {line.queue, line.count_key})
   end
-  if unfilled > 0 then wait_less(reservation, id, sku, unfilled, line.queue) end
+  if unfilled > 0 then wait_less(reservation, id, row, sku, unfilled, line.queue) end
   if left == 0 then forget_line(extras, sku) end
-  return change_row(row, sku, 0, unfilled - units, 0, 0, nil, nil,
+  return change_row(row, sku, 0, unfilled - units, 0, 0, nil, unfilled > 0 and 0 or nil,
     unfilled > 0 and -unfilled or nil)
 end
 
@@ -235,15 +237,17 @@ local function take_more(reservation, id, ask, extras, line, units)
     extras.buyer, extras.capped[sku] = ask.buyer, terms.buyer_cap.window_ms
   end
   if extras.capped[sku] then count_for_buyer(count_of(line.count_key), id, units, 0) end
-  local change = change_row(row, sku, 0, units - own.units - waits, 0, 0, nil, nil,
-    waits ~= 0 and waits or nil)
   if waits > 0 then
-    wait_in_queue(line.queue, id, row)
-    reservation.waiting[sku] = {unfilled, row.version}
+    if own.wait then count_waits(row, own.wait, -own.waiting) end
+    local entry = new_wait(row, line.room, unfilled, row.version + 1)
+    count_waits(row, entry, unfilled)
+    wait_in_queue(line.queue, id, entry)
+    reservation.waiting[sku] = entry
   elseif waits < 0 then
-    wait_less(reservation, id, sku, -waits, line.queue)
+    wait_less(reservation, id, row, sku, -waits, line.queue)
   end
-  return change
+  return change_row(row, sku, 0, units - own.units - waits, 0, 0, nil, waits ~= 0 and 0 or nil,
+    waits ~= 0 and waits or nil)
 end
 
 -- Has a reservation hold so many units of each row. Returns the ledger's lines.

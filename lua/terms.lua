@@ -1,6 +1,6 @@
 #!lua
 -- terms: set on what terms a row's units are promised, if it is still at the version that the caller
--- saw. What is not named ends.
+-- saw. What is not named ends; its supplies are no part of this and stay.
 --
 -- Command {id, merchant, location, actor, fingerprint, sku, expected version, location member,
 --          terms}
@@ -56,6 +56,9 @@ local function new_terms(row, asked)
     backorder_limit = asked.backorder_limit,
     channels = new_channels(row.terms and row.terms.channels, asked.channels),
     buyer_cap = asked.buyer_cap,
+    supplies = row.terms and row.terms.supplies,
+    waits = row.terms and row.terms.waits,
+    late = row.terms and row.terms.late,
   }
   if row.backordered > 0 and not terms.backorder_limit then terms.backorder_limit = 0 end
   return next(terms) and terms or nil

@@ -7,7 +7,7 @@ what is wrong with the ledger and its archive instead of raising it, and goes on
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import PurePosixPath
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,14 @@ from reconciler.archive import Archive
 from reconciler.archiver import Position, raw_entry, read_position
 from reconciler.contradictions import Contradictions
 from reconciler.findings import Code, SegmentEvidence
-from reconciler.fold import Fold, PartitionState, RowKey, held_in_pools
+from reconciler.fold import (
+    Fold,
+    PartitionState,
+    RowKey,
+    held_in_pools,
+    told_waits,
+    waits_in,
+)
 from reconciler.reader import LedgerDamaged, LedgerReader
 from reconciler.segments import Segment, SegmentDamaged, segment_path
 
@@ -330,14 +337,19 @@ class Account:
     def unlike_holds(self) -> list[RowKey]:
         """Return the rows whose reserved units are not the sum of their open reservations."""
         held, rows = self.held(), self.state.rows
-        pooled = self.pooled()
+        pooled, waits = self.pooled(), self.waits()
         found = [
             key
             for key, row in rows.items()
             if (row.reserved, row.backordered) != held.get(key, (0, 0))
             or held_in_pools(row.terms) != pooled.get(key, {})
+            or told_waits(row.terms) != waits.get(key, {})
         ]
         return found + [key for key in held if key not in rows]
+
+    def waits(self) -> dict[RowKey, dict[str, Any]]:
+        """Return what each row's terms should say of those who wait for it."""
+        return waits_in(self.state.reservations.values())
 
     def pooled(self) -> dict[RowKey, dict[str, int]]:
         """Add up what open reservations hold in the pools of each row's channels."""

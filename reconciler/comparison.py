@@ -398,6 +398,7 @@ class Comparison:
             looks.append(Look("string", keys.recent(merchant, location, sku)))
         inspection = await self._look(looks)
         held, pooled = self._account.held(), self._account.pooled()
+        waits = self._account.waits()
         listed_places = set(self._places())
         for index, key in enumerate(chunk):
             value, listed, placed, recent = inspection.values[
@@ -415,6 +416,7 @@ class Comparison:
                     held=held.get(key, (0, 0))[0],
                     waiting=held.get(key, (0, 0))[1],
                     pooled=pooled.get(key, {}),
+                    waits=waits.get(key, {}),
                     books_drift=0 if noted is None else noted.books_drift,
                     safety_stock_drift=0 if noted is None else noted.safety_stock_drift,
                     versions_skipped=noted is not None and noted.versions_skipped,

@@ -21,6 +21,7 @@ from engine.ledger import (
 )
 from engine.limits import MAX_TOTAL, RETENTION_MS
 from engine.model import MovementType, ReservationState
+from engine.reservations import Waiting
 from reconciler.findings import Code, Invariant
 from reconciler.fold import FoldedReservation, PartitionState, RowKey
 
@@ -452,8 +453,9 @@ def _said(
         # What is backordered is no part of what is reserved; a decision leaves it as it is.
         waits = reservation.waiting
         if kind is OperationKind.AMEND:
-            waits = detail[_WAITING] or {} if len(detail) > _WAITING else {}
-        waiting = waits[change.sku][0] if change.sku in waits else 0
+            told = detail[_WAITING] or {} if len(detail) > _WAITING else {}
+            waits = msgspec.convert(told, Waiting)
+        waiting = waits[change.sku].units if change.sku in waits else 0
         return 0, sum(units for sku, units in left if sku == change.sku) - waiting - held, 0
     picked = 0
     if kind is OperationKind.COMMIT:

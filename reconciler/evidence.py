@@ -19,7 +19,7 @@ from reconciler.findings import (
     RowEvidence,
     RowFacts,
 )
-from reconciler.fold import FoldedReservation, FoldedRow, RowKey, held_in_pools
+from reconciler.fold import FoldedReservation, FoldedRow, RowKey, held_in_pools, told_waits
 from reconciler.inspection import MISSING, Value
 
 _CANONICAL: Final = re.compile(rb"0|[1-9][0-9]{0,15}")
@@ -145,6 +145,10 @@ def row_findings(
     if ledger is not None and held_in_pools(ledger.terms) != row.pooled:
         detail = f"the ledger's pools hold {held_in_pools(ledger.terms)}, the holds {row.pooled}"
         remedy = "each pool is made the sum of the open reservations of its channel"
+        found.append(finding(Invariant.HOLDS_SUM, Code.HOLDS_DIFFER, detail, remedy))
+    if ledger is not None and told_waits(ledger.terms) != row.waits:
+        detail = f"the ledger's row says {told_waits(ledger.terms)} of who waits, they {row.waits}"
+        remedy = "the row is made to say what the open reservations wait for, by their days"
         found.append(finding(Invariant.HOLDS_SUM, Code.HOLDS_DIFFER, detail, remedy))
     return found
 

@@ -173,7 +173,8 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
 
     `live` is None where the row is missing or cannot be read as one, `ledger` where it does not
     know the row. `held` are the units of its open reservations by the ledger that are on the shelf,
-    `waiting` those that are not, and `pooled` what they have of each channel's pool. The drifts
+    `waiting` those that are not, `pooled` what they have of each channel's pool, and `waits` what
+    the row's terms should say of those that wait. The drifts
     are what the row's history changed without an operation that says so: `books` of on_hand -
     deficit.
     `token` is how the key looked; a repair is refused once it looks otherwise. `past` is what the
@@ -188,6 +189,7 @@ class RowEvidence(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
     waiting: int = 0
     pooled: dict[str, int] = {}
+    waits: dict[str, Any] = {}
     books_drift: int = 0
     safety_stock_drift: int = 0
     versions_skipped: bool = False

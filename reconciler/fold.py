@@ -14,7 +14,8 @@ from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange, un
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
 from engine.order_records import OrderBody, OrderState, Plan
-from engine.reservations import Body, Extras, Waiting, amended, decided, place_in_queue, told
+from engine.outlook import Wait, waits_of
+from engine.reservations import Body, Extras, Waiting, amended, decided, told
 from reconciler.past import Past
 from reconciler.sources import FoldedQuarantined, FoldedSource, SourceKey
 
@@ -27,6 +28,7 @@ _MOVE: Final = OperationKind.MOVE
 _COMMIT: Final = OperationKind.COMMIT
 _FEED: Final = OperationKind.FEED
 _TERMS: Final = OperationKind.TERMS
+_SUPPLY: Final = OperationKind.SUPPLY
 _REPAIR: Final = OperationKind.REPAIR
 _OPEN: Final = (ReservationState.HELD, ReservationState.CONFIRMED)
 
@@ -103,7 +105,7 @@ class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
         wait = self.waiting.get(key[2])
         if wait is None or (self.body.merchant, self.body.location) != key[:2]:
             return None
-        return place_in_queue(wait)
+        return wait.turn
 
     def counts(self) -> Iterator[tuple[BuyerKey, tuple[int, int]]]:
         """Yield what it counts for its buyer, each with (units, until); of nothing, 0 units."""
@@ -119,7 +121,7 @@ class FoldedReservation(msgspec.Struct, array_like=True, gc=False):
         """Yield each row with the units that it holds there and those that it waits for."""
         body = self.body
         for line in body.lines:
-            waits = self.waiting[line.sku][0] if line.sku in self.waiting else 0
+            waits = self.waiting[line.sku].units if line.sku in self.waiting else 0
             yield (body.merchant, body.location, line.sku), line.quantity - waits, waits
 
 
@@ -290,7 +292,7 @@ class Fold:
                 ),
                 at_ms,
             )
-        elif kind is OperationKind.CONFIGURE or kind is _TERMS:
+        elif kind is OperationKind.CONFIGURE or kind is _TERMS or kind is _SUPPLY:
             change = operation.changes[0]
             self.state.seen[operation.id] = FoldedSeen(
                 operation.merchant,
@@ -482,11 +484,9 @@ class Fold:
             Line(change.sku, change.deltas.reserved + change.deltas.backordered)
             for change in operation.changes
         ]
-        waiting = {
-            change.sku: (change.deltas.backordered, change.version)
-            for change in operation.changes
-            if change.deltas.backordered
-        }
+        waiting: Waiting = {}
+        if extras is not None and extras.backordered:
+            waiting = extras.waiting({x.sku: x.version for x in operation.changes})
         reservation = FoldedReservation(
             ReservationState.HELD,
             expires_at_ms,
@@ -549,9 +549,9 @@ class Fold:
         elif kind is OperationKind.FILL:
             sku, _, left = detail
             waiting = dict(reservation.waiting)
-            _, place = waiting.pop(sku, (0, 0))
+            wait = waiting.pop(sku, Wait(0, 0))
             if left:
-                waiting[sku] = (left, place)
+                waiting[sku] = msgspec.structs.replace(wait, units=left)
             reservation.waiting = waiting
         elif kind is OperationKind.AMEND:
             # A line that is dropped is none of those that it counts for its buyer from then on.
@@ -636,6 +636,22 @@ def held_in_pools(terms: dict[str, Any] | None) -> dict[str, int]:
     """Return what a row's terms say that the pools of its channels hold, those that hold any."""
     channels = (terms or {}).get("channels", {})
     return {name: pool["held"] for name, pool in channels.items() if pool["held"]}
+
+
+def told_waits(terms: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a row's terms say of those who wait for it."""
+    return {name: value for name, value in (terms or {}).items() if name in ("waits", "late")}
+
+
+def waits_in(reservations: Iterable[FoldedReservation]) -> dict[RowKey, dict[str, Any]]:
+    """Return what the terms of each row should say of the open reservations that wait for it."""
+    found: dict[RowKey, list[Wait]] = {}
+    for reservation in reservations:
+        if reservation.waiting and reservation.is_open:
+            place = (reservation.body.merchant, reservation.body.location)
+            for sku, wait in reservation.waiting.items():
+                found.setdefault((*place, sku), []).append(wait)
+    return {key: told for key, waits in found.items() if (told := waits_of(waits))}
 
 
 def acknowledged_gap(operation: Operation) -> Gap | None:

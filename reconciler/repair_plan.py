@@ -25,7 +25,7 @@ from reconciler.findings import (
     RowFacts,
     SourceEvidence,
 )
-from reconciler.fold import FoldedReservation, RowKey
+from reconciler.fold import FoldedReservation, RowKey, told_waits
 from reconciler.inspection import MISSING
 from reconciler.sources import FoldedSource
 from reconciler.steps import (
@@ -273,7 +273,7 @@ class _PartitionPlan:
         ledger = _NOTHING if row.ledger is None else row.ledger.levels
         base = self._base(row)
         levels, waiting = base.levels, row.waiting + freed[1]
-        terms = _with_pledges(base.terms, row.pooled, waiting)
+        terms = _with_pledges(base.terms, row.pooled, row.waits, waiting)
         books = levels.on_hand - levels.deficit - row.books_drift
         right = Levels(
             max(0, books),
@@ -410,14 +410,18 @@ def _own_place(hold: HoldEvidence) -> Place:
 
 
 def _with_pledges(
-    terms: dict[str, Any] | None, pooled: Mapping[str, int], waiting: int
+    terms: dict[str, Any] | None,
+    pooled: Mapping[str, int],
+    waits: Mapping[str, Any],
+    waiting: int,
 ) -> dict[str, Any] | None:
-    """Return terms whose pools hold what the open reservations have of them.
+    """Return terms whose pools hold, and whose days are waited for, as the open reservations say.
 
     As the scripts have it, a pool that was ended stays while it holds anything, and a row keeps
     terms while units of it wait.
     """
-    right = dict(terms or {})
+    right = {name: value for name, value in (terms or {}).items() if name not in told_waits(terms)}
+    right |= waits
     channels = right.pop("channels", {})
     pools = {
         name: {**channels.get(name, {}), "held": pooled.get(name, 0)}

@@ -18,7 +18,7 @@ from engine.keys import (
 from engine.limits import RECENT_MS, RETENTION_MS
 from engine.model import ReservationState
 from engine.packing import passed_on
-from engine.reservations import packed_body, place_in_queue
+from engine.reservations import packed_body
 from engine.scripts import script
 from engine.store import Store
 from reconciler.fold import (
@@ -177,7 +177,7 @@ def _row_items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
 def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReservation) -> _Item:
     body = reservation.body
     ended_at_ms = reservation.ended_at_ms
-    waits = [(sku, place_in_queue(wait)) for sku, wait in reservation.waiting.items()]
+    waits = [(sku, wait.turn) for sku, wait in reservation.waiting.items()]
     return _Item(
         (
             keys.reservation(the_id),
@@ -197,7 +197,7 @@ def _reservation_item(keys: PartitionKeys, the_id: str, reservation: FoldedReser
             body.created_at_ms,
             0 if reservation.is_open else ended_at_ms + RETENTION_MS,
             _text(reservation.waiting) if waits else "",
-            [place for _, place in waits],
+            [turn for _, turn in waits],
         ),
         1 + len(waits),
     )

@@ -10,7 +10,8 @@ Quantities are units, times milliseconds since 1970.
 | Conservation | on_hand - deficit = arrivals - departures - commits, adjusted and counted |
 | NoOversell | a reserve never promises more than is available; only a movement makes a shortfall |
 | Integer | every number in a hash is canonical and within 0 to 10^12 |
-| HoldsSum | a row's reserved, backordered and pools = the sums over live reservation hashes |
+| HoldsSum | a row's reserved, backordered, pools and waits = the sums over live reservations |
+| NoOverpromise | no day was promised that all who were promised before it left too little for |
 | OneEnding | a reservation ends once, expires only when held and due, and its hash says the same |
 | Orders | an order goes from state to state as it may, and its record and indexes say the same |
 | IndexMatch | the TTL index, the open index, the queues and the listings name just what there is |
@@ -24,7 +25,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import unquote
 
 import msgpack
@@ -67,7 +68,7 @@ MAY_FOLLOW: Final = {
 }
 """What the state of an order may be after each; a move is `confirmed` before it may still fail."""
 
-RECORDED: Final = (*MOVEMENTS, "configure", "terms", "extend", "amend")
+RECORDED: Final = (*MOVEMENTS, "configure", "terms", "supply", "extend", "amend")
 REPEATED: Final = ("repair", "shortfall", "offline", "fill", "split", "part")
 """Kinds whose ids are of what they are about."""
 
@@ -101,7 +102,7 @@ class _Promise:
     location: str
     whole: dict[str, int]
     lines: dict[str, int]
-    waiting: dict[str, tuple[int, int]]
+    waiting: dict[str, "_Wait"]
     created_at: int
     expires_at: int
     state: str = "held"
@@ -332,9 +333,15 @@ class Audit:
             changes = {line[0]: _columns(line[3]) for line in lines}
             held = {sku: deltas[1] for sku, deltas in changes.items() if deltas[1]}
             whole = {sku: deltas[1] + deltas[-1] for sku, deltas in changes.items()}
+            extras = detail[4] if detail[4:] else {}
             waiting = {
-                line[0]: (changes[line[0]][-1], line[1]) for line in lines if changes[line[0]][-1]
+                line[0]: _first_wait(changes[line[0]][-1], line[1], line[0], extras)
+                for line in lines
+                if changes[line[0]][-1]
             }
+            for line in lines:
+                if line[0] in waiting:
+                    self._check_promise(line, waiting[line[0]], where)
             if detail[3] != at + detail[0]:
                 self._violated("Fold", f"{where}: expires at {detail[3]}, not {at} + {detail[0]}")
             partition.promises[the_id] = _Promise(
@@ -359,20 +366,20 @@ class Audit:
             return
         if kind == "fill":
             sku, units, left = detail
-            waits, place = promise.waiting.pop(sku, (0, 0))
+            wait = promise.waiting.pop(sku, _Wait(0, 0))
             promise.lines[sku] = promise.lines.get(sku, 0) + units
             if left:
-                promise.waiting[sku] = (left, place)
-            if waits != units + left:
-                self._violated("HoldsSum", f"{where}: {waits} waited for, {detail}")
+                promise.waiting[sku] = wait._replace(units=left)
+            if wait.units != units + left:
+                self._violated("HoldsSum", f"{where}: {wait} waited for, {detail}")
             earlier = [
                 other_id
                 for other_id, other in partition.promises.items()
                 if (other.merchant, other.location) == (merchant, location)
-                and other.waiting.get(sku, (0, place))[1] < place
+                and other.waiting.get(sku, wait).turn < wait.turn
             ]
             if earlier:
-                self._violated("Fold", f"{where}: {earlier} were promised before it")
+                self._violated("Fold", f"{where}: it is the turn of {earlier} before it")
             return
         if kind in ("amend", "decide"):
             self._fold_amendment(promise, kind, lines, detail, where)
@@ -384,7 +391,7 @@ class Audit:
         if held != promise.lines:
             self._violated("HoldsSum", f"{where}: held {promise.lines}, gave back {held}")
         waited = {sku: -deltas[-1] for sku, deltas in changes.items() if deltas[-1]}
-        if waited != {sku: units for sku, (units, _) in promise.waiting.items()}:
+        if waited != {sku: wait.units for sku, wait in promise.waiting.items()}:
             self._violated("HoldsSum", f"{where}: waited for {promise.waiting}, not {waited}")
         promise.waiting = {}
         promise.state = {"commit": "committed", "release": "released", "expire": "expired"}[kind]
@@ -394,24 +401,31 @@ class Audit:
         self, promise: _Promise, kind: str, lines: list[Any], detail: list[Any], where: str
     ) -> None:
         """Change what is held and waited for; who waits for more does so behind all others."""
-        for sku, version, _, deltas, *_ in lines:
+        told = dict(detail[5]) if kind == "amend" and detail[5:] else {}
+        for line in lines:
+            sku, version, _, deltas, *_ = line
             changed = _columns(deltas)
             reserved, backordered = changed[1], changed[-1]
             promise.lines[sku] = promise.lines.get(sku, 0) + reserved
-            waits, place = promise.waiting.pop(sku, (0, 0))
-            if waits + backordered:
-                place = version if backordered > 0 else place
-                promise.waiting[sku] = (waits + backordered, place)
+            wait = promise.waiting.pop(sku, _Wait(0, 0))
+            units = wait.units + backordered
+            if backordered > 0:
+                # On which day it is their turn is the script's to say.
+                wait = _Wait(*told[sku])._replace(place=version)
+            if units:
+                promise.waiting[sku] = wait._replace(units=units)
+            if backordered > 0:
+                self._check_promise(line, promise.waiting[sku], where)
         promise.lines = {sku: units for sku, units in promise.lines.items() if units}
         promise.whole = {
-            sku: promise.lines.get(sku, 0) + promise.waiting.get(sku, (0, 0))[0]
+            sku: promise.lines.get(sku, 0) + promise.waiting.get(sku, _Wait(0, 0)).units
             for sku in {*promise.lines, *promise.waiting}
         }
         left = dict(detail[1] if kind == "amend" else detail[2])
         if left != promise.whole:
             self._violated("HoldsSum", f"{where}: {left} is not {promise.whole}")
         if kind == "amend" and len(detail) > 5:
-            waiting = {sku: tuple(entry) for sku, entry in dict(detail[5]).items()}
+            waiting = {sku: _Wait(*entry) for sku, entry in told.items()}
             if waiting != promise.waiting:
                 self._violated("HoldsSum", f"{where}: {waiting} is not {promise.waiting}")
 
@@ -442,6 +456,23 @@ class Audit:
             "body": known.fields["body"] if known else body,
         }
         partition.orders[the_id] = _Order(merchant, fields, ref, due_at)
+
+    def _check_promise(self, line: list[Any], wait: "_Wait", where: str) -> None:
+        """Check that a promise of what has not come yet was one that could be made."""
+        on_hand, reserved, safety_stock, _, _, held_back, backordered = [*line[2], 0, 0][:7]
+        free, terms = on_hand - reserved - safety_stock - held_back, line[4]
+        supplies, waits = terms.get("supplies", {}).values(), terms.get("waits", {})
+        if not wait.dated:
+            covered = max(0, sum(units for _, units in supplies) + min(0, free))
+            if backordered - covered > terms.get("backorder_limit", 0):
+                self._violated("NoOverpromise", f"{where}: beyond the limit: {line}")
+            return
+        first = backordered - sum(map(sum, waits.values()))
+        for last in {wait.day, *(day for day in waits if day > wait.day)}:
+            come = free + sum(units for day, units in supplies if day <= last)
+            due = first + sum(sum(units) for day, units in waits.items() if day <= last)
+            if due > come:
+                self._violated("NoOverpromise", f"{where}: {due} by {last}, {come} come: {line}")
 
     def _sequence_is_stored(
         self, partition: _Partition, meta: dict[bytes, bytes], number: int
@@ -519,6 +550,7 @@ class Audit:
         queues: dict[RowName, dict[str, int]] = defaultdict(dict)
         waited: dict[RowName, int] = defaultdict(int)
         pools: dict[RowName, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        waits: dict[RowName, list[_Wait]] = defaultdict(list)
         for the_id, fields in live_promises.items():
             if fields[b"state"].decode() in LIVE:
                 body = msgpack.unpackb(fields[b"body"], raw=False)
@@ -527,12 +559,13 @@ class Audit:
                 for sku in extras.get("pooled", ()):
                     pools[body[0], body[1], sku][extras["channel"]] += dict(body[6])[sku]
                 for sku, quantity in body[6]:
-                    units, place = waiting.get(sku, (0, 0))
+                    wait = waiting.get(sku, _Wait(0, 0))
                     part = (body[0], body[1], sku, the_id.split("_")[1])
-                    held[part if part in live_rows else part[:3]] += quantity - units
-                    if units:
-                        waited[body[0], body[1], sku] += units
-                        queues[body[0], body[1], sku][the_id] = place
+                    held[part if part in live_rows else part[:3]] += quantity - wait.units
+                    if wait.units:
+                        waited[body[0], body[1], sku] += wait.units
+                        queues[body[0], body[1], sku][the_id] = wait.turn
+                        waits[body[0], body[1], sku].append(wait)
         for name in live_rows:
             for cell in self._cells(name):
                 held[name] += cell[6]
@@ -552,6 +585,10 @@ class Audit:
                 found = {channel: pool["held"] for channel, pool in channels.items()}
                 if name in live_rows and {c: n for c, n in found.items() if n} != pools[name]:
                     self._violated("HoldsSum", f"row {name}: {channels}, holds {pools[name]}")
+                terms = folded.terms or {}
+                said = (terms.get("waits", {}), terms.get("late", 0))
+                if name in live_rows and said != _waits(waits[name]):
+                    self._violated("HoldsSum", f"row {name}: {terms}, waiting {waits[name]}")
 
     async def _compare_orders(self, merchant: str | None) -> None:
         """Compare the records, and the indexes that find them; what ended may be forgotten."""
@@ -783,11 +820,45 @@ def _order_facts(fields: dict[bytes, bytes]) -> dict[str, Any]:
     return found
 
 
-def _waiting(fields: dict[bytes, bytes]) -> dict[str, tuple[int, int]]:
-    """Return what a reservation waits for: (units, place in the queue), by SKU."""
+class _Wait(NamedTuple):
+    """Units that wait, as a reservation's hash has them."""
+
+    units: int
+    place: int
+    day: str = ""
+    dated: bool = False
+    late: str = ""
+
+    @property
+    def turn(self) -> int:
+        """Where they stand in the queue."""
+        if not self.day:
+            return self.place
+        year, month, day = [int(part) for part in self.day.split("-")]
+        halves = (((year - 2000) * 16 + month) * 32 + day) * 2 + (0 if self.dated else 1)
+        return halves * 2**36 + self.place
+
+
+def _first_wait(units: int, place: int, sku: str, extras: dict[str, Any]) -> _Wait:
+    """Return what a reserve has wait, by what it says of itself."""
+    expected = extras.get("expected", {}).get(sku)
+    return _Wait(units, place, expected or extras.get("behind", {}).get(sku, ""), bool(expected))
+
+
+def _waiting(fields: dict[bytes, bytes]) -> dict[str, _Wait]:
+    """Return what a reservation waits for, by SKU."""
     packed = fields.get(b"waiting")
     found = msgpack.unpackb(packed, raw=False) if packed else {}
-    return {sku: tuple(entry) for sku, entry in found.items()}
+    return {sku: _Wait(*entry) for sku, entry in found.items()}
+
+
+def _waits(found: list[_Wait]) -> tuple[dict[str, list[int]], int]:
+    """Return what a row's terms are to say of those who wait: by days, and how many are late."""
+    by_day: dict[str, list[int]] = {}
+    for wait in found:
+        if wait.day:
+            by_day.setdefault(wait.day, [0, 0])[not wait.dated] += wait.units
+    return by_day, sum(wait.units for wait in found if wait.late)
 
 
 async def assert_invariants(

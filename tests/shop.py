@@ -17,7 +17,9 @@ from engine.model import (
     Row,
     Terms,
 )
+from engine.outlook import Supply
 from engine.store import Client, StoreSettings, close_quietly, connect
+from engine.supplies import Supplies
 from tests.invariants import assert_invariants
 
 LOCATION = "high street"
@@ -48,6 +50,7 @@ class Shop:
         reason: str = "",
         expected_version: int | None = None,
         may_overdraw: bool = False,
+        supply: str = "",
     ) -> Moved:
         """Book a movement, under a new key unless one is given."""
         movement = Movement(
@@ -59,6 +62,7 @@ class Shop:
             reason=reason or ("found" if kind is MovementType.ADJUST else ""),
             expected_version=expected_version,
             may_overdraw=may_overdraw,
+            supply=supply,
         )
         return await self.inventory.move(self.merchant, movement, actor=ACTOR)
 
@@ -108,6 +112,30 @@ class Shop:
             expected_version=expected_version,
             actor=ACTOR,
         )
+
+    async def expect(
+        self, sku: str, supply: str, expected_on: str, quantity: int, *, key: str = ""
+    ) -> Configured:
+        """Say what is to come with a supply, and when."""
+        return await Supplies(self.inventory).expect(
+            self.merchant,
+            LOCATION,
+            sku,
+            supply,
+            Supply(expected_on, quantity),
+            key=key or new_key(),
+            actor=ACTOR,
+        )
+
+    async def cancel_supply(self, sku: str, supply: str, *, key: str = "") -> Configured:
+        """Say that nothing more comes with a supply."""
+        return await Supplies(self.inventory).cancel(
+            self.merchant, LOCATION, sku, supply, key=key or new_key(), actor=ACTOR
+        )
+
+    async def arrive(self, sku: str, supply: str, quantity: int) -> Moved:
+        """Book what came with a supply."""
+        return await self.move(MovementType.RECEIVE, sku, quantity, supply=supply)
 
     async def commit(
         self, reservation: str, picks: Sequence[tuple[str, int]] = ()

@@ -29,13 +29,16 @@ from engine.model import (
 from engine.order_records import WantedLine
 from engine.orders import Orders
 from engine.outcomes import HoldfastError
+from engine.outlook import Supply
 from engine.store import Client
 from engine.substitutes import Alternative, check_alternatives
+from engine.supplies import Supplies
 from engine.wishes import Fill, Substitution, Wish
 from tests.shop import ACTOR
 
 LOCATIONS: Final = ("high street", "depot:{7}", "harbour", "københavn", "outlet")
 SKUS: Final = ("tea", "кофе", "a:{b}\r\n", "mug", "soap")
+DAYS: Final = ("2026-12-07", "2026-12-11", "2027-01-04")
 SCAN_COUNT: Final = 1_000
 INDEXES: Final = ("open", "skus", "holds", "locations", "feeds", "feeding", "waiting")
 
@@ -69,6 +72,8 @@ class Trade:
             (self._move, 5),
             (self._configure, 1),
             (self._set_terms, 1),
+            (self._expect, 2),
+            (self._arrive, 2),
             (self._reserve, 8),
             (self._confirm, 2),
             (self._extend, 2),
@@ -96,7 +101,7 @@ class Trade:
             again, first = _plain(answer), _plain(call.answer)
             if call.name == "extend":
                 # Told as it is now: the units may have come since, or the shopper have decided.
-                for field in ("backordered", "missing", "proposed", "stands_for"):
+                for field in ("backordered", "missing", "promised", "proposed", "stands_for"):
                     again[field] = first[field] = ()
             if not answer.replayed or again != first:
                 wrong.append(f"{call.name}: {answer} where it was {call.answer}")
@@ -178,6 +183,43 @@ class Trade:
             ),
         )
 
+    async def _expect(self) -> None:
+        """Announce a supply, move it to another day or quantity, or cancel it."""
+        location, sku, supply = self._supply()
+        key, day = self._key(), self.draw.choice(DAYS)
+        expected = Supply(day, self.draw.randint(1, 9))
+        gone = self.draw.random() < 0.2
+
+        def retry(inventory: Inventory) -> Awaitable[Any]:
+            what = {"key": key, "actor": ACTOR}
+            if gone:
+                return Supplies(inventory).cancel(self.merchant, location, sku, supply, **what)
+            return Supplies(inventory).expect(
+                self.merchant, location, sku, supply, expected, **what
+            )
+
+        await self._do("supply", retry)
+
+    async def _arrive(self) -> None:
+        """Book what came with a supply."""
+        location, sku, supply = self._supply()
+        movement = Movement(
+            key=self._key(),
+            location=location,
+            type=MovementType.RECEIVE,
+            sku=sku,
+            quantity=self.draw.randint(1, 9),
+            supply=supply,
+        )
+        await self._do(
+            "move", lambda inventory: inventory.move(self.merchant, movement, actor=ACTOR)
+        )
+
+    def _supply(self) -> tuple[str, str, str]:
+        """Name a supply: there are few, so that something happens to each."""
+        draw = self.draw
+        return draw.choice(LOCATIONS[:2]), draw.choice(SKUS[:3]), draw.choice(("po 1", "po:{2}"))
+
     async def _reserve(self) -> None:
         skus = self.draw.choices(SKUS, k=self.draw.randint(1, 4))
         lines = [Line(sku, self.draw.randint(1, 4)) for sku in skus]
@@ -185,6 +227,7 @@ class Trade:
         partial, order_ref = self.draw.random() < 0.3, self.draw.choice(("", "order 1"))
         ttl_ms = self.draw.choice((60_000, 900_000, 86_400_000))
         stock_only = self.draw.random() < 0.2
+        by = "" if stock_only else self.draw.choice(("", *DAYS))
         channel = self.draw.choice(("", "", "partner", "store"))
         buyer = self.draw.choice(("ann", "bob", ""))
         answer = await self._do(
@@ -200,6 +243,7 @@ class Trade:
                 stock_only=stock_only,
                 channel=channel,
                 buyer=buyer,
+                by=by,
                 actor=ACTOR,
             ),
         )

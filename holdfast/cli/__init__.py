@@ -38,6 +38,7 @@ from holdfast.cli import (
     reservations,
     serving,
     stock,
+    supplies,
     webhooks,
 )
 from holdfast.cli.connection import JSON_ASKED, NotRunning, SetupProblem, json_option
@@ -214,6 +215,7 @@ for _command in (
     reservations.release,
     reservations.reservation,
     reservations.reservations,
+    supplies.supplies,
     orders.orders,
     feeds.feed,
     feeds.feeds,

@@ -48,6 +48,7 @@ LINE: Final = _LineType()
 @click.option("--stock-only", is_flag=True, help="Promise nothing that is not on the shelf.")
 @click.option("--channel", default="", help="Through which they are asked for.  [default: online]")
 @click.option("--buyer", default="", help="Who buys, where a row has a cap a buyer.")
+@click.option("--by", metavar="DAY", default="", help="Promise what is expected by then, too.")
 @click.option("--idempotency-key", help="Makes a repeated command hold once.  [default: random]")
 @service_options
 @json_option
@@ -62,6 +63,7 @@ def reserve(
     stock_only: bool,
     channel: str,
     buyer: str,
+    by: str,
     idempotency_key: str | None,
     output: Output,
 ) -> None:
@@ -78,6 +80,7 @@ def reserve(
             stock_only=stock_only,
             channel=channel,
             buyer=buyer,
+            by=by,
         )
     _show(held, output)
 
@@ -276,6 +279,17 @@ def _show(one: Reservation, output: Output) -> None:
 def held_line(line: HeldLine) -> str:
     """Write a line of a reservation: what it holds, what for, and what became of it."""
     picked = "" if line.picked is None else f", {line.picked:,} picked"
-    late = f", {line.backordered:,} of them backordered" if line.backordered else ""
     instead = "".join(f", {one.units:,} for {one.quantity:,} {one.sku}" for one in line.stands_for)
-    return f"{line.sku}  {line.quantity:,} units{instead}{late}{picked}"
+    return f"{line.sku}  {line.quantity:,} units{instead}{_to_come(line)}{picked}"
+
+
+def _to_come(line: HeldLine) -> str:
+    if not line.backordered:
+        return ""
+    told = f", {line.backordered:,} of them backordered"
+    if line.promised_by is None:
+        return told
+    told += f" and promised by {line.promised_by}"
+    if line.expected_on == line.promised_by:
+        return told
+    return f"{told}, expected {'later' if line.expected_on is None else 'on ' + line.expected_on}"

@@ -123,6 +123,7 @@ def stock(
 @merchant_option
 @click.option("--reason", default="", help="Why; `adjust` needs one.")
 @click.option("--reference", default="", help="The document behind it, such as a delivery note.")
+@click.option("--supply", default="", help="Of what arrives, the supply that it came with.")
 @click.option("--idempotency-key", help="Makes a repeated command book once.  [default: random]")
 @service_options
 @json_option
@@ -135,6 +136,7 @@ def move(
     merchant: str,
     reason: str,
     reference: str,
+    supply: str,
     idempotency_key: str | None,
     output: Output,
 ) -> None:
@@ -151,6 +153,7 @@ def move(
         quantity=quantity,
         reason=reason,
         reference=reference,
+        supply=supply,
     )
     with service.client() as client:
         booked = client.move(merchant, movement)

@@ -37,8 +37,8 @@ local function settle_rows(reservation, id, row_keys, pledge_keys, picked)
     if reservation.extras then
       local units = picked[sku] or 0
       count_less(reservation, id, row, sku, quantity, units, true, pledge_keys[sku])
-      local unfilled = stop_waiting(reservation, id, sku, pledge_keys[sku][1])
-      lines[i] = change_row(row, sku, -units, unfilled - quantity, 0, 0, nil, nil,
+      local unfilled = stop_waiting(reservation, id, row, sku, pledge_keys[sku][1])
+      lines[i] = change_row(row, sku, -units, unfilled - quantity, 0, 0, nil, unfilled > 0 and 0 or nil,
         unfilled > 0 and -unfilled or nil)
     else
       lines[i] = change_row(row, sku, -(picked[sku] or 0), -quantity, 0, 0)

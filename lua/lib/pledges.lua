@@ -1,9 +1,12 @@
 -- Pledges: what a promise that was made on a row's terms holds beside reserved units.
 --
--- Its units that there is nothing on the shelf for yet wait in the row's queue, in the order in
--- which they were promised, and count as the row's backordered. Field `waiting` of the reservation:
--- msgpack {sku = {units, place}}, only there while units wait. Queue of a row: sorted set of
--- reservation ids by place, which is the row's version when they were promised.
+-- Its units that there is nothing on the shelf for yet wait in the row's queue, by the days of their
+-- turns (see supplies.lua) and then in the order in which they were promised, and count as the row's
+-- backordered. Field `waiting` of the reservation: msgpack {sku = {units, place, day, dated, late}},
+-- only there while units wait. place is the row's version when they were promised; day is '' where
+-- they have none. late is '' unless the day by which they were promised cannot be kept: then it is
+-- the day on which they are expected now, or 'later' where nobody can say. Queue of a row: sorted set
+-- of reservation ids by turn_of().
 --
 -- Units of a row with channels count as `held` in the pool of the channel, until they end.
 --
@@ -14,6 +17,8 @@
 -- extras of a reservation's body, a map; all but the first are only there where they apply:
 --   channel      through which the units were promised
 --   backordered  {sku = units} that were promised with nothing on the shelf for them
+--   expected     {sku = day} by which these were promised
+--   behind       {sku = day} whose dated units are served before these, which have no day
 --   pooled       {sku, ...} that count in the channel's pool
 --   buyer        digest of who they were promised to
 --   capped       {sku = window_ms} that count for the buyer
@@ -24,9 +29,49 @@
 --   first        {missing, stands_for, proposed, channel, buyer} as they were before anything was
 --                decided or amended
 
+-- @include supplies
+
+local WAIT_UNITS, WAIT_PLACE, WAIT_DAY, WAIT_DATED, WAIT_LATE = 1, 2, 3, 4, 5
+
 -- Of each queue the place that a reservation has in it from now on; false where it leaves it.
 local places = {}
 local counts, touched_counts = {}, {}
+
+-- The day of an entry's turn, or nil where it has none.
+local function day_of(entry)
+  local day = entry[WAIT_DAY] or ''
+  return day ~= '' and day or nil
+end
+
+-- Where units that wait stand in their row's queue; engine/outlook.py is the twin. Half a day behind
+-- those who were promised it stand those who have none. 17 bits for the days of a century and 36 for
+-- the place are exact in a score.
+local function turn_of(entry)
+  local day = day_of(entry)
+  if not day then return entry[WAIT_PLACE] end
+  local rank = (tonumber(string.sub(day, 1, 4)) - 2000) * 512
+    + tonumber(string.sub(day, 6, 7)) * 32 + tonumber(string.sub(day, 9, 10))
+  return (rank * 2 + (entry[WAIT_DATED] and 0 or 1)) * 68719476736 + entry[WAIT_PLACE]
+end
+
+-- Has so many units more, or fewer, wait for the turn of an entry. It is to be called before the line
+-- of the row is made, which tells its terms.
+local function count_waits(row, entry, units)
+  local day = day_of(entry)
+  if not day or not row.terms then return end
+  local terms = copied(row.terms)
+  local waits, before = copied(terms.waits), terms.waits and terms.waits[day] or {0, 0}
+  local dated, undated = before[1], before[2]
+  if entry[WAIT_DATED] then dated = dated + units else undated = undated + units end
+  waits[day] = (dated > 0 or undated > 0) and {dated, undated} or nil
+  terms.waits = next(waits) and waits or nil
+  if (entry[WAIT_LATE] or '') ~= '' then
+    local late = (terms.late or 0) + units
+    terms.late = late > 0 and late or nil
+  end
+  row.terms, row.changes_terms = terms, true
+  end_empty_terms(row)
+end
 
 local function set_place(queue_key, id, place)
   need_sorted_set(queue_key)
@@ -34,27 +79,29 @@ local function set_place(queue_key, id, place)
   places[queue_key][id] = place
 end
 
--- Has `id` wait in a row's queue for units that were promised just now.
-local function wait_in_queue(queue_key, id, row)
-  set_place(queue_key, id, integer(row.version))
+-- Has `id` wait in a row's queue.
+local function wait_in_queue(queue_key, id, entry)
+  set_place(queue_key, id, integer(turn_of(entry)))
 end
 
 -- Takes a reservation out of a row's queue. Returns the units that it still waited for.
-local function stop_waiting(reservation, id, sku, queue_key)
+local function stop_waiting(reservation, id, row, sku, queue_key)
   local entry = reservation.waiting[sku]
   if not entry then return 0 end
   set_place(queue_key, id, false)
+  count_waits(row, entry, -entry[WAIT_UNITS])
   reservation.waiting[sku] = nil
-  return entry[1]
+  return entry[WAIT_UNITS]
 end
 
 -- Has a reservation wait for fewer units of a row, at its place in the queue.
-local function wait_less(reservation, id, sku, units, queue_key)
+local function wait_less(reservation, id, row, sku, units, queue_key)
   local entry = reservation.waiting[sku]
-  if units == entry[1] then
-    stop_waiting(reservation, id, sku, queue_key)
+  if units == entry[WAIT_UNITS] then
+    stop_waiting(reservation, id, row, sku, queue_key)
   else
-    entry[1] = entry[1] - units
+    count_waits(row, entry, -units)
+    entry[WAIT_UNITS] = entry[WAIT_UNITS] - units
   end
 end
 
@@ -75,7 +122,7 @@ local function count_in_pool(row, channel, units)
   if pool.held == 0 and not pool.cap and not pool.minimum then
     row.terms.channels[channel] = nil
     if not next(row.terms.channels) then row.terms.channels = nil end
-    if not next(row.terms) then row.terms = nil end
+    end_empty_terms(row)
   end
   row.changes_terms = true
 end

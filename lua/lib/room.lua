@@ -13,10 +13,26 @@ local function shelf_of_channel(row, channel)
   return math.max(0, shelf - left_for_others, math.min(own, shelf))
 end
 
+-- Units that an asker may be promised before they come, and of a row with supplies how many by which
+-- days. Who names a day gets what will have come by then. Who names none is promised such units only
+-- of a row that takes backorders, and there beyond what is expected, too.
+local function room_to_come(row, ask)
+  local terms = row.terms
+  local days, most, limit = {}, 0, terms.backorder_limit or 0
+  if ask.by == nil and limit == 0 then return 0, days end
+  if terms.supplies then days = promisable(row) end
+  for _, one in ipairs(days) do
+    if ask.by == nil or one[1] <= ask.by then most = one[2] end
+  end
+  if ask.by == nil then most = most + math.max(0, limit - beyond_supplies(row)) end
+  return most, days
+end
+
 -- What there is of a row for an asker: `most` units, of which `shelf` are on the shelf and the rest
--- are promised before they come. `limited_by` is what there is not more for: 'stock', 'channel' or
--- 'buyer'.
+-- are promised before they come: `days` says by when. `limited_by` is what there is not more for:
+-- 'stock', 'channel' or 'buyer'.
 --   ask.promise  'stock': nothing that is not on the shelf; '': whatever the row's terms allow
+--   ask.by       the day by which all of it must have come, or missing
 --   ask.channel  through which the units are asked for
 --   ask.buyer    digest of who asks, or ''; count_key is what counts for them
 local function room_of(row, ask, count_key)
@@ -29,7 +45,9 @@ local function room_of(row, ask, count_key)
   end
   room.most = room.shelf
   if terms and ask.promise ~= 'stock' then
-    room.most = room.most + math.max(0, (terms.backorder_limit or 0) - row.backordered)
+    local to_come
+    to_come, room.days = room_to_come(row, ask)
+    room.most = room.most + to_come
   end
   if own and own.cap and own.cap - own.held < room.most then
     room.most, room.limited_by = math.max(0, own.cap - own.held), 'channel'
@@ -45,8 +63,11 @@ end
 
 -- The same for who has units of the row already: those that are `freed` count as free. So there is
 -- always room for them. Where a row has a cap a buyer and nobody is named there is room for no more.
---   own  {id, units, waiting, freed, is_pooled}: what the reservation has of the row, how many of
---        these it waits for, how many are freed, and whether they count in the channel's pool
+--   own  {id, units, waiting, wait, freed, is_pooled}: what the reservation has of the row, how many
+--        of these it waits for and how, how many are freed, and whether they count in the channel's
+--        pool
+-- What was promised by a day is promised more by that day alone; of what has a day and stays in part
+-- nothing more is promised before it comes, or it would be served at two turns.
 local function room_beside(row, ask, count_key, own)
   local waits = math.min(own.waiting, own.freed)
   local shelf, stays = own.freed - waits, own.units - own.freed
@@ -61,7 +82,15 @@ local function room_beside(row, ask, count_key, own)
   -- More of a line counts with all of it, whether it did before or not.
   if pool then pool.held = held - (own.is_pooled and own.units or 0) + stays end
   if count then count.entries[own.id] = stays > 0 and {stays, 0} or nil end
+  local changes_terms = row.changes_terms
+  if own.wait and day_of(own.wait) then
+    ask = copied(ask)
+    if own.wait[WAIT_DATED] then ask.by = own.wait[WAIT_DAY] end
+    if waits < own.waiting then ask.promise = 'stock' end
+    count_waits(row, own.wait, -waits)
+  end
   local room = room_of(row, ask, count_key)
+  row.terms, row.changes_terms = terms, changes_terms
   row.reserved, row.backordered = row.reserved + shelf, row.backordered + waits
   if pool then pool.held = held end
   if count then count.entries[own.id] = entry end
@@ -78,6 +107,16 @@ end
 local function note(pledge, name, sku, value)
   pledge.extras[name] = pledge.extras[name] or {}
   pledge.extras[name][sku] = value
+end
+
+-- How units wait that are promised before they come: by the first day on which there are enough, or
+-- behind all who have one. `place` is the row's version once they are promised.
+local function new_wait(row, room, units, place)
+  for _, one in ipairs(room.days or {}) do
+    if one[2] >= units then return {units, place, one[1], true, ''} end
+  end
+  local days = days_of(row.terms)
+  return {units, place, days[#days] or '', false, ''}
 end
 
 -- Takes units of a row, no more than there is room for. Returns the ledger's line.
@@ -97,13 +136,17 @@ local function take_room(pledge, row, sku, units, room, queue_key)
     pledge.extras.buyer = pledge.buyer
     note(pledge, 'capped', sku, row.terms.buyer_cap.window_ms)
   end
-  local line = change_row(row, sku, 0, shelf, 0, 0, nil, nil, unfilled > 0 and unfilled or nil)
   if unfilled > 0 then
-    wait_in_queue(queue_key, pledge.id, row)
-    pledge.waiting[sku] = {unfilled, row.version}
+    local entry = new_wait(row, room, unfilled, row.version + 1)
+    count_waits(row, entry, unfilled)
+    wait_in_queue(queue_key, pledge.id, entry)
+    pledge.waiting[sku] = entry
     note(pledge, 'backordered', sku, unfilled)
+    if day_of(entry) then
+      note(pledge, entry[WAIT_DATED] and 'expected' or 'behind', sku, entry[WAIT_DAY])
+    end
   end
-  return line
+  return change_row(row, sku, 0, shelf, 0, 0, nil, nil, unfilled > 0 and unfilled or nil)
 end
 
 -- The refusal, which says so where nothing but the buyer's cap is in the way.

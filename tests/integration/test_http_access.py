@@ -44,6 +44,7 @@ BODIES: dict[str, Any] = {
     "changeSettings": {"safety_stock": 1},
     "changeSplit": {"parts": 1},
     "setTerms": {"backorder_limit": 1},
+    "expectSupply": {"expected_on": "2026-12-10", "quantity": 5},
     "takeEvents": {
         "events": [
             {"event_id": "1", "type": "heartbeat", "occurred_at": "2026-01-01T00:00:00Z"},
@@ -73,11 +74,14 @@ async def request(
     succeeds: bool = False,
 ) -> httpx.Response:
     """Make a request of the operation that would succeed with the right key."""
+    # Another row than the one that is looked at has a supply to be cancelled.
+    sku = "cup" if operation.name == "cancelSupply" else "tea"
     path = operation.path.format(
         merchant=merchant,
         location="berlin",
         # What has a shelf is no kit.
-        sku="box" if "/kits/" in operation.path else "tea",
+        sku="box" if "/kits/" in operation.path else sku,
+        supply="po-1",
         reservation=reservation,
         source="till",
         event="0" * 24,
@@ -106,6 +110,11 @@ async def reservation(shelf: Shelf) -> str:
     )
     await shelf.client.put(f"{shelf.merchant_path}/items/tea", json=BODIES["putItem"])
     await shelf.move("receive", "cup", 10)
+    await shelf.client.put(
+        f"{shelf.path}/stock/cup/supplies/po-1",
+        json=BODIES["expectSupply"],
+        headers={"Idempotency-Key": "of a fixture"},
+    )
     placed = await shelf.client.post(
         f"{shelf.merchant_path}/orders",
         json=BODIES["placeOrder"],

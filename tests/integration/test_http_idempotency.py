@@ -26,6 +26,12 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
     place = "far" if other else "near"
     if name == "relocate":
         await stock_up(shelf, place)
+    if name == "cancelSupply":
+        await shelf.client.put(
+            f"{shelf.path}/stock/tea/supplies/po-1",
+            json={"expected_on": "2026-12-10", "quantity": 1},
+            headers={"Idempotency-Key": "to be cancelled"},
+        )
     order = ""
     if name == "resourceOrder":
         await stock_up(shelf, "near")
@@ -55,6 +61,16 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
             "PUT",
             f"{shelf.path}/stock/tea/terms",
             {"backorder_limit": 2 if other else 1},
+        ),
+        "expectSupply": (
+            "PUT",
+            f"{shelf.path}/stock/tea/supplies/po-1",
+            {"expected_on": "2026-12-10", "quantity": 2 if other else 1},
+        ),
+        "cancelSupply": (
+            "DELETE",
+            f"{shelf.path}/stock/tea/supplies/{'po-2' if other else 'po-1'}",
+            None,
         ),
         "extend": (
             "POST",
@@ -175,6 +191,8 @@ async def test_concurrent_retries_have_one_effect_and_one_answer(stocked: Shelf,
         "move": (11, 1, 0),
         "changeSettings": (10, 1, 1),
         "setTerms": (10, 1, 0),
+        "expectSupply": (10, 1, 0),
+        "cancelSupply": (10, 1, 0),
         "extend": (10, 1, 0),
         "amend": (10, 3, 0),
         "relocate": (10, 0, 0),

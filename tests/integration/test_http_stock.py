@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -240,3 +241,68 @@ async def test_settings_need_a_precondition_of_the_right_form(shelf: Shelf) -> N
         answer = await shelf.client.patch(path, json=body, headers={**shelf.key(), **headers})
         problem = assert_problem(answer, 400, "invalid_request")
         assert problem["errors"][0]["header"] in headers
+
+
+async def test_a_row_says_what_can_be_promised_by_which_day(shelf: Shelf) -> None:
+    await shelf.move("receive", "tea", 1)
+    path = f"{shelf.path}/stock/tea/supplies/po%2F1"
+    body = {"expected_on": "2026-12-07", "quantity": 4}
+    answer = await shelf.client.put(path, json=body, headers=shelf.key())
+    row = answer.json()["stock"]
+    assert (answer.headers["etag"], row["incoming"]) == ('"2"', 4)
+    assert row["supplies"] == [{"supply": "po/1", "expected_on": "2026-12-07", "quantity": 4}]
+    steps = [{"by": "2026-12-07", "quantity": 5}]
+    read = (await shelf.client.get(f"{shelf.path}/stock/tea")).json()
+    assert (row["available_to_promise"], read["available_to_promise"]) == (steps, steps)
+    asked = await shelf.client.post(
+        f"{shelf.merchant_path}/availability",
+        json={"rows": [{"location": shelf.path.rpartition("/")[2], "sku": "tea"}]},
+    )
+    assert asked.json()["data"][0]["available_to_promise"] == steps
+
+    made = await shelf.client.post(
+        f"{shelf.path}/reservations",
+        json={"lines": [{"sku": "tea", "quantity": 3}], "by": "2026-12-10"},
+        headers=shelf.key(),
+    )
+    (line,) = made.json()["lines"]
+    told = (line["backordered"], line["promised_by"], line["expected_on"])
+    assert told == (2, "2026-12-07", "2026-12-07")
+    refused = await shelf.client.post(
+        f"{shelf.path}/reservations",
+        json={"lines": [{"sku": "tea", "quantity": 3}], "by": "2026-12-10"},
+        headers=shelf.key(),
+    )
+    assert assert_problem(refused, 409, "insufficient_stock")["errors"][0]["available"] == 2
+    waiting = (await shelf.client.get(f"{shelf.path}/stock/tea/waiting")).json()["data"]
+    assert [(one["units"], one["promised_by"]) for one in waiting] == [(2, "2026-12-07")]
+
+    arrival = {"type": "receive", "sku": "tea", "quantity": 5, "supply": "po/1"}
+    movements = f"{shelf.path}/movements"
+    booked = await shelf.client.post(movements, json=arrival, headers=shelf.key())
+    assert (booked.status_code, "supplies" in booked.json()["stock"]) == (201, False)
+    again = await shelf.client.post(movements, json=arrival, headers=shelf.key())
+    problem = assert_problem(again, 404, "supply_not_found")
+    assert problem["errors"][0]["pointer"] == "#/supply"
+    sold = {"type": "sale", "sku": "tea", "quantity": 1, "supply": "po/1"}
+    refused = await shelf.client.post(movements, json=sold, headers=shelf.key())
+    assert_problem(refused, 400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"expected_on": "2026-02-30", "quantity": 1},
+        {"expected_on": "7 December", "quantity": 1},
+        {"expected_on": "2026-12-07", "quantity": 0},
+        {"quantity": 1},
+    ],
+)
+async def test_a_supply_that_is_not_of_its_form_is_refused(
+    shelf: Shelf, body: dict[str, Any]
+) -> None:
+    answer = await shelf.client.put(
+        f"{shelf.path}/stock/tea/supplies/po-1", json=body, headers=shelf.key()
+    )
+    assert_problem(answer, 400, "invalid_request")
+    assert (await shelf.client.get(f"{shelf.path}/stock/tea")).status_code == 404

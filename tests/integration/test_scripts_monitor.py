@@ -164,6 +164,10 @@ async def watching(store: RealStore) -> AsyncIterator[Watch]:
 
 async def backorders(shop: Shop) -> None:
     """Promise what is not there, and end it in every way."""
+    await shop.expect("due", "po-1", "2026-12-07", 5)
+    due = await shop.reserve([("due", 2)], by="2026-12-07")
+    await shop.arrive("due", "po-1", 1)
+    await shop.release(due.reservation.id)
     await shop.set_terms("late", Terms(backorder_limit=20))
     pools = {"online": Pool(cap=9), "store": Pool(minimum=1)}
     await shop.set_terms("later", Terms(20, pools, BuyerCap(9, 60_000)))

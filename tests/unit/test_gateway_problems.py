@@ -41,6 +41,7 @@ from engine.outcomes import (
     StoreReadOnly,
     StoreUnavailable,
     SubstitutesNotFound,
+    SupplyNotFound,
     VersionConflict,
     WebhookNotFound,
 )
@@ -87,6 +88,7 @@ RAISED: list[tuple[HoldfastError, int, str]] = [
     (ItemNotFound("tea"), 404, "item_not_found"),
     (SubstitutesNotFound("tea"), 404, "substitutes_not_found"),
     (KitNotFound("tea"), 404, "kit_not_found"),
+    (SupplyNotFound("tea", "po-1"), 404, "supply_not_found"),
     (WebhookNotFound("whk_1"), 404, "webhook_not_found"),
 ]
 

@@ -183,3 +183,21 @@ def test_an_unknown_row_is_refused(cli: CommandLine) -> None:
 def test_a_file_that_is_none_is_told(cli: CommandLine, tmp_path: Path) -> None:
     assert "lacks" in cli.run("import", write(tmp_path, "a,b\n"), expect=2).stderr
     assert "No such file" in cli.run("import", tmp_path / "missing.csv", expect=4).stderr
+
+
+def test_supplies_are_announced_promised_and_received(cli: CommandLine) -> None:
+    cli.run("supplies", "expect", "leeds", "console", "po-1", "2026-12-07", 10)
+    shown = cli.run("supplies", "expect", "leeds", "console", "po-1", "2026-12-11", 8).stdout
+    assert "8 units are to come" in shown
+    assert "by 2026-12-11" in shown
+    listed = cli.json("supplies", "list", "leeds", "console")["data"]
+    assert listed == [{"supply": "po-1", "expected_on": "2026-12-11", "quantity": 8}]
+    held = cli.run("reserve", "leeds", "console=3", "--by", "2026-12-24").stdout
+    assert "3 of them backordered and promised by 2026-12-11" in held
+    cli.run("reserve", "leeds", "console=6", "--by", "2026-12-24", expect=1)
+    assert "2026-12-11" in cli.run("supplies", "waiting", "leeds", "console").stdout
+    cli.run("move", "receive", "leeds", "console", 2, "--supply", "po-1")
+    (waiting,) = cli.json("supplies", "waiting", "leeds", "console")["data"]
+    assert (waiting["units"], waiting["promised_by"]) == (1, "2026-12-11")
+    assert cli.json("supplies", "cancel", "leeds", "console", "po-1")["stock"]["incoming"] == 0
+    cli.run("supplies", "expect", "leeds", "console", "po-2", "tomorrow", 10, expect=1)

@@ -1,0 +1,114 @@
+"""What is to come of a row, and what may be promised of it by which day.
+
+The arithmetic is the textbook's cumulative available-to-promise with look-ahead (for instance
+Silver, Pyke and Thomas, *Inventory and Production Management in Supply Chains*, 4th edition, on
+master production scheduling; APICS Dictionary, "available-to-promise"): what is promised by a day
+must leave enough on every later day for those who were promised before. Those who wait are served
+by the days of their turns, the earliest first, so that no promise is late while the supplies are in
+time (earliest due date, Jackson 1955). `lua/lib/supplies.lua` is the twin of what stands here.
+
+A day is text, YYYY-MM-DD: it is compared with other days only, never with a clock.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+FIRST_YEAR: Final = 2000
+LAST_YEAR: Final = 2099
+
+LATER: Final = "later"
+"""Instead of a day: nothing is expected that would reach those who wait."""
+
+_PLACES: Final = 2**36
+"""Places of one half of a day in a row's queue: versions of the row."""
+
+
+class Supply(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Units that are still to come with a supply, and the day on which they are expected."""
+
+    expected_on: str
+    quantity: int
+
+
+class Wait(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Units of a line that wait, and whose turn it is when; `lua/lib/pledges.lua`.
+
+    `day` is the one that they were promised by where they are `dated`, and else that of the last of
+    those who are served before them; empty where there were no supplies. `late` is empty while
+    their day can be kept, else the day on which they are expected, or LATER where nobody can say.
+    """
+
+    units: int
+    place: int
+    day: str = ""
+    dated: bool = False
+    late: str = ""
+
+    @property
+    def turn(self) -> int:
+        """Where they stand in the queue of their row, its score."""
+        if not self.day:
+            return self.place
+        year, month, day = (int(part) for part in self.day.split("-"))
+        rank = (year - FIRST_YEAR) * 512 + month * 32 + day
+        return (rank * 2 + (not self.dated)) * _PLACES + self.place
+
+
+class Promisable(msgspec.Struct, frozen=True):
+    """Units that may be promised by a day, those that are available now among them."""
+
+    by: str
+    quantity: int
+
+
+def promisable(
+    unreserved: int,
+    backordered: int,
+    supplies: Mapping[str, Supply],
+    waits: Mapping[str, tuple[int, int]],
+) -> tuple[Promisable, ...]:
+    """Return what may be promised by each day on which supplies come, in order.
+
+    `unreserved` units are on the shelf and not promised, negative where fewer are there than were;
+    `backordered` wait, of which `waits` says (dated, undated) by the days of their turns.
+    """
+    coming: dict[str, int] = {}
+    for supply in supplies.values():
+        coming[supply.expected_on] = coming.get(supply.expected_on, 0) + supply.quantity
+    left = unreserved - backordered + sum(map(sum, waits.values()))
+    available = max(0, unreserved - backordered)
+    free: list[tuple[str, int]] = []
+    for day in sorted(coming.keys() | waits.keys()):
+        left += coming.get(day, 0) - sum(waits.get(day, ()))
+        free.append((day, left))
+    found: list[Promisable] = []
+    least = free[-1][1] if free else 0
+    for day, units in reversed(free):
+        least = min(least, units)
+        if day in coming:
+            found.append(Promisable(day, max(available, least)))
+    return tuple(reversed(found))
+
+
+def beyond_supplies(unreserved: int, backordered: int, incoming: int) -> int:
+    """Return the units that were promised beyond the shelf and all that is to come."""
+    return max(0, backordered - max(0, incoming + min(0, unreserved)))
+
+
+def waits_of(waiting: Iterable[Wait]) -> dict[str, Any]:
+    """Return what a row's terms say of those who wait for it: its `waits` and `late`."""
+    waits: dict[str, list[int]] = {}
+    late = 0
+    for wait in waiting:
+        if wait.day:
+            waits.setdefault(wait.day, [0, 0])[0 if wait.dated else 1] += wait.units
+        if wait.late:
+            late += wait.units
+    told: dict[str, Any] = {}
+    if waits:
+        told["waits"] = waits
+    if late:
+        told["late"] = late
+    return told

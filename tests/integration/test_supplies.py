@@ -1,0 +1,236 @@
+"""Supplies: units that are expected on a day, and what is promised of them before they come."""
+
+import pytest
+
+from engine.model import Line, Movement, MovementType, Promised, Reservation, Terms
+from engine.outcomes import (
+    IdempotencyKeyReused,
+    InsufficientStock,
+    InvalidCommand,
+    LimitExceeded,
+    ShortLine,
+    SupplyNotFound,
+)
+from engine.outlook import Promisable, Supply
+from engine.supplies import Supplies
+from tests.shop import ACTOR, LOCATION, Shop, new_key
+
+MONDAY, TUESDAY, FRIDAY = "2026-12-07", "2026-12-08", "2026-12-11"
+
+
+async def waits(shop: Shop, reservation: Reservation) -> tuple[tuple[Line, ...], object]:
+    """Return what a reservation waits for now, and by when it was promised."""
+    found = await shop.inventory.reservation(shop.merchant, reservation.id)
+    return found.backordered, found.promised
+
+
+async def test_units_are_promised_by_the_day_on_which_they_come(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.expect("tea", "po-1", MONDAY, 10)
+    row = (await shop.expect("tea", "po-2", FRIDAY, 5)).row
+    assert (row.available, row.incoming) == (2, 15)
+    assert row.available_to_promise == (Promisable(MONDAY, 12), Promisable(FRIDAY, 17))
+    first = (await shop.reserve([("tea", 8)], by=TUESDAY)).reservation
+    assert first.backordered == (Line("tea", 6),)
+    assert first.promised == (Promised("tea", MONDAY, MONDAY),)
+    assert first == await shop.inventory.reservation(shop.merchant, first.id)
+    with pytest.raises(InsufficientStock) as refused:
+        await shop.reserve([("tea", 5)], by=TUESDAY)
+    assert refused.value.lines == (ShortLine("tea", 5, 4),)
+    late = (await shop.reserve([("tea", 5)], by=FRIDAY)).reservation
+    assert late.promised == (Promised("tea", FRIDAY, FRIDAY),)
+    part = (await shop.reserve([("tea", 9)], by=FRIDAY, partial=True)).reservation
+    assert (part.lines, part.missing) == ((Line("tea", 4),), (Line("tea", 5),))
+    row = await shop.row("tea")
+    assert (row.reserved, row.backordered, row.available) == (2, 15, 0)
+    assert [one.quantity for one in row.available_to_promise] == [0, 0]
+    await shop.audit()
+
+
+async def test_an_earlier_day_is_promised_only_if_the_later_ones_are_kept(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 10)
+    await shop.expect("tea", "po-2", FRIDAY, 5)
+    # 12 of the 15 are promised by Friday, so 3 are left by any day.
+    await shop.reserve([("tea", 12)], by=FRIDAY)
+    row = await shop.row("tea")
+    assert row.available_to_promise == (Promisable(MONDAY, 3), Promisable(FRIDAY, 3))
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 4)], by=MONDAY)
+    await shop.reserve([("tea", 3)], by=MONDAY)
+    await shop.audit()
+
+
+async def test_who_names_no_day_gets_what_comes_only_where_backorders_are_taken(
+    shop: Shop,
+) -> None:
+    await shop.receive("tea", 1)
+    await shop.expect("tea", "po-1", MONDAY, 4)
+    with pytest.raises(InsufficientStock) as refused:
+        await shop.reserve([("tea", 2)])
+    assert refused.value.lines == (ShortLine("tea", 2, 1),)
+    row = (await shop.set_terms("tea", Terms(backorder_limit=3))).row
+    assert (row.incoming, row.backorder_available) == (4, 7)
+    dated = (await shop.reserve([("tea", 3)])).reservation
+    assert dated.promised == (Promised("tea", MONDAY, MONDAY),)
+    beyond = (await shop.reserve([("tea", 4)])).reservation
+    assert (beyond.backordered, beyond.promised) == ((Line("tea", 4),), ())
+    assert (await shop.row("tea")).backorder_available == 1
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 1)], by=FRIDAY)
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 2)])
+    await shop.audit()
+
+
+async def test_those_who_wait_are_served_by_their_days(shop: Shop) -> None:
+    await shop.set_terms("tea", Terms(backorder_limit=5))
+    oldest = (await shop.reserve([("tea", 1)])).reservation
+    await shop.expect("tea", "po-1", MONDAY, 5)
+    await shop.expect("tea", "po-2", FRIDAY, 5)
+    friday = (await shop.reserve([("tea", 5)], by=FRIDAY)).reservation
+    beyond = (await shop.reserve([("tea", 6)])).reservation
+    assert beyond.promised == ()
+    listed = await Supplies(shop.inventory).waiting(shop.merchant, LOCATION, "tea", limit=2)
+    rest = await Supplies(shop.inventory).waiting(
+        shop.merchant, LOCATION, "tea", after=listed.next_after
+    )
+    assert [(one.reservation, one.promised_by) for one in (*listed.items, *rest.items)] == [
+        (oldest.id, None),
+        (friday.id, FRIDAY),
+        (beyond.id, None),
+    ]
+    await shop.release(friday.id)
+    # What was promised beyond the supplies goes before who comes now, but not before their days.
+    monday = (await shop.reserve([("tea", 3)], by=MONDAY)).reservation
+    await shop.arrive("tea", "po-1", 5)
+    assert [await waits(shop, one) for one in (oldest, monday, beyond)] == [
+        ((), ()),
+        ((), ()),
+        ((Line("tea", 5),), ()),
+    ]
+    row = await shop.row("tea")
+    assert (row.incoming, row.backordered, row.reserved) == (5, 5, 5)
+    await shop.arrive("tea", "po-2", 7)
+    row = await shop.row("tea")
+    assert (row.incoming, row.backordered, row.available) == (0, 0, 2)
+    assert row.terms == Terms(backorder_limit=5)
+    await shop.audit()
+
+
+async def test_a_row_is_a_plain_one_again_once_all_has_come(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 5)
+    held = (await shop.reserve([("tea", 4)], by=MONDAY)).reservation
+    moved = await shop.arrive("tea", "po-1", 3)
+    assert (moved.row.incoming, moved.row.on_hand) == (2, 3)
+    assert await waits(shop, held) == ((Line("tea", 1),), (Promised("tea", MONDAY, MONDAY),))
+    with pytest.raises(SupplyNotFound):
+        await shop.arrive("tea", "po-9", 1)
+    # More may come than was expected.
+    await shop.arrive("tea", "po-1", 3)
+    row = await shop.row("tea")
+    assert (row.terms, row.backordered, row.available) == (None, 0, 2)
+    assert (await shop.commit(held.id)).reservation.picked == (Line("tea", 4),)
+    await shop.audit()
+
+
+async def test_the_last_who_waits_may_be_the_end_of_the_terms(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 5)
+    held = (await shop.reserve([("tea", 4)], by=MONDAY)).reservation
+    other = (await shop.reserve([("tea", 1)], by=MONDAY)).reservation
+    await shop.cancel_supply("tea", "po-1")
+    await shop.release(held.id)
+    await shop.receive("tea", 1)
+    row = await shop.row("tea")
+    assert (row.terms, row.backordered, row.reserved) == (None, 0, 1)
+    assert (await shop.commit(other.id)).reservation.picked == (Line("tea", 1),)
+    await shop.audit()
+
+
+async def test_what_a_count_has_already_came_with_its_supply_all_the_same(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 5)
+    await shop.move(MovementType.COUNT, "tea", 5)
+    now_ms = await shop.clock_ms()
+    movement = Movement(
+        key=new_key(),
+        location=LOCATION,
+        type=MovementType.TRANSFER_IN,
+        sku="tea",
+        quantity=5,
+        occurred_at_ms=now_ms - 60_000,
+        supply="po-1",
+    )
+    first = await shop.inventory.move(shop.merchant, movement, actor=ACTOR)
+    assert (first.row.on_hand, first.row.incoming) == (5, 0)
+    again = await shop.inventory.move(shop.merchant, movement, actor=ACTOR)
+    assert (again.replayed, again.row) == (True, first.row)
+    await shop.audit()
+
+
+async def test_supplies_are_said_once_under_a_key(shop: Shop) -> None:
+    first = await shop.expect("tea", "po-1", MONDAY, 5, key="k")
+    again = await shop.expect("tea", "po-1", MONDAY, 5, key="k")
+    assert (again.replayed, again.row) == (True, first.row)
+    with pytest.raises(IdempotencyKeyReused):
+        await shop.expect("tea", "po-1", MONDAY, 6, key="k")
+    moved = (await shop.expect("tea", "po-1", FRIDAY, 6)).row
+    assert moved.terms == Terms(supplies={"po-1": Supply(FRIDAY, 6)})
+    cancelled = await shop.cancel_supply("tea", "po-1", key="gone")
+    assert (await shop.cancel_supply("tea", "po-1", key="gone")).row == cancelled.row
+    assert cancelled.row.terms is None
+    with pytest.raises(SupplyNotFound):
+        await shop.cancel_supply("tea", "po-1")
+    for day, units in (("2026-02-30", 1), ("1999-12-31", 1), ("20261207", 1), (MONDAY, 0)):
+        with pytest.raises(InvalidCommand):
+            await shop.expect("tea", "po-1", day, units)
+    with pytest.raises(InvalidCommand):
+        await shop.reserve([("tea", 1)], by="soon")
+    with pytest.raises(InvalidCommand):
+        await shop.reserve([("tea", 1)], by=MONDAY, stock_only=True)
+    await shop.audit()
+
+
+async def test_a_row_expects_so_many_supplies_at_most(shop: Shop) -> None:
+    for number in range(50):
+        await shop.expect("tea", f"po-{number}", f"2026-12-{number % 28 + 1:02}", 1)
+    with pytest.raises(LimitExceeded):
+        await shop.expect("tea", "one more", MONDAY, 1)
+    await shop.expect("tea", "po-7", MONDAY, 2)
+    await shop.audit()
+
+
+async def test_a_retry_is_told_the_day_of_the_first_answer(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 5)
+    first = await shop.reserve([("tea", 2)], by=MONDAY, key="cart")
+    await shop.arrive("tea", "po-1", 5)
+    again = await shop.reserve([("tea", 2)], by=MONDAY, key="cart")
+    assert (again.replayed, again.reservation) == (True, first.reservation)
+    with pytest.raises(IdempotencyKeyReused):
+        await shop.reserve([("tea", 2)], by=FRIDAY, key="cart")
+    await shop.audit()
+
+
+async def test_what_was_promised_by_a_day_is_amended_by_that_day(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 5)
+    await shop.expect("tea", "po-2", FRIDAY, 5)
+    held = (await shop.reserve([("tea", 3)], by=MONDAY)).reservation
+    other = (await shop.reserve([("tea", 1)], by=MONDAY)).reservation
+
+    async def amend(quantity: int) -> Reservation:
+        result = await shop.inventory.amend(
+            shop.merchant, held.id, [Line("tea", quantity)], key=new_key(), actor=ACTOR
+        )
+        return result.reservation
+
+    with pytest.raises(InsufficientStock):
+        await amend(5)
+    assert (await amend(2)).promised == (Promised("tea", MONDAY, MONDAY),)
+    grown = await amend(4)
+    assert (grown.backordered, grown.promised) == (
+        (Line("tea", 4),),
+        (Promised("tea", MONDAY, MONDAY),),
+    )
+    page = await Supplies(shop.inventory).waiting(shop.merchant, LOCATION, "tea")
+    assert [one.reservation for one in page.items] == [other.id, held.id]
+    await shop.arrive("tea", "po-1", 5)
+    assert (await shop.row("tea")).backordered == 0
+    await shop.audit()
