@@ -175,6 +175,9 @@ async def backorders(shop: Shop) -> None:
     held = await asyncio.gather(*(shop.reserve(cart, buyer="ann") for _ in range(2)))
     short = await shop.reserve(cart, ttl_ms=1_000, buyer="bob")
     await shop.receive("late", 1)
+    await shop.inventory.amend(
+        shop.merchant, held[0].reservation.id, [Line("late", 3)], key=new_key(), actor=ACTOR
+    )
     await shop.release(held[0].reservation.id)
     await shop.commit(held[1].reservation.id, [("late", 0)])
     await shop.set_clock(short.reservation.expires_at_ms or 0)
