@@ -89,8 +89,22 @@ local function missing_more(missing, open, served)
   return more
 end
 
+-- Has the lines that are left alone count in a pool, or for the buyer.
+local function count_lines(extras, lines)
+  local pooled, capped, held = {}, {}, {}
+  for _, line in ipairs(lines) do held[line[1]] = true end
+  for _, sku in ipairs(extras.pooled or {}) do
+    if held[sku] then pooled[#pooled + 1] = sku end
+  end
+  for sku, window_ms in pairs(extras.capped or {}) do
+    if held[sku] then capped[sku] = window_ms end
+  end
+  extras.pooled = #pooled > 0 and pooled or nil
+  extras.capped = next(capped) and capped or nil
+end
+
 -- The extras with the decisions in them, and with what a retry of the reserve is to be told.
-local function decided_extras(reservation, decision, members)
+local function decided_extras(reservation, decision, members, lines)
   local extras, changed = reservation.extras, {}
   for name, value in pairs(extras) do changed[name] = value end
   changed.first = first_told(reservation)
@@ -106,6 +120,7 @@ local function decided_extras(reservation, decision, members)
       end
     end
     changed.stands_for = #kept > 0 and kept or nil
+    count_lines(changed, lines)
   end
   return changed
 end
@@ -153,7 +168,7 @@ local replies = each_command(function(first, last, id, merchant, actor, decided,
   end
   local changes = give_back(reservation, id, units, row_keys, pledge_keys)
   local missing = missing_more(body[BODY_MISSING], open, served)
-  local extras = decided_extras(reservation, decision, members)
+  local extras = decided_extras(reservation, decision, members, lines)
   remake_reservation(reservation, id, lines, missing, extras)
   record('decide', id, merchant, body[BODY_LOCATION], actor, '', changes,
     {decision, open, lines, missing, extras})

@@ -557,6 +557,9 @@ class Audit:
                 waiting = _waiting(fields)
                 extras = body[10] if len(body) > 10 else {}
                 for sku in extras.get("pooled", ()):
+                    if sku not in dict(body[6]):
+                        self._violated("HoldsSum", f"{the_id} has none of {sku} in its pool")
+                        continue
                     pools[body[0], body[1], sku][extras["channel"]] += dict(body[6])[sku]
                 for sku, quantity in body[6]:
                     wait = waiting.get(sku, _Wait(0, 0))

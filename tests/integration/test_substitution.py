@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from engine.kits import check_kit
-from engine.model import Line, ProposalDecision, Reservation, ReservationResult, ReservationState
+from engine.model import (
+    Line,
+    Pool,
+    ProposalDecision,
+    Reservation,
+    ReservationResult,
+    ReservationState,
+    Terms,
+)
 from engine.outcomes import (
     IdempotencyKeyReused,
     InsufficientStock,
@@ -317,6 +325,31 @@ async def test_what_is_declined_goes_back_and_is_missing(shop: Shop) -> None:
     assert (again.stands_for, again.proposed) == (found.stands_for, found.proposed)
     await shop.inventory.confirm(shop.merchant, found.id, actor=ACTOR)
     await shop.commit(found.id)
+    await shop.audit()
+
+
+async def test_what_is_declined_counts_in_no_pool_whatever_is_held_of_it_later(shop: Shop) -> None:
+    capped = Terms(channels={"online": Pool(cap=4)})
+    await shop.receive("mint", 9)
+    await shop.receive("spoon", 1)
+    await shop.set_terms("mint", capped)
+    found = await reserve(
+        shop,
+        wish("tea", 3, Alternative(sku="mint"), how=Substitution.APPROVE),
+        Line("spoon", 1),
+    )
+    await decide(shop, found, ProposalDecision.DECLINED)
+    await shop.audit()
+    await shop.set_terms("mint", Terms())
+    await shop.inventory.amend(
+        shop.merchant, found.id, [Line("mint", 2)], key=new_key(), actor=ACTOR
+    )
+    await shop.audit()
+    await shop.set_terms("mint", capped)
+    await shop.release(found.id)
+    row = await shop.row("mint")
+    assert row.terms is not None
+    assert row.terms.channels["online"].held == 0
     await shop.audit()
 
 
