@@ -119,17 +119,17 @@ class Amendment(NamedTuple):
         operation = self._operation(reservation)
         return reservation, self.merchant, self.actor, digest(*asked), operation
 
-
-def refused_field(field: str) -> HoldfastError | None:
-    """Return the refusal of a field that only the script can judge; None of others."""
-    match field:
-        case "lines":
-            return InvalidCommand(field, "would leave nothing: release the reservation instead")
-        case "buyer":
-            return InvalidCommand(field, "say who buys: a row of the cart has a cap a buyer")
-        case "stands_for":
-            return InvalidCommand(
-                "lines.sku",
-                "only stands for another: amend what was asked for, or reserve it on its own",
-            )
-    return None
+    def refused_field(self, field: str, sku: str = "") -> HoldfastError | None:
+        """Return the refusal of a field that only the script can judge; None of others."""
+        match field:
+            case "lines":
+                return InvalidCommand(field, "would leave nothing: release the reservation instead")
+            case "buyer":
+                return InvalidCommand(field, "say who buys: a row of the cart has a cap a buyer")
+            case "stands_for":
+                at = [line.sku for line in self.lines].index(sku)
+                return InvalidCommand(
+                    f"lines[{at}].sku",
+                    "only stands for another: amend what was asked for, or reserve it on its own",
+                )
+        return None

@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from engine import amendments, metrics, reservations
-from engine.amendments import Amendment, refused_field
+from engine.amendments import Amendment
 from engine.clock import ClockGuard
 from engine.definitions import Definitions, What
 from engine.dispatch import Command, Dispatcher
@@ -1104,8 +1104,10 @@ class Inventory:
         # Keys that are not of rows do no harm.
         self._sold_out.forget(command.keys[2:])
         self._note_at_part(held, keys)
-        if code is Outcome.INVALID and (refused := refused_field(reply[1])) is not None:
-            raise refused
+        if code is Outcome.INVALID:
+            refused = amendment.refused_field(*reply[1:])
+            if refused is not None:
+                raise refused
         result = _result(reservation, reply, key=amendment.key)
         self._lines_of.keep(result.reservation)
         return result

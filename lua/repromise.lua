@@ -23,7 +23,8 @@
 --          {'split', {{sku, units}, ...}}  as for `promise`
 --          {'limit_exceeded', 'lines', most_lines}
 --          {'invalid', field}             buyer: a row has a cap a buyer, and nobody is named;
---            stands_for: a SKU that only stands for others; lines: none would be left
+--            lines: none would be left
+--          {'invalid', 'stands_for', sku}  it is wanted, and only stands for another
 -- Ledger   as `amend`, with extras and waiting at the end of its detail
 -- What is asked for is served anew, as a reserve would serve it now, with the units that it has as
 -- free ones: so it is never refused what it has. Fewer units give back those first that nothing has
@@ -48,8 +49,8 @@ local function is_as_seen(reservation, ask, seen)
   return is_same_list(known, seen)
 end
 
--- The units of each row that serve what is wanted, and how many of them stand for it: those are
--- free for it. nil where a SKU is wanted that nobody asked for: it only stands for another.
+-- The units of each row that serve what is wanted: those are free for it. Or nil and the SKU that is
+-- wanted though nobody asked for it, as it only stands for another.
 local function units_freed(reservation, held, units)
   local freed, is_served, stand_ins = {}, {}, {}
   for sku in pairs(units) do freed[sku] = held[sku] or 0 end
@@ -62,7 +63,7 @@ local function units_freed(reservation, held, units)
     end
   end
   for sku in pairs(stand_ins) do
-    if freed[sku] == 0 and not is_served[sku] then return nil end
+    if freed[sku] == 0 and not is_served[sku] then return nil, sku end
   end
   for _, one in ipairs(stands_for(reservation) or {}) do
     local sku = one[STANDS_SKU]
@@ -284,8 +285,8 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if not units then return {'invalid', field} end
   if not is_as_seen(reservation, ask, seen) then return {'lines_changed'} end
   local held = units_held(reservation)
-  local freed = units_freed(reservation, held, units)
-  if not freed then return {'invalid', 'stands_for'} end
+  local freed, stand_in = units_freed(reservation, held, units)
+  if not freed then return {'invalid', 'stands_for', stand_in} end
   local lines = rows_of_command(first, reservation, id, ask, skus, held, freed)
   if not lines then return {'lines_changed'} end
 

@@ -197,7 +197,9 @@ async def test_what_was_asked_for_is_served_anew(shop: Shop) -> None:
     )
     with pytest.raises(InvalidCommand, match="only stands for another") as refusal:
         await amend(shop, held, Line("twelve", 1))
-    assert refusal.value.field == "lines.sku"
+    assert refusal.value.field == "lines[0].sku"
+    with pytest.raises(InvalidCommand, match="more than 1000 units"):
+        await amend(shop, held, Line("six", 1_001))
     assert (await refused(shop, held, Line("six", 6)))[0].available == 4, "one 12-pack is its own"
     more = await amend(shop, held, msgspec.structs.replace(wish, quantity=6))
     assert units(more) == {"six": 2, "tea": 1, "twelve": 2}
@@ -265,6 +267,37 @@ async def test_a_kit_is_amended_by_what_it_was_held_by(shop: Shop) -> None:
     assert units(await amend(shop, held, Line("box", 1))) == {"mug": 4, "card": 1}
     plain = await reserve(shop, Line("tea", 1))
     assert (await refused(shop, plain, Line("box", 1)))[0].sku == "box"
+    await shop.audit()
+
+
+async def test_what_was_asked_for_is_amended_on_the_terms_of_the_rows(shop: Shop) -> None:
+    await shop.receive("mug", 3)
+    await shop.receive("tea", 20)
+    await say_kit(shop, "box", mug=1, tea=2)
+    pools = {"store": Pool(cap=9)}
+    await shop.set_terms(
+        "mug", Terms(backorder_limit=5, channels=pools, buyer_cap=BuyerCap(8, HOUR_MS))
+    )
+    held = await reserve(shop, Line("box", 2), Line("mug", 3), channel="store", buyer="ann")
+    assert (units(held), held.backordered) == ({"mug": 5, "tea": 4}, (Line("mug", 2),))
+    for line, mugs, waiting in (
+        (Line("box", 1), 4, 1),
+        (Line("mug", 1), 2, 0),
+        (Line("box", 6), 7, 4),
+        (Line("mug", 2), 8, 5),
+        (Line("mug", 0), 6, 3),
+    ):
+        found = await amend(shop, held, line)
+        assert units(found)["mug"] == mugs
+        assert found.backordered == ((Line("mug", waiting),) if waiting else ())
+        terms = (await shop.row("mug")).terms
+        assert terms is not None
+        assert terms.channels["store"].held == mugs
+        await shop.audit()
+    (short,) = await refused(shop, held, Line("box", 9))
+    assert (short.requested, short.available) == (9, 8)
+    await shop.receive("mug", 5)
+    await shop.commit(held.id)
     await shop.audit()
 
 
