@@ -149,14 +149,14 @@ def _on_shelf_for(row: Row, channel: str) -> int:
 
     What a buyer with a cap had before is not known here: the reserve counts that.
     """
-    available, terms = row.available, row.terms
-    if terms is None or not available:
-        return available
-    shelf = available
+    shelf, terms = row.available, row.terms
+    if terms is None:
+        return shelf
     if terms.channels:
         unmet = {name: max(0, x.minimum - x.held) for name, x in terms.channels.items()}
-        own = unmet.pop(channel, 0)
-        shelf = max(0, available - sum(unmet.values()), min(own, available))
+        dated = sum(units for units, _ in terms.waits.values())
+        own = min(unmet.pop(channel, 0), max(0, row.unreserved - dated))
+        shelf = max(0, shelf - sum(unmet.values()), own)
         pool = terms.channels.get(channel)
         if pool is not None and pool.cap is not None:
             shelf = min(shelf, max(0, pool.cap - pool.held))

@@ -648,29 +648,31 @@ class Inventory:
         )
 
     async def fill(self, merchant: str, location: str, sku: str) -> int:
-        """Give what is free on a row's shelf to those who wait for it, in order of promise.
+        """Give what is free on a row's shelf to those who wait for it, in the order of their turns.
 
+        What the pools of other channels are guaranteed is passed by, except by who has a day.
         Returns how many reservations got units, some of them perhaps not all. Safe to repeat.
         """
         keys = self._keys_of(merchant, location)
         row, queue = keys.stock(merchant, location, sku), keys.waiting(merchant, location, sku)
-        filled = 0
+        filled = passed = 0
         for _ in range(MAX_FILL_ROUNDS):
             found = await self._dispatch.read(
-                "ZRANGEBYSCORE", queue, "-inf", "+inf", "LIMIT", 0, MAX_FILLED
+                "ZRANGEBYSCORE", queue, "-inf", "+inf", "LIMIT", passed, MAX_FILLED
             )
             if not found:
                 break
             ids = [the_id.decode() for the_id in found]
             command = Command(
                 (row, queue, *[keys.reservation(the_id) for the_id in ids]),
-                (merchant, location, "backorders", sku, ids),
+                (merchant, location, "backorders", sku, ids, passed),
                 merchant,
             )
             reply = await self._dispatch.run("fill", keys.partition, command)
             if Outcome(reply[0]) is not Outcome.OK:
                 raise refusal(reply)
             filled += reply[1]
+            passed += reply[5]
             if not reply[4]:
                 break
         return filled

@@ -372,11 +372,13 @@ class Audit:
                 promise.waiting[sku] = wait._replace(units=left)
             if wait.units != units + left:
                 self._violated("HoldsSum", f"{where}: {wait} waited for, {detail}")
+            may_pass = _is_kept_for_pools(lines[0], units)
             earlier = [
                 other_id
                 for other_id, other in partition.promises.items()
                 if (other.merchant, other.location) == (merchant, location)
                 and other.waiting.get(sku, wait).turn < wait.turn
+                and (other.waiting[sku].dated or not may_pass)
             ]
             if earlier:
                 self._violated("Fold", f"{where}: it is the turn of {earlier} before it")
@@ -840,6 +842,21 @@ class _Wait(NamedTuple):
         year, month, day = [int(part) for part in self.day.split("-")]
         halves = (((year - 2000) * 16 + month) * 32 + day) * 2 + (0 if self.dated else 1)
         return halves * 2**36 + self.place
+
+
+def _is_kept_for_pools(line: list[Any], filled: int) -> bool:
+    """Say whether there was no more on the shelf before a fill than pools may be guaranteed of it.
+
+    Then it may have been left for them by those who wait and have no day.
+    """
+    _, _, levels, _, *rest = line
+    terms: dict[str, Any] = rest[0] if rest and rest[0] else {}
+    on_hand, reserved, safety_stock, *_ = levels
+    buffer = levels[5] if len(levels) > 5 else 0
+    free: int = on_hand - reserved - safety_stock - buffer + filled
+    pools = terms.get("channels", {}).values()
+    unmet: int = sum([max(0, pool.get("minimum", 0) - pool["held"]) for pool in pools])
+    return free <= unmet
 
 
 def _first_wait(units: int, place: int, sku: str, extras: dict[str, Any]) -> _Wait:

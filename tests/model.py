@@ -68,12 +68,22 @@ class Shelf:
 
     def shelf_for(self, channel: str) -> int:
         """Units on the shelf that a channel may be promised, its cap aside."""
-        unmet = {
+        unmet = self._unmet()
+        own = unmet.pop(channel, 0)
+        return max(0, self.available - sum(unmet.values()), min(own, self.free))
+
+    def free_for(self, channel: str) -> int:
+        """Units on the shelf for one who waits and counts in this pool, or in none ("")."""
+        unmet = self._unmet()
+        unmet.pop(channel, None)
+        return max(0, self.free - sum(unmet.values()))
+
+    def _unmet(self) -> dict[str, int]:
+        """Units of its minimum that each pool does not hold yet."""
+        return {
             name: max(0, minimum - self.held.get(name, 0))
             for name, (_, minimum) in self.deal.pools.items()
         }
-        own = unmet.pop(channel, 0)
-        return max(0, self.available - sum(unmet.values()), min(own, self.available))
 
     @property
     def free(self) -> int:
@@ -295,7 +305,7 @@ class Shop:
         return self._remember(scope, request, {"code": "ok", "at": self.now_ms} | shelf.facts())
 
     def fill(self, location: str, sku: str) -> None:
-        """Give what is free to those who wait, in order of promise."""
+        """Give what is free to those who wait, in order of promise; minimums of others stay."""
         waiting = [
             promise
             for promise in self.promises.values()
@@ -304,9 +314,10 @@ class Shop:
         for promise in sorted(waiting, key=lambda one: one.places[sku]):
             shelf = self.shelf(location, sku)
             if sku in promise.waiting:
-                units = min(shelf.free, promise.waiting[sku])
+                pool = promise.channel if sku in promise.pooled else ""
+                units = min(shelf.free_for(pool), promise.waiting[sku])
                 if units == 0:
-                    return
+                    continue
                 promise.waiting[sku] -= units
                 if not promise.waiting[sku]:
                     del promise.waiting[sku]

@@ -113,6 +113,17 @@ local function is_pooled(extras, sku)
   return false
 end
 
+-- Units that the pools of a row are guaranteed and do not hold yet: of all channels but this one, and
+-- of this one.
+local function unmet_minimums(terms, channel)
+  local of_others, own = 0, 0
+  for name, pool in pairs(terms.channels or {}) do
+    local unmet = math.max(0, (pool.minimum or 0) - pool.held)
+    if name == channel then own = unmet else of_others = of_others + unmet end
+  end
+  return of_others, own
+end
+
 -- Has units of a row count in a channel's pool, or no longer. A pool that was ended stays as long
 -- as it counts anything.
 local function count_in_pool(row, channel, units)

@@ -3,24 +3,24 @@
 
 -- Units on the shelf that a channel may be promised: what the others' pools are guaranteed and do
 -- not hold yet is left for them. Where the shelf has fewer than all guarantees together, those who
--- have one are served as they come.
+-- have one are served as they come; only what was promised by a day goes before. The second is how
+-- many of the units there are left for others.
 local function shelf_of_channel(row, channel)
-  local shelf, left_for_others, own = available(row), 0, 0
-  for name, pool in pairs(row.terms.channels) do
-    local unmet = math.max(0, (pool.minimum or 0) - pool.held)
-    if name == channel then own = unmet else left_for_others = left_for_others + unmet end
-  end
-  return math.max(0, shelf - left_for_others, math.min(own, shelf))
+  local of_others, own = unmet_minimums(row.terms, channel)
+  local there = math.max(0, unreserved(row))
+  own = math.min(own, math.max(0, there - dated_waits(row.terms)))
+  return math.max(0, available(row) - of_others, own), math.min(of_others, there)
 end
 
 -- Units that an asker may be promised before they come, and of a row with supplies how many by which
 -- days. Who names a day gets what will have come by then. Who names none is promised such units only
--- of a row that takes backorders, and there beyond what is expected, too.
-local function room_to_come(row, ask)
+-- of a row that takes backorders, and there beyond what is expected, too. `taken` units of the shelf
+-- are not there for it.
+local function room_to_come(row, ask, taken)
   local terms = row.terms
   local days, most, limit = {}, 0, terms.backorder_limit or 0
   if ask.by == nil and limit == 0 then return 0, days end
-  if terms.supplies then days = promisable(row) end
+  if terms.supplies then days = promisable(row, taken) end
   for _, one in ipairs(days) do
     if ask.by == nil or one[1] <= ask.by then most = one[2] end
   end
@@ -39,14 +39,16 @@ local function room_of(row, ask, count_key)
   local room = {shelf = available(row), limited_by = 'stock'}
   local terms = row.terms
   local own = terms and terms.channels and terms.channels[ask.channel]
+  local taken = room.shelf
   if terms and terms.channels then
-    local shelf = shelf_of_channel(row, ask.channel)
-    if shelf < room.shelf then room.shelf, room.limited_by = shelf, 'channel' end
+    local shelf, left = shelf_of_channel(row, ask.channel)
+    if shelf < room.shelf then room.limited_by = 'channel' end
+    room.shelf, taken = shelf, math.max(taken, shelf, left)
   end
   room.most = room.shelf
   if terms and ask.promise ~= 'stock' then
     local to_come
-    to_come, room.days = room_to_come(row, ask)
+    to_come, room.days = room_to_come(row, ask, taken)
     room.most = room.most + to_come
   end
   if own and own.cap and own.cap - own.held < room.most then

@@ -43,11 +43,18 @@ local function days_of(terms)
   return days
 end
 
--- Units that may be promised beyond those available, by each day on which supplies come:
+-- Units that wait and were promised by a day.
+local function dated_waits(terms)
+  local units = 0
+  for _, waits in pairs(terms.waits or {}) do units = units + waits[1] end
+  return units
+end
+
+-- Units that may be promised beyond `taken` ones of the shelf, by each day on which supplies come:
 -- {{day, units}, ...}, in order. What is promised by a day must leave enough on every later one for
 -- those who wait already: cumulative available-to-promise with look-ahead. engine/outlook.py is the
 -- twin.
-local function promisable(row)
+local function promisable(row, taken)
   local terms = row.terms
   local by_day, waits = coming(terms), terms.waits or {}
   local days, free = days_of(terms), {}
@@ -62,7 +69,7 @@ local function promisable(row)
   for i = #days, 1, -1 do
     least = math.min(least, free[i])
     if by_day[days[i]] then
-      table.insert(found, 1, {days[i], math.max(0, least - available(row))})
+      table.insert(found, 1, {days[i], math.max(0, least - taken)})
     end
   end
   return found

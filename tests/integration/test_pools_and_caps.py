@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from engine.limits import MAX_FILLED
 from engine.model import BuyerCap, Line, MovementType, Pool, Reservation, Terms
 from engine.outcomes import BuyerCapExceeded, InsufficientStock, InvalidCommand, ShortLine
-from tests.shop import Shop
+from tests.shop import LOCATION, Shop
 
 HOUR_MS = 3_600_000
 
@@ -32,6 +33,11 @@ async def refused(shop: Shop, quantity: int, **options: Any) -> ShortLine:
         (line,) = refusal.lines
         return line
     raise AssertionError("it was not refused")
+
+
+async def now(shop: Shop, reservation: Reservation) -> Reservation:
+    """Return what has become of a reservation."""
+    return await shop.inventory.reservation(shop.merchant, reservation.id)
 
 
 # Pools
@@ -78,6 +84,37 @@ async def test_a_till_sells_what_is_there_whatever_the_pools_say(shop: Shop) -> 
     await shop.move(MovementType.SALE, "tea", 5)
     assert (await shop.row("tea")).on_hand == 0
     assert (await refused(shop, 1)).limited_by == "stock"
+    await shop.audit()
+
+
+async def test_a_minimum_stays_for_its_channel_while_another_waits(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.set_terms("tea", Terms(backorder_limit=200, channels={"store": Pool(minimum=2)}))
+    many = [await buy(shop, 1) for _ in range(MAX_FILLED + 1)]
+    assert all(one.backordered == (Line("tea", 1),) for one in many)
+    await shop.inventory.fill(shop.merchant, LOCATION, "tea")
+    mine = await buy(shop, 2, channel="store")
+    assert not mine.backordered
+    last = await buy(shop, 1, channel="store")
+    assert last.backordered
+    await shop.release(mine.id)
+    # One is the store's still. Who waits in its pool gets it, behind more others than a fill reads.
+    await shop.inventory.fill(shop.merchant, LOCATION, "tea")
+    assert not (await now(shop, last)).backordered
+    row = await shop.row("tea")
+    assert (row.on_hand, row.reserved, row.backordered) == (2, 2, len(many) - 1)
+    await shop.receive("tea", 3)
+    waiting = [bool((await now(shop, one)).backordered) for one in many[:4]]
+    assert waiting == [False, False, False, True]
+    await shop.audit()
+
+
+async def test_a_promise_by_a_day_goes_before_a_minimum(shop: Shop) -> None:
+    await shop.set_terms("tea", Terms(channels={"store": Pool(minimum=2)}))
+    await shop.expect("tea", "po-1", "2027-01-05", 3)
+    mine = await buy(shop, 3, by="2027-01-05")
+    await shop.arrive("tea", "po-1", 3)
+    assert not (await now(shop, mine)).backordered
     await shop.audit()
 
 
