@@ -113,11 +113,12 @@ UndecodedMovement = Annotated[
 Day = Annotated[
     str,
     Meta(
-        pattern=r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$",
         description="A day as YYYY-MM-DD, from 2000 to 2099.",
         examples=["2026-12-10"],
+        extra_json_schema={"pattern": r"^20[0-9]{2}-[01][0-9]-[0-3][0-9]$"},
     ),
 ]
+"""The engine says what is wrong with another text: msgspec would tell the pattern."""
 
 FIRST_OCCURRED_AT: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -290,19 +290,19 @@ async def test_a_row_says_what_can_be_promised_by_which_day(shelf: Shelf) -> Non
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "remedy"),
     [
-        {"expected_on": "2026-02-30", "quantity": 1},
-        {"expected_on": "7 December", "quantity": 1},
-        {"expected_on": "2026-12-07", "quantity": 0},
-        {"quantity": 1},
+        ({"expected_on": "2026-02-30", "quantity": 1}, "must be a day as YYYY-MM-DD"),
+        ({"expected_on": "7 December", "quantity": 1}, "must be a day as YYYY-MM-DD"),
+        ({"expected_on": "2026-12-07", "quantity": 0}, ">= 1"),
+        ({"quantity": 1}, "expected_on"),
     ],
 )
 async def test_a_supply_that_is_not_of_its_form_is_refused(
-    shelf: Shelf, body: dict[str, Any]
+    shelf: Shelf, body: dict[str, Any], remedy: str
 ) -> None:
     answer = await shelf.client.put(
         f"{shelf.path}/stock/tea/supplies/po-1", json=body, headers=shelf.key()
     )
-    assert_problem(answer, 400, "invalid_request")
+    assert remedy in assert_problem(answer, 400, "invalid_request")["detail"]
     assert (await shelf.client.get(f"{shelf.path}/stock/tea")).status_code == 404
