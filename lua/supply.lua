@@ -50,7 +50,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   local row = row_at(KEYS[first])
   local before = supply_of(row, ref)
   if quantity == 0 and not before then return {'supply_not_found'} end
-  if row.is_spread then return {'invalid', 'split'} end
+  if row.spread.is_any then return {'invalid', 'split'} end
   if quantity > 0 then
     local field, most = limit_passed(row, ref, day, most_supplies, most_days)
     if field then return {'limit_exceeded', field, most} end

@@ -327,6 +327,8 @@ async def test_what_cannot_be_split_is_refused(hot: Shop) -> None:
         await hot.inventory.splits.change((hot.merchant, LOCATION, "none"), 2, actor=ACTOR)
     with pytest.raises(InvalidCommand, match="the row is split"):
         await give_terms(hot, "tea")
+    with pytest.raises(InvalidCommand, match="the row is split"):
+        await hot.expect("tea", "po-1", "2026-12-10", 5)
     await hot.receive("mug", 5)
     await give_terms(hot, "mug")
     with pytest.raises(InvalidCommand, match="the row has terms"):
