@@ -19,7 +19,7 @@ from msgspec import UNSET, UnsetType
 from engine.keys import is_move_id
 from engine.ledger import Levels, Operation, OperationKind, RowChange, row_after
 from engine.model import ProposalDecision, ReservationState, StandsFor, time_text
-from engine.outlook import Wait
+from engine.outlook import LATER, Wait
 
 SPEC_VERSION: Final = "1.0"
 """Of CloudEvents."""
@@ -44,6 +44,8 @@ class EventType(StrEnum):
     RESERVATION_RELEASED = "reservation.released"
     RESERVATION_EXPIRED = "reservation.expired"
     BACKORDER_FILLED = "backorder.filled"
+    PROMISE_SLIPPED = "promise.slipped"
+    PROMISE_RESTORED = "promise.restored"
     ORDER_HELD = "order.held"
     ORDER_CONFIRMED = "order.confirmed"
     ORDER_CHANGED = "order.changed"
@@ -164,6 +166,22 @@ class BackorderData(msgspec.Struct, frozen=True, kw_only=True):
     sku: str
     units: int
     left: int
+    as_of: str
+
+
+class PromiseData(msgspec.Struct, frozen=True, kw_only=True):
+    """When `units` of a SKU are expected that a `reservation` was promised by a day.
+
+    `expected_on` is None where nothing is expected that would reach them.
+    """
+
+    merchant: str
+    location: str
+    reservation: str
+    sku: str
+    units: int
+    promised_by: str
+    expected_on: str | None
     as_of: str
 
 
@@ -361,6 +379,22 @@ class BackorderFilled(Event, frozen=True, kw_only=True, tag="backorder.filled"):
     data: BackorderData
 
 
+class PromiseSlipped(Event, frozen=True, kw_only=True, tag="promise.slipped"):
+    """The day that units were promised by cannot be kept, or they are expected otherwise since."""
+
+    type_name = EventType.PROMISE_SLIPPED
+
+    data: PromiseData
+
+
+class PromiseRestored(Event, frozen=True, kw_only=True, tag="promise.restored"):
+    """The day that units were promised by can be kept again."""
+
+    type_name = EventType.PROMISE_RESTORED
+
+    data: PromiseData
+
+
 class OrderEvent(Event, frozen=True, kw_only=True):
     """The base of the events about an order."""
 
@@ -468,6 +502,8 @@ AnyEvent = (
     | ReservationReleased
     | ReservationExpired
     | BackorderFilled
+    | PromiseSlipped
+    | PromiseRestored
     | OrderHeld
     | OrderConfirmed
     | OrderChanged
@@ -603,7 +639,7 @@ def _about_reservation(operation: Operation) -> list[type[Any]]:
 
 def _about_location(
     operation: Operation, time: str
-) -> tuple[type[Any], str, BackorderData | ShortfallData | LocationData] | None:
+) -> tuple[type[Any], str, BackorderData | PromiseData | ShortfallData | LocationData] | None:
     """Return the class, subject and data of what else is told of a location.
 
     A location that holds back more units, and is what it was, has only the events of its rows.
@@ -632,6 +668,19 @@ def _about_location(
             **place, reservation=operation.id, sku=sku, units=units, left=left, as_of=time
         )
         return BackorderFilled, operation.id, filled
+    if operation.kind is OperationKind.SLIP:
+        sku, units, promised_by, expected_on = operation.detail
+        promise = PromiseData(
+            **place,
+            reservation=operation.id,
+            sku=sku,
+            units=units,
+            promised_by=promised_by,
+            expected_on=None if expected_on == LATER else expected_on,
+            as_of=time,
+        )
+        is_kept = expected_on == promised_by
+        return (PromiseRestored if is_kept else PromiseSlipped), operation.id, promise
     if operation.kind is OperationKind.OFFLINE:
         state, since_ms, _, before = operation.detail
         if state != before:

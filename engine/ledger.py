@@ -31,6 +31,7 @@ class OperationKind(StrEnum):
     DECIDE = "decide"
     EXPIRE = "expire"
     FILL = "fill"
+    SLIP = "slip"
     MOVE = "move"
     FEED = "feed"
     ORDER = "order"

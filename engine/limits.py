@@ -140,6 +140,12 @@ MAX_FILLED: Final = 64
 MAX_FILL_ROUNDS: Final = 100
 """Commands that one who books units makes to fill backorders; the background process goes on."""
 
+MAX_REVIEWED: Final = 128
+"""Reservations whose days one command looks through."""
+
+MAX_LATE_TOLD: Final = 100
+"""Promises whose day cannot be kept that one answer names; it counts the others."""
+
 MAX_SUPPLIES: Final = 50
 """Supplies that a row expects at once. Each operation on it tells of all, at some 30 bytes."""
 

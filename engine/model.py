@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from engine.outlook import Promisable, Supply, beyond_supplies, promisable
+from engine.outlook import Promisable, Supply, beyond_supplies, is_at_risk, promisable
 
 Item = TypeVar("Item")
 
@@ -108,6 +108,15 @@ class Row(msgspec.Struct, frozen=True):
         if self.terms is None:
             return ()
         return promisable(self._free, self.backordered, self.terms.supplies, self.terms.waits)
+
+    @property
+    def is_at_risk(self) -> bool:
+        """True where a day that units were promised by cannot be kept, or could not until now."""
+        terms = self.terms
+        if terms is None or not terms.waits:
+            return False
+        late = is_at_risk(self._free, self.backordered, terms.supplies, terms.waits)
+        return late or terms.late > 0
 
     @property
     def backorder_available(self) -> int:

@@ -10,7 +10,7 @@ time (earliest due date, Jackson 1955). `lua/lib/supplies.lua` is the twin of wh
 A day is text, YYYY-MM-DD: it is compared with other days only, never with a clock.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -95,6 +95,23 @@ def promisable(
 def beyond_supplies(unreserved: int, backordered: int, incoming: int) -> int:
     """Return the units that were promised beyond the shelf and all that is to come."""
     return max(0, backordered - max(0, incoming + min(0, unreserved)))
+
+
+def is_at_risk(
+    unreserved: int,
+    backordered: int,
+    supplies: Mapping[str, Supply],
+    waits: Mapping[str, Sequence[int]],
+) -> bool:
+    """Tell whether a day that somebody was promised cannot be kept; as `promisable` takes it."""
+    due = backordered - sum(map(sum, waits.values()))
+    for day in sorted(waits):
+        dated, undated = waits[day]
+        come = unreserved + sum(x.quantity for x in supplies.values() if x.expected_on <= day)
+        if dated and due + dated > come:
+            return True
+        due += dated + undated
+    return False
 
 
 def waits_of(waiting: Iterable[Wait]) -> dict[str, Any]:

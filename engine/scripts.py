@@ -19,6 +19,7 @@ VERBS: Final = (
     "decide",
     "expire",
     "fill",
+    "slip",
     "move",
     "feed",
     "order",

@@ -4,7 +4,8 @@ Promises are refused where they do not fit, but facts are not: a till sells what
 count finds what is there. The keeper reads the ledger, puts each shortfall on record with the
 reservations that it endangers, and closes it once a receipt, a count, a release, an expiry or a
 short pick has resolved it. It never changes a promise unless the merchant's policy says so. As it
-reads every change of a row, it also has the backorders filled that became possible to fill.
+reads every change of a row, it also has the backorders filled that became possible to fill, and the
+promises put on record whose day cannot be kept any more.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from engine.outcomes import Outcome, ReservationEnded
 from engine.policies import OnShortfall, Policies
 from engine.refusals import refusal
 from engine.rounds import in_rounds
+from engine.supplies import Reviewable, Supplies
 
 READER: Final = "shortfalls"
 """Its name among the readers of the ledger: what it has not read is not trimmed."""
@@ -247,12 +249,14 @@ class ShortfallKeeper:
         if not entries:
             return 0, 0
         changes: dict[Place, _Change] = {}
-        fillable = Fillable()
+        fillable, reviewable = Fillable(), Reviewable()
         for entry in entries:
             for operation in entry.operations:
                 _note(operation, known, changes)
                 fillable.note(operation)
+                reviewable.note(operation)
         recorded = await fillable.fill(self._inventory)
+        recorded += await reviewable.review(Supplies(self._inventory))
         for place, change in changes.items():
             recorded += await self._settle(keys, place, change, known.get(place, 0))
         await self._store.read([("HSET", keys.readers, READER, reader_place(entries[-1]))])

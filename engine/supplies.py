@@ -8,18 +8,34 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
+import structlog
 
 from engine.dispatch import Command
 from engine.inventory import Inventory, replied_row
 from engine.keys import PartitionKeys, digest, location_member
-from engine.limits import DEFAULT_PAGE, MAX_SUPPLIES, MAX_SUPPLY_DAYS
-from engine.model import Configured, Page, ReservationState, Row
-from engine.outcomes import InvalidCommand, Outcome, StoreFault
-from engine.outlook import Supply
+from engine.ledger import Operation, row_after
+from engine.limits import (
+    DEFAULT_PAGE,
+    MAX_LATE_TOLD,
+    MAX_REVIEWED,
+    MAX_SUPPLIES,
+    MAX_SUPPLY_DAYS,
+)
+from engine.model import Page, ReservationState, Row
+from engine.outcomes import HoldfastError, InvalidCommand, Outcome, StoreFault
+from engine.outlook import LATER, Supply
 from engine.refusals import refusal
 from engine.reservations import FIELDS, from_hash
 from engine.store import pairs
 from engine.validation import check_day, check_id, check_key, check_page, check_quantity
+
+MAX_REVIEWS: Final = 8
+"""How often a queue is looked through anew since its row changed meanwhile."""
+
+Place = tuple[str, str, str]
+"""(merchant, location, SKU)."""
+
+log = structlog.get_logger()
 
 _FIRST_SETTING: Final = 8
 """Where a reply of `lua/supply.lua` has the settings of the row."""
@@ -42,6 +58,60 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     turn: int
 
 
+class Late(msgspec.Struct, frozen=True, kw_only=True):
+    """`units` of a reservation that were promised by a day which cannot be kept.
+
+    `expected_on` is None where nothing is expected that would reach them.
+    """
+
+    reservation: str
+    order_ref: str
+    units: int
+    promised_by: str
+    expected_on: str | None
+
+
+class Reviewed(msgspec.Struct, frozen=True):
+    """The first of those whose day cannot be kept, how many there are, and how many were told."""
+
+    late: tuple[Late, ...] = ()
+    count: int = 0
+    told: int = 0
+
+
+class SupplyChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """A row just after its supplies changed, and whose day cannot be kept now."""
+
+    row: Row
+    at_ms: int
+    sequence: int
+    replayed: bool
+    reviewed: Reviewed
+
+
+class Reviewable:
+    """The rows of a stretch of the ledger that promised days which may not be kept."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self._places: dict[Place, None] = {}
+
+    def note(self, operation: Operation) -> None:
+        """Take note of what an operation left a row with."""
+        for change in operation.rows:
+            place = (operation.merchant, operation.location, change.sku)
+            self._places.pop(place, None)
+            if change.terms and row_after(*place[:2], change).is_at_risk:
+                self._places[place] = None
+
+    async def review(self, supplies: "Supplies") -> int:
+        """Put on record what changed; return how often. Raises what `Supplies.review` does."""
+        told = 0
+        for place in self._places:
+            told += (await supplies.review(*place)).told
+        return told
+
+
 class Supplies:
     """The supplies of all merchants over one store."""
 
@@ -60,7 +130,7 @@ class Supplies:
         *,
         key: str,
         actor: str,
-    ) -> Configured:
+    ) -> SupplyChanged:
         """Say how many units are still to come with a supply, and on which day, once under `key`.
 
         The row is made where there is none. Raises LimitExceeded, IdempotencyKeyReused,
@@ -75,7 +145,7 @@ class Supplies:
 
     async def cancel(
         self, merchant: str, location: str, sku: str, supply: str, *, key: str, actor: str
-    ) -> Configured:
+    ) -> SupplyChanged:
         """Say that nothing more comes with a supply, once under `key`.
 
         Raises SupplyNotFound, IdempotencyKeyReused, InvalidCommand.
@@ -91,7 +161,7 @@ class Supplies:
         expected: Supply,
         key: str,
         actor: str,
-    ) -> Configured:
+    ) -> SupplyChanged:
         keys = self._inventory.keys_of(merchant, location)
         check_id("sku", sku)
         check_id("supply", supply)
@@ -128,12 +198,83 @@ class Supplies:
             raise InvalidCommand("supply", "the row is split: put it together first (parts 1)")
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, supply=supply)
-        return Configured(
-            row=replied_row(merchant, location, sku, reply, settings_at=_FIRST_SETTING),
+        row = replied_row(merchant, location, sku, reply, settings_at=_FIRST_SETTING)
+        return SupplyChanged(
+            row=row,
             at_ms=reply[1],
             sequence=reply[2],
             replayed=code is Outcome.REPLAYED,
+            reviewed=await self._review_soon(row),
         )
+
+    async def review(self, merchant: str, location: str, sku: str) -> Reviewed:
+        """Put on record whose day cannot be kept, or can be again, and return whose it is.
+
+        Safe to repeat. What a row that never rests keeps from being looked through is left to the
+        next call: each change of such a row leads to one (see `engine.shortfalls`).
+        """
+        keys = self._inventory.keys_of(merchant, location)
+        row_key = keys.stock(merchant, location, sku)
+        told = 0
+        for _ in range(MAX_REVIEWS):
+            version = await self._dispatch.read("HGET", row_key, "version")
+            if version is None:
+                break
+            place = (merchant, location, sku)
+            reviewed, is_whole = await self._look_through(keys, place, int(version))
+            told += reviewed.told
+            if is_whole:
+                return msgspec.structs.replace(reviewed, told=told)
+        return Reviewed(told=told)
+
+    async def _look_through(
+        self, keys: PartitionKeys, place: Place, version: int
+    ) -> tuple[Reviewed, bool]:
+        """Go through a row's queue; False where the row changed meanwhile."""
+        queue, row_key = keys.waiting(*place), keys.stock(*place)
+        late: list[Late] = []
+        count = told = before = offset = 0
+        while True:
+            last = offset + MAX_REVIEWED - 1
+            found = await self._dispatch.read("ZRANGE", queue, offset, last)
+            ids = [the_id.decode() for the_id in found]
+            if not ids:
+                break
+            command = Command(
+                (row_key, *[keys.reservation(the_id) for the_id in ids]),
+                (*place[:2], "supplies", place[2], version, before, ids),
+                place[0],
+            )
+            reply = await self._dispatch.run("slip", keys.partition, command)
+            if Outcome(reply[0]) is Outcome.VERSION_CONFLICT:
+                return Reviewed(told=told), False
+            if Outcome(reply[0]) is not Outcome.OK:
+                raise refusal(reply)
+            _, version, before, told_here, late_here = reply
+            told, count, offset = told + told_here, count + len(late_here), offset + len(ids)
+            for the_id, order_ref, units, promised_by, expected in late_here:
+                if len(late) < MAX_LATE_TOLD:
+                    late.append(
+                        Late(
+                            reservation=the_id,
+                            order_ref=order_ref,
+                            units=units,
+                            promised_by=promised_by,
+                            expected_on=None if expected == LATER else expected,
+                        )
+                    )
+        return Reviewed(tuple(late), count, told), True
+
+    async def _review_soon(self, row: Row) -> Reviewed:
+        """Review, as part of a call that has had its own effect already and must say so."""
+        if row.terms is None or not row.terms.waits:
+            return Reviewed()
+        try:
+            return await self.review(row.merchant, row.location, row.sku)
+        except HoldfastError as error:
+            # The background process does it.
+            log.warning("promises wait to be reviewed", sku=row.sku, error=str(error))
+            return Reviewed()
 
     async def waiting(
         self,

@@ -13,6 +13,7 @@ from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange, row_after
 from engine.model import ProposalDecision, ReservationState, time_text
 from engine.order_records import OrderState, PartState, Plan
+from engine.outlook import LATER
 from gateway.wire import MissingLine, Terms, Time, Version, terms
 
 
@@ -405,6 +406,12 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     ),
     OperationKind.TERMS: lambda detail: Details(
         terms=terms(msgspec.convert(detail[0] or {}, model.Terms))
+    ),
+    OperationKind.SLIP: lambda detail: Details(
+        sku=detail[0],
+        units=detail[1],
+        promised=[PromisedLine(detail[0], detail[2])],
+        expected_on=UNSET if detail[3] == LATER else detail[3],
     ),
     OperationKind.SUPPLY: lambda detail: Details(
         supply=detail[0], expected_on=detail[1] or UNSET, quantity=detail[2]

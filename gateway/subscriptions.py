@@ -25,6 +25,7 @@ from engine.events import (
     EventType,
     LocationData,
     OrderData,
+    PromiseData,
     ReservationData,
     ShortfallData,
     StockData,
@@ -145,7 +146,7 @@ def places_of(event: AnyEvent) -> Iterable[str]:
 def skus_of(event: AnyEvent) -> Iterable[str]:
     """Return the SKUs that an event is about, as far as it says."""
     data = event.data
-    if isinstance(data, StockData | BackorderData | ShortfallData):
+    if isinstance(data, StockData | BackorderData | PromiseData | ShortfallData):
         return (data.sku,)
     if isinstance(data, LocationData):
         return ()

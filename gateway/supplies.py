@@ -6,9 +6,9 @@ from collections.abc import Awaitable
 import msgspec
 
 from engine import outlook
-from engine.model import Configured, ReservationState
+from engine.model import ReservationState
 from engine.outcomes import RowNotFound
-from engine.supplies import Supplies, Waiting
+from engine.supplies import Supplies, SupplyChanged, Waiting
 from gateway import wire
 from gateway.calls import Answer, Call, answer_once
 from gateway.conditions import etag
@@ -32,10 +32,28 @@ class SupplyList(msgspec.Struct, frozen=True):
     data: list[wire.Supply]
 
 
+class LatePromise(msgspec.Struct, frozen=True):
+    """`units` of a reservation that were promised by a day which cannot be kept.
+
+    `expected_on` is null where nothing is expected that would reach them.
+    """
+
+    reservation: str
+    order_ref: str
+    units: int
+    promised_by: str
+    expected_on: str | None
+
+
 class SupplyChange(msgspec.Struct, frozen=True):
-    """The row just after."""
+    """The row just after, and the `late` whose day cannot be kept as things are now.
+
+    The first 100 of them; `late_count` says how many there are.
+    """
 
     stock: wire.Stock
+    late: list[LatePromise]
+    late_count: int
 
 
 class WaitingReservation(msgspec.Struct, frozen=True):
@@ -115,12 +133,21 @@ def _name(call: Call) -> tuple[str, str, str]:
     return (call.merchant, call.path["location"], call.path["sku"])
 
 
-async def _changed(call: Call, doing: Awaitable[Configured]) -> Answer:
+async def _changed(call: Call, doing: Awaitable[SupplyChanged]) -> Answer:
     done = await doing
     call.service.fanout.view.learn(done.row)
     return answer_once(
         200,
-        SupplyChange(wire.stock(done.row)),
+        SupplyChange(
+            wire.stock(done.row),
+            [
+                LatePromise(
+                    one.reservation, one.order_ref, one.units, one.promised_by, one.expected_on
+                )
+                for one in done.reviewed.late
+            ],
+            done.reviewed.count,
+        ),
         replayed=done.replayed,
         headers=[etag(done.row.version)],
     )

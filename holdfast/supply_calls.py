@@ -8,10 +8,25 @@ from engine.model import ReservationState
 from holdfast.calls import Call, Page, Stock, Supply, page_query, path_of
 
 
+class LatePromise(msgspec.Struct, frozen=True, kw_only=True):
+    """`units` of a reservation that were promised by a day which cannot be kept.
+
+    `expected_on` is None where nothing is expected that would reach them.
+    """
+
+    reservation: str
+    order_ref: str
+    units: int
+    promised_by: str
+    expected_on: str | None
+
+
 class SupplyChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The row just after its supplies changed."""
+    """The row just after its supplies changed, and the first 100 whose day cannot be kept now."""
 
     stock: Stock
+    late: tuple[LatePromise, ...] = ()
+    late_count: int = 0
 
 
 class SupplyList(msgspec.Struct, frozen=True):

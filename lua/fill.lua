@@ -13,9 +13,7 @@
 -- @include rows
 -- @include ledger
 -- @include reservations
--- @include pledges
-
-local changed_waits = {}
+-- @include turns
 
 -- Of the free units those that a reservation may have of what it waits for. What was promised by a day
 -- goes before all; else what the pools of other channels are guaranteed stays for them.
@@ -61,16 +59,6 @@ local replies = each_command(function(first, _, merchant, location, actor, sku, 
   end
   return {'ok', filled, given, math.max(0, free), is_more and free > 0, waiting}
 end)
-
-local function write_waits()
-  for key, reservation in pairs(changed_waits) do
-    if next(reservation.waiting) then
-      redis.call('HSET', key, 'waiting', cmsgpack.pack(reservation.waiting))
-    else
-      redis.call('HDEL', key, 'waiting')
-    end
-  end
-end
 
 -- After this point nothing may fail.
 write_rows()

@@ -50,6 +50,7 @@ _ON_RESERVATIONS: Final = _HELD_ONLY | {
     OperationKind.AMEND,
     OperationKind.DECIDE,
     OperationKind.FILL,
+    OperationKind.SLIP,
     OperationKind.COMMIT,
     OperationKind.RELEASE,
 }
@@ -58,6 +59,7 @@ _REMEMBERED: Final = frozenset(
         OperationKind.MOVE,
         OperationKind.CONFIGURE,
         OperationKind.TERMS,
+        OperationKind.SUPPLY,
         OperationKind.EXTEND,
         OperationKind.AMEND,
     }
@@ -347,7 +349,12 @@ class Contradictions:
         state = seen.reservations.get(the_id)
         if state is None and reservation is not None:
             state = reservation.state
-        if kind not in (OperationKind.AMEND, OperationKind.DECIDE, OperationKind.FILL):
+        if kind not in (
+            OperationKind.AMEND,
+            OperationKind.DECIDE,
+            OperationKind.FILL,
+            OperationKind.SLIP,
+        ):
             seen.reservations[the_id] = _STATES_AFTER[kind]
         if state is None:
             code, detail = Code.NEVER_RESERVED, f"{kind} of a reservation that was never made"
@@ -448,6 +455,8 @@ def _said(
     held = sum(units for key, units, _ in reservation.units() if key[2] == change.sku)
     if kind is OperationKind.FILL:
         return 0, int(detail[1]), 0
+    if kind is OperationKind.SLIP:
+        return 0, 0, 0
     if kind in (OperationKind.AMEND, OperationKind.DECIDE):
         left = detail[1] if kind is OperationKind.AMEND else detail[2]
         # What is backordered is no part of what is reserved; a decision leaves it as it is.

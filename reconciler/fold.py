@@ -553,6 +553,12 @@ class Fold:
             if left:
                 waiting[sku] = msgspec.structs.replace(wait, units=left)
             reservation.waiting = waiting
+        elif kind is OperationKind.SLIP:
+            sku, _, promised, expected = detail
+            if sku in reservation.waiting:
+                late = "" if expected == promised else expected
+                wait = msgspec.structs.replace(reservation.waiting[sku], late=late)
+                reservation.waiting = {**reservation.waiting, sku: wait}
         elif kind is OperationKind.AMEND:
             # A line that is dropped is none of those that it counts for its buyer from then on.
             self._count_for_buyer(operation.id, reservation, no_longer=True)

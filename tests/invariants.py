@@ -47,7 +47,7 @@ COLUMNS: Final = (
 ARRIVALS: Final = ("receive", "return", "transfer_in")
 DEPARTURES: Final = ("sale", "transfer_out")
 LIVE: Final = ("held", "confirmed")
-LIVE_ENOUGH: Final = ("amend", "decide", "fill", "commit", "release")
+LIVE_ENOUGH: Final = ("amend", "decide", "fill", "slip", "commit", "release")
 """What is done to a reservation that is held or confirmed, and not only to a held one."""
 
 MOVEMENTS: Final = ("move", "feed")
@@ -69,7 +69,7 @@ MAY_FOLLOW: Final = {
 """What the state of an order may be after each; a move is `confirmed` before it may still fail."""
 
 RECORDED: Final = (*MOVEMENTS, "configure", "terms", "supply", "extend", "amend")
-REPEATED: Final = ("repair", "shortfall", "offline", "fill", "split", "part")
+REPEATED: Final = ("repair", "shortfall", "offline", "fill", "slip", "split", "part")
 """Kinds whose ids are of what they are about."""
 
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
@@ -382,6 +382,14 @@ class Audit:
             ]
             if earlier:
                 self._violated("Fold", f"{where}: it is the turn of {earlier} before it")
+            return
+        if kind == "slip":
+            sku, units, promised, expected = detail
+            wait = promise.waiting[sku]
+            if (wait.units, wait.day, wait.dated) != (units, promised, True):
+                self._violated("HoldsSum", f"{where}: {wait} slipped, {detail}")
+            late = "" if expected == promised else expected
+            promise.waiting[sku] = wait._replace(late=late)
             return
         if kind in ("amend", "decide"):
             self._fold_amendment(promise, kind, lines, detail, where)

@@ -19,7 +19,7 @@ from engine.model import (
 )
 from engine.outlook import Supply
 from engine.store import Client, StoreSettings, close_quietly, connect
-from engine.supplies import Supplies
+from engine.supplies import Supplies, SupplyChanged
 from tests.invariants import assert_invariants
 
 LOCATION = "high street"
@@ -115,7 +115,7 @@ class Shop:
 
     async def expect(
         self, sku: str, supply: str, expected_on: str, quantity: int, *, key: str = ""
-    ) -> Configured:
+    ) -> SupplyChanged:
         """Say what is to come with a supply, and when."""
         return await Supplies(self.inventory).expect(
             self.merchant,
@@ -127,7 +127,7 @@ class Shop:
             actor=ACTOR,
         )
 
-    async def cancel_supply(self, sku: str, supply: str, *, key: str = "") -> Configured:
+    async def cancel_supply(self, sku: str, supply: str, *, key: str = "") -> SupplyChanged:
         """Say that nothing more comes with a supply."""
         return await Supplies(self.inventory).cancel(
             self.merchant, LOCATION, sku, supply, key=key or new_key(), actor=ACTOR

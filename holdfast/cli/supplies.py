@@ -151,3 +151,11 @@ def _show(changed: SupplyChange, output: Output) -> None:
     output.text(f"{row.sku} at {row.location}: {row.incoming:,} units are to come")
     for one in row.available_to_promise:
         output.text(f"  by {one.by}  {one.quantity:,} can be promised")
+    for late in changed.late:
+        when = "later" if late.expected_on is None else f"on {late.expected_on}"
+        output.text(
+            f"  {late.reservation}  {late.units:,} units promised by {late.promised_by} are "
+            f"expected {when}"
+        )
+    if changed.late_count > len(changed.late):
+        output.note(f"There are {changed.late_count:,} whose day cannot be kept.")

@@ -121,6 +121,8 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.RELEASE, ("held", 2000, "why")),
         operation(OperationKind.EXPIRE, ("held", 2000)),
         operation(OperationKind.FILL, ("tea", 2, 1)),
+        operation(OperationKind.SLIP, ("tea", 2, "2026-12-07", "later")),
+        operation(OperationKind.SLIP, ("tea", 2, "2026-12-07", "2026-12-07")),
         operation(OperationKind.SHORTFALL, ("tea", 2, 1000, "sale", [["rsv_0_1", 2, "held"]])),
         operation(OperationKind.SHORTFALL, ("tea", 0, 1000, "receive", [])),
         operation(OperationKind.OFFLINE, ("degraded", 1000, [["tea", 3]], "live")),

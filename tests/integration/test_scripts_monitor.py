@@ -167,6 +167,7 @@ async def backorders(shop: Shop) -> None:
     await shop.expect("due", "po-1", "2026-12-07", 5)
     due = await shop.reserve([("due", 2)], by="2026-12-07")
     await shop.arrive("due", "po-1", 1)
+    await shop.expect("due", "po-1", "2026-12-08", 4)
     await shop.release(due.reservation.id)
     await shop.set_terms("late", Terms(backorder_limit=20))
     pools = {"online": Pool(cap=9), "store": Pool(minimum=1)}

@@ -1,7 +1,12 @@
 """Supplies: units that are expected on a day, and what is promised of them before they come."""
 
+import asyncio
+import random
+
 import pytest
 
+from engine.events import PromiseRestored, PromiseSlipped, events_of
+from engine.ledger import read_entries
 from engine.model import Line, Movement, MovementType, Promised, Reservation, Terms
 from engine.outcomes import (
     IdempotencyKeyReused,
@@ -12,7 +17,8 @@ from engine.outcomes import (
     SupplyNotFound,
 )
 from engine.outlook import Promisable, Supply
-from engine.supplies import Supplies
+from engine.shortfalls import ShortfallKeeper
+from engine.supplies import Reviewed, Supplies
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 
 MONDAY, TUESDAY, FRIDAY = "2026-12-07", "2026-12-08", "2026-12-11"
@@ -233,4 +239,149 @@ async def test_what_was_promised_by_a_day_is_amended_by_that_day(shop: Shop) -> 
     assert [one.reservation for one in page.items] == [other.id, held.id]
     await shop.arrive("tea", "po-1", 5)
     assert (await shop.row("tea")).backordered == 0
+    await shop.audit()
+
+
+async def events(shop: Shop) -> list[tuple[object, ...]]:
+    """Return what was told of days that cannot be kept, and of those that can be again."""
+    return [
+        (type(event), event.data.reservation, event.data.promised_by, event.data.expected_on)
+        for entry in await read_entries(shop.inventory.store, shop.keys())
+        for operation in entry.operations
+        if operation.merchant == shop.merchant
+        for event in events_of(operation, sequence=1, at_ms=entry.at_ms, partition=0)
+        if isinstance(event, PromiseSlipped | PromiseRestored)
+    ]
+
+
+async def test_a_supply_that_slips_names_whose_day_cannot_be_kept(shop: Shop) -> None:
+    await shop.expect("tea", "po-1", MONDAY, 6)
+    first = (await shop.reserve([("tea", 4)], by=MONDAY)).reservation
+    second = (await shop.reserve([("tea", 2)], by=MONDAY, order_ref="web 7")).reservation
+    assert (await shop.expect("tea", "po-1", TUESDAY, 4)).reviewed.count == 2
+    shrunk = (await shop.expect("tea", "po-1", MONDAY, 5, key="shrunk")).reviewed
+    assert [(one.reservation, one.order_ref, one.expected_on) for one in shrunk.late] == [
+        (second.id, "web 7", None)
+    ]
+    again = (await shop.expect("tea", "po-1", MONDAY, 5, key="shrunk")).reviewed
+    assert (again.late, again.told) == (shrunk.late, 0)
+    assert await waits(shop, second) == (
+        (Line("tea", 2),),
+        (Promised("tea", MONDAY, None),),
+    )
+    row = await shop.row("tea")
+    assert row.terms is not None
+    assert (row.terms.late, row.available_to_promise[0].quantity) == (2, 0)
+    with pytest.raises(InsufficientStock):
+        await shop.reserve([("tea", 1)], by=FRIDAY)
+    await shop.expect("tea", "po-2", FRIDAY, 1)
+    assert (await waits(shop, second))[1] == (Promised("tea", MONDAY, FRIDAY),)
+    await shop.audit()
+    # Who waited is served first all the same, and what was late is so no longer.
+    await shop.arrive("tea", "po-1", 6)
+    row = await shop.row("tea")
+    assert (row.backordered, row.reserved, row.terms) == (
+        0,
+        6,
+        Terms(supplies={"po-2": Supply(FRIDAY, 1)}),
+    )
+    assert await events(shop) == [
+        (PromiseSlipped, first.id, MONDAY, TUESDAY),
+        (PromiseSlipped, second.id, MONDAY, None),
+        (PromiseRestored, first.id, MONDAY, MONDAY),
+        (PromiseSlipped, second.id, MONDAY, FRIDAY),
+    ]
+    await shop.audit()
+
+
+async def test_whatever_takes_the_units_is_named_by_the_background_process(own_shop: Shop) -> None:
+    await own_shop.receive("tea", 5)
+    held = (await own_shop.reserve([("tea", 5)])).reservation
+    await own_shop.expect("tea", "po-1", MONDAY, 3)
+    waiting = (await own_shop.reserve([("tea", 3)], by=MONDAY)).reservation
+    keeper = ShortfallKeeper(own_shop.inventory)
+    await keeper.round()
+    assert await events(own_shop) == []
+    await own_shop.move(MovementType.SALE, "tea", 2)
+    await keeper.round()
+    assert (await waits(own_shop, waiting))[1] == (Promised("tea", MONDAY, None),)
+    await own_shop.release(held.id)
+    await keeper.round()
+    assert (await waits(own_shop, waiting))[0] == ()
+    late = (await own_shop.reserve([("tea", 3)], by=MONDAY)).reservation
+    await own_shop.inventory.configure(
+        own_shop.merchant,
+        LOCATION,
+        "tea",
+        key=new_key(),
+        safety_stock=3,
+        expected_version=(await own_shop.row("tea")).version,
+        actor=ACTOR,
+    )
+    await keeper.round()
+    assert (await waits(own_shop, late))[1] == (Promised("tea", MONDAY, None),)
+    await own_shop.receive("tea", 1)
+    await own_shop.expect("tea", "po-1", MONDAY, 5)
+    await keeper.round()
+    assert (await waits(own_shop, late))[1] == (Promised("tea", MONDAY, MONDAY),)
+    await own_shop.audit()
+
+
+async def test_what_a_crash_left_unsaid_is_said_by_the_background_process(
+    own_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await own_shop.expect("tea", "po-1", MONDAY, 200)
+    held = await asyncio.gather(*(own_shop.reserve([("tea", 1)], by=MONDAY) for _ in range(200)))
+
+    async def crash(self: Supplies, row: object) -> Reviewed:
+        return Reviewed()
+
+    monkeypatch.setattr(Supplies, "_review_soon", crash)
+    await own_shop.cancel_supply("tea", "po-1")
+    keeper = ShortfallKeeper(own_shop.inventory)
+    await keeper.round()
+    row = await own_shop.row("tea")
+    assert row.terms is not None
+    assert (row.terms.late, len(await events(own_shop))) == (200, 200)
+    await keeper.round()
+    assert len(await events(own_shop)) == 200, "each is told once"
+    # One that ends is late no longer, and those behind it come nearer.
+    await own_shop.release(held[0].reservation.id)
+    await own_shop.expect("tea", "po-2", MONDAY, 199)
+    await keeper.round()
+    row = await own_shop.row("tea")
+    assert row.terms is not None
+    assert (row.terms.late, len(await events(own_shop))) == (0, 399)
+    await own_shop.audit()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_script_promises_just_what_the_row_says(shop: Shop, seed: int) -> None:
+    draw = random.Random(seed)
+    days = (MONDAY, TUESDAY, FRIDAY)
+    await shop.receive("tea", draw.randint(1, 3))
+    held: list[Reservation] = []
+    for _ in range(40):
+        chance = draw.random()
+        if chance < 0.25:
+            supply = f"po-{draw.randint(1, 4)}"
+            await shop.expect("tea", supply, draw.choice(days), draw.randint(1, 6))
+        elif chance < 0.4 and held:
+            await shop.release(held.pop(draw.randrange(len(held))).id)
+        elif chance < 0.5 and (row := await shop.row("tea")).terms and row.terms.supplies:
+            await shop.arrive("tea", draw.choice(sorted(row.terms.supplies)), draw.randint(1, 3))
+        else:
+            row, by, units = await shop.row("tea"), draw.choice(days), draw.randint(1, 4)
+            steps = [one for one in row.available_to_promise if one.by <= by]
+            room = steps[-1].quantity if steps else row.available
+            if units > room:
+                with pytest.raises(InsufficientStock) as refused:
+                    await shop.reserve([("tea", units)], by=by)
+                assert refused.value.lines[0].available == room
+                continue
+            made = (await shop.reserve([("tea", units)], by=by)).reservation
+            wanted = [one.by for one in steps if one.quantity >= units][:1]
+            told = [one.by for one in made.promised]
+            assert told == ([] if units <= row.available else wanted)
+            held.append(made)
     await shop.audit()
