@@ -96,6 +96,11 @@ class Row(msgspec.Struct, frozen=True):
         return self.on_hand - self.reserved - self.safety_stock - self.offline_buffer
 
     @property
+    def _books(self) -> int:
+        """The same less the deficit, which what arrives pays first."""
+        return self._free - self.deficit
+
+    @property
     def incoming(self) -> int:
         """Units that are to come with the row's supplies."""
         if self.terms is None:
@@ -107,7 +112,7 @@ class Row(msgspec.Struct, frozen=True):
         """Units that can be promised by each day on which supplies come, the available included."""
         if self.terms is None:
             return ()
-        return promisable(self._free, self.backordered, self.terms.supplies, self.terms.waits)
+        return promisable(self._books, self.backordered, self.terms.supplies, self.terms.waits)
 
     @property
     def is_at_risk(self) -> bool:
@@ -115,7 +120,7 @@ class Row(msgspec.Struct, frozen=True):
         terms = self.terms
         if terms is None or not terms.waits:
             return False
-        late = is_at_risk(self._free, self.backordered, terms.supplies, terms.waits)
+        late = is_at_risk(self._books, self.backordered, terms.supplies, terms.waits)
         return late or terms.late > 0
 
     @property
@@ -125,7 +130,7 @@ class Row(msgspec.Struct, frozen=True):
             return 0
         by_day = self.available_to_promise
         to_come = by_day[-1].quantity - self.available if by_day else 0
-        beyond = beyond_supplies(self._free, self.backordered, self.incoming)
+        beyond = beyond_supplies(self._books, self.backordered, self.incoming)
         return to_come + max(0, self.terms.backorder_limit - beyond)
 
     @property

@@ -71,8 +71,9 @@ def promisable(
 ) -> tuple[Promisable, ...]:
     """Return what may be promised by each day on which supplies come, in order.
 
-    `unreserved` units are on the shelf and not promised, negative where fewer are there than were;
-    `backordered` wait, of which `waits` says (dated, undated) by the days of their turns.
+    `unreserved` units are on the shelf and not promised, less the deficit that arrivals pay first;
+    negative where fewer are there than were promised.
+    `backordered` units wait, of which `waits` says (dated, undated) by the days of their turns.
     """
     coming: dict[str, int] = {}
     for supply in supplies.values():

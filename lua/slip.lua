@@ -23,7 +23,7 @@ local LATER = 'later'
 
 -- When so many units are free for who waits: '' where they are now.
 local function day_of_units(row, days, by_day, units)
-  local left = unreserved(row)
+  local left = unreserved(row) - row.deficit
   if left >= units then return '' end
   for _, day in ipairs(days) do
     left = left + (by_day[day] or 0)

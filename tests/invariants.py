@@ -469,8 +469,8 @@ class Audit:
 
     def _check_promise(self, line: list[Any], wait: "_Wait", where: str) -> None:
         """Check that a promise of what has not come yet was one that could be made."""
-        on_hand, reserved, safety_stock, _, _, held_back, backordered = [*line[2], 0, 0][:7]
-        free, terms = on_hand - reserved - safety_stock - held_back, line[4]
+        on_hand, reserved, safety_stock, deficit, _, held_back, backordered = [*line[2], 0, 0][:7]
+        free, terms = on_hand - deficit - reserved - safety_stock - held_back, line[4]
         supplies, waits = terms.get("supplies", {}).values(), terms.get("waits", {})
         if not wait.dated:
             covered = max(0, sum(units for _, units in supplies) + min(0, free))

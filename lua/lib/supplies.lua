@@ -58,7 +58,8 @@ local function promisable(row, taken)
   local terms = row.terms
   local by_day, waits = coming(terms), terms.waits or {}
   local days, free = days_of(terms), {}
-  local left = unreserved(row) - row.backordered
+  -- What arrives pays a deficit first.
+  local left = unreserved(row) - row.deficit - row.backordered
   for _, units in pairs(waits) do left = left + units[1] + units[2] end
   for i, day in ipairs(days) do
     local units = waits[day] or {0, 0}
@@ -78,5 +79,6 @@ end
 -- Units that were promised beyond the shelf and all that is to come.
 local function beyond_supplies(row)
   local _, all = coming(row.terms)
-  return math.max(0, row.backordered - math.max(0, all + math.min(0, unreserved(row))))
+  local short = math.min(0, unreserved(row) - row.deficit)
+  return math.max(0, row.backordered - math.max(0, all + short))
 end

@@ -327,6 +327,26 @@ async def test_whatever_takes_the_units_is_named_by_the_background_process(own_s
     await own_shop.audit()
 
 
+async def test_what_arrives_pays_a_deficit_before_who_waits(own_shop: Shop) -> None:
+    await own_shop.expect("tea", "po-1", MONDAY, 10)
+    first = (await own_shop.reserve([("tea", 4)], by=MONDAY)).reservation
+    other = (await own_shop.reserve([("tea", 3)], by=MONDAY)).reservation
+    await own_shop.move(MovementType.SALE, "tea", 5)
+    await ShortfallKeeper(own_shop.inventory).round()
+    row = await own_shop.row("tea")
+    assert (row.deficit, row.available_to_promise[0].quantity) == (5, 0)
+    assert [(await waits(own_shop, one))[1] for one in (first, other)] == [
+        (Promised("tea", MONDAY, MONDAY),),
+        (Promised("tea", MONDAY, None),),
+    ]
+    with pytest.raises(InsufficientStock):
+        await own_shop.reserve([("tea", 1)], by=MONDAY)
+    await own_shop.arrive("tea", "po-1", 10)
+    assert (await waits(own_shop, first))[0] == ()
+    assert (await waits(own_shop, other))[0] == (Line("tea", 2),)
+    await own_shop.audit()
+
+
 async def test_what_a_crash_left_unsaid_is_said_by_the_background_process(
     own_shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
