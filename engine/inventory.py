@@ -588,12 +588,7 @@ class Inventory:
         code = Outcome(reply[0])
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
-        return Configured(
-            row=replied_row(merchant, location, sku, reply, settings_at=8),
-            at_ms=reply[1],
-            sequence=reply[2],
-            replayed=code is Outcome.REPLAYED,
-        )
+        return replied_setting(merchant, location, sku, reply)
 
     async def set_terms(
         self,
@@ -640,12 +635,7 @@ class Inventory:
             raise InvalidCommand("terms", "the row is split: put it together first (parts 1)")
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, expected=expected_version)
-        return Configured(
-            row=replied_row(merchant, location, sku, reply, settings_at=8),
-            at_ms=reply[1],
-            sequence=reply[2],
-            replayed=code is Outcome.REPLAYED,
-        )
+        return replied_setting(merchant, location, sku, reply)
 
     async def fill(self, merchant: str, location: str, sku: str) -> int:
         """Give what is free on a row's shelf to those who wait for it, in the order of their turns.
@@ -1483,6 +1473,16 @@ def _row(merchant: str, location: str, sku: str, fields: Sequence[bytes | None])
     except (ValueError, msgspec.MsgspecError) as error:
         raise StoreFault("HMGET", f"the row of {sku} at {location} is damaged: {error}") from error
     return Row(merchant, location, sku, *values)
+
+
+def replied_setting(merchant: str, location: str, sku: str, reply: Sequence[Any]) -> Configured:
+    """Read the reply of a script that set something of a row; `lua/lib/settings.lua`."""
+    return Configured(
+        row=replied_row(merchant, location, sku, reply, settings_at=8),
+        at_ms=reply[1],
+        sequence=reply[2],
+        replayed=Outcome(reply[0]) is Outcome.REPLAYED,
+    )
 
 
 def replied_row(

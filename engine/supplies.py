@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from engine.dispatch import Command
-from engine.inventory import Inventory, replied_row
+from engine.inventory import Inventory, replied_setting
 from engine.keys import PartitionKeys, digest, location_member
 from engine.ledger import Operation, row_after
 from engine.limits import (
@@ -21,7 +21,7 @@ from engine.limits import (
     MAX_SUPPLIES,
     MAX_SUPPLY_DAYS,
 )
-from engine.model import Page, ReservationState, Row
+from engine.model import Configured, Page, ReservationState, Row
 from engine.outcomes import HoldfastError, InvalidCommand, Outcome, StoreFault
 from engine.outlook import LATER, Supply
 from engine.refusals import refusal
@@ -36,9 +36,6 @@ Place = tuple[str, str, str]
 """(merchant, location, SKU)."""
 
 log = structlog.get_logger()
-
-_FIRST_SETTING: Final = 8
-"""Where a reply of `lua/supply.lua` has the settings of the row."""
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,13 +76,9 @@ class Reviewed(msgspec.Struct, frozen=True):
     told: int = 0
 
 
-class SupplyChanged(msgspec.Struct, frozen=True, kw_only=True):
+class SupplyChanged(Configured, frozen=True, kw_only=True):
     """A row just after its supplies changed, and whose day cannot be kept now."""
 
-    row: Row
-    at_ms: int
-    sequence: int
-    replayed: bool
     reviewed: Reviewed
 
 
@@ -198,13 +191,13 @@ class Supplies:
             raise InvalidCommand("supply", "the row is split: put it together first (parts 1)")
         if code not in (Outcome.OK, Outcome.REPLAYED):
             raise refusal(reply, key=key, sku=sku, supply=supply)
-        row = replied_row(merchant, location, sku, reply, settings_at=_FIRST_SETTING)
+        changed = replied_setting(merchant, location, sku, reply)
         return SupplyChanged(
-            row=row,
-            at_ms=reply[1],
-            sequence=reply[2],
-            replayed=code is Outcome.REPLAYED,
-            reviewed=await self._review_soon(row),
+            changed.row,
+            changed.at_ms,
+            changed.sequence,
+            changed.replayed,
+            reviewed=await self._review_soon(changed.row),
         )
 
     async def review(self, merchant: str, location: str, sku: str) -> Reviewed:

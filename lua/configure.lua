@@ -14,8 +14,7 @@
 -- @include group
 -- @include rows
 -- @include ledger
--- @include seen
--- @include listing
+-- @include settings
 
 local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, sku,
     expected, safety_stock, member, threshold)
@@ -35,15 +34,9 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
     detail[2] = threshold
     threshold_change = threshold - row.low_stock_threshold
   end
-  local line =
-    change_row(row, sku, 0, 0, kept_back, 0, threshold_change)
-  local at_sequence = record('configure', id, merchant, location, actor, fingerprint, {line},
-    detail)
-  local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
-    row.safety_stock, row.deficit}
-  add_settings(reply, row)
-  remember(KEYS[first + 3], fingerprint, reply)
-  return reply
+  local line = change_row(row, sku, 0, 0, kept_back, 0, threshold_change)
+  return record_setting('configure', row, line, KEYS[first + 3], id, merchant, location, actor,
+    fingerprint, detail)
 end)
 
 -- After this point nothing may fail.

@@ -19,8 +19,7 @@
 -- @include group
 -- @include rows
 -- @include ledger
--- @include seen
--- @include listing
+-- @include settings
 -- @include arrivals
 
 local function is_day(text)
@@ -59,14 +58,10 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   list_row(row, sku, KEYS[first + 1], member, KEYS[first + 2])
   set_supply(row, ref, day, quantity)
   local line = change_row(row, sku, 0, 0, 0, 0)
-  local at_sequence = record('supply', id, merchant, location, actor, fingerprint, {line},
-    {ref, quantity > 0 and day or '', quantity, before and before[SUPPLY_DAY] or '',
-      before and before[SUPPLY_UNITS] or 0})
-  local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
-    row.safety_stock, row.deficit}
-  add_settings(reply, row)
-  remember(KEYS[first + 3], fingerprint, reply)
-  return reply
+  local detail = {ref, quantity > 0 and day or '', quantity, before and before[SUPPLY_DAY] or '',
+    before and before[SUPPLY_UNITS] or 0}
+  return record_setting('supply', row, line, KEYS[first + 3], id, merchant, location, actor,
+    fingerprint, detail)
 end)
 
 -- After this point nothing may fail.

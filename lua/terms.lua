@@ -16,8 +16,7 @@
 -- @include group
 -- @include rows
 -- @include ledger
--- @include seen
--- @include listing
+-- @include settings
 
 -- The field that is not of its form; nil where all is well.
 local function wrong_field(terms)
@@ -78,12 +77,8 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   row.terms = new_terms(row, asked)
   row.changes_terms = true
   local line = change_row(row, sku, 0, 0, 0, 0)
-  local at_sequence = record('terms', id, merchant, location, actor, fingerprint, {line}, {asked})
-  local reply = {'ok', now, at_sequence, row.version, row.on_hand, row.reserved,
-    row.safety_stock, row.deficit}
-  add_settings(reply, row)
-  remember(KEYS[first + 3], fingerprint, reply)
-  return reply
+  return record_setting('terms', row, line, KEYS[first + 3], id, merchant, location, actor,
+    fingerprint, {asked})
 end)
 
 -- After this point nothing may fail.

@@ -217,17 +217,20 @@ local function write_new_reservations()
   end
 end
 
+-- Writes what a reservation waits for.
+local function write_waiting(reservation)
+  if next(reservation.waiting) then
+    redis.call('HSET', reservation.key, 'waiting', cmsgpack.pack(reservation.waiting))
+  else
+    redis.call('HDEL', reservation.key, 'waiting')
+  end
+end
+
 -- Writes the fields that may have changed in the state that a reservation is in now.
 local function write_fields(reservation)
   local key, state = reservation.key, reservation.state
   if reservation.amended then redis.call('HSET', key, 'body', reservation.packed_body) end
-  if reservation.rewaits then
-    if next(reservation.waiting) then
-      redis.call('HSET', key, 'waiting', cmsgpack.pack(reservation.waiting))
-    else
-      redis.call('HDEL', key, 'waiting')
-    end
-  end
+  if reservation.rewaits then write_waiting(reservation) end
   if state == 'held' then
     redis.call('HSET', key, 'expires_at', moment(reservation.expires_at))
   elseif state == 'confirmed' then

@@ -4,11 +4,5 @@
 local changed_waits = {}
 
 local function write_waits()
-  for key, reservation in pairs(changed_waits) do
-    if next(reservation.waiting) then
-      redis.call('HSET', key, 'waiting', cmsgpack.pack(reservation.waiting))
-    else
-      redis.call('HDEL', key, 'waiting')
-    end
-  end
+  for _, reservation in pairs(changed_waits) do write_waiting(reservation) end
 end
