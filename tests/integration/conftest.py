@@ -27,3 +27,16 @@ async def other_shop(store: RealStore, merchant: str) -> AsyncIterator[Shop]:
     """Another process's view of the same merchant on the shared store."""
     async with open_shop(store.settings, merchant) as opened:
         yield opened
+
+
+@pytest.fixture
+async def own_api(own_store: RealStore) -> AsyncIterator[Api]:
+    """A gateway over a store of the test's own."""
+    async with Api(own_store.settings, "acme") as made:
+        yield made
+
+
+@pytest.fixture
+async def own_shelf(own_api: Api) -> Shelf:
+    """A location there, asked with an admin key."""
+    return Shelf(await own_api.client(), "acme")

@@ -196,18 +196,18 @@ async def test_units_that_others_give_back_fill_backorders(shop: Shop) -> None:
     await shop.audit()
 
 
-async def test_the_background_process_fills_what_nobody_else_did(shop: Shop) -> None:
-    await shop.receive("tea", 1)
-    await shop.set_terms("tea", Terms(backorder_limit=500))
-    held = (await shop.reserve([("tea", 1)])).reservation
+async def test_the_background_process_fills_what_nobody_else_did(own_shop: Shop) -> None:
+    await own_shop.receive("tea", 1)
+    await own_shop.set_terms("tea", Terms(backorder_limit=500))
+    held = (await own_shop.reserve([("tea", 1)])).reservation
     for _ in range(2):
-        await asyncio.gather(*(shop.reserve([("tea", 1)]) for _ in range(70)))
-    await shop.release(held.id)
-    assert (await shop.row("tea")).backordered == 140
-    keeper = ShortfallKeeper(shop.inventory)
+        await asyncio.gather(*(own_shop.reserve([("tea", 1)]) for _ in range(70)))
+    await own_shop.release(held.id)
+    assert (await own_shop.row("tea")).backordered == 140
+    keeper = ShortfallKeeper(own_shop.inventory)
     await keeper.round()
-    assert (await shop.row("tea")).backordered == 139
-    await shop.receive("tea", 138)
-    row = await shop.row("tea")
+    assert (await own_shop.row("tea")).backordered == 139
+    await own_shop.receive("tea", 138)
+    row = await own_shop.row("tea")
     assert (row.reserved, row.backordered) == (139, 1), "more than one call fills"
-    await shop.audit()
+    await own_shop.audit()

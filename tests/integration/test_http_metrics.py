@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
@@ -64,20 +63,8 @@ async def own_store(request: pytest.FixtureRequest, make_store: MakeStore) -> Re
 
 
 @pytest.fixture
-async def own_api(own_store: RealStore) -> AsyncIterator[Api]:
-    """A gateway over that store."""
-    async with Api(own_store.settings, "acme") as made:
-        yield made
-
-
-@pytest.fixture
 async def scraper(own_api: Api) -> httpx.AsyncClient:
     return await own_api.client(Role.READ, merchant=None)
-
-
-@pytest.fixture
-async def own_shelf(own_api: Api) -> Shelf:
-    return Shelf(await own_api.client(), "acme")
 
 
 async def test_it_is_for_keys_of_the_whole_platform(api: Api) -> None:

@@ -115,12 +115,12 @@ async def test_a_keeper_that_died_goes_on_where_it_was(own_shop: Shop) -> None:
     assert [units for units, *_ in await recorded(own_shop)] == [1, 2]
 
 
-async def test_shortfalls_over_http(api: Api, shelf: Shelf) -> None:
-    await shelf.move("receive", "tea", 3)
-    held = (await shelf.reserve(("tea", 3), order_ref="cart")).json()["id"]
-    await shelf.move("sale", "tea", 2)
-    await ShortfallKeeper(api.service.inventory).round()
-    (short,) = (await shelf.client.get(f"{shelf.path}/shortfalls")).json()["data"]
+async def test_shortfalls_over_http(own_api: Api, own_shelf: Shelf) -> None:
+    await own_shelf.move("receive", "tea", 3)
+    held = (await own_shelf.reserve(("tea", 3), order_ref="cart")).json()["id"]
+    await own_shelf.move("sale", "tea", 2)
+    await ShortfallKeeper(own_api.service.inventory).round()
+    (short,) = (await own_shelf.client.get(f"{own_shelf.path}/shortfalls")).json()["data"]
     assert (short["sku"], short["units"], short["how"]) == ("tea", 2, "sale")
     assert short["ways_out"] == {"elsewhere": [], "commit_short": 1}
     assert short["endangered"] == [
@@ -132,6 +132,8 @@ async def test_shortfalls_over_http(api: Api, shelf: Shelf) -> None:
             "missing": 2,
         }
     ]
-    answer = await shelf.client.get(f"{shelf.merchant_path}/ledger", params={"kind": "shortfall"})
+    answer = await own_shelf.client.get(
+        f"{own_shelf.merchant_path}/ledger", params={"kind": "shortfall"}
+    )
     (entry,) = answer.json()["data"]
     assert entry["details"]["endangered"] == [{"reservation": held, "units": 2, "state": "held"}]
