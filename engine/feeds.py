@@ -75,6 +75,12 @@ _KINDS: Final[dict[EventType, str]] = {
 
 _TYPES: Final = {kind: event_type for event_type, kind in _KINDS.items()}
 
+_ARRIVALS: Final = (EventType.RECEIPT, EventType.TRANSFER_IN)
+"""What may be the arrival of a supply."""
+
+SUPPLY_NOT_FOUND: Final = "supply_not_found"
+"""Why of an event that was booked, and whose row expected nothing of the supply that it names."""
+
 
 class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One event of a source.
@@ -82,7 +88,8 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     `quantity` is 1 to 10^9 units, for an adjustment signed and not 0, for a count the units that
     were on the shelf at `occurred_at_ms` (0 to 10^12). A heartbeat has neither SKU nor quantity. An
     adjustment needs a `reason`. `sequence` counts the source's events from 1 without a gap; 0
-    where the source does not count.
+    where the source does not count. A receipt or a transfer_in may name the `supply` that it is the
+    arrival of: so many fewer are to come.
     """
 
     event_id: str
@@ -93,6 +100,7 @@ class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int = 0
     reason: str = ""
     reference: str = ""
+    supply: str = ""
 
 
 class Verdict(StrEnum):
@@ -112,7 +120,10 @@ class Verdict(StrEnum):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """An event's verdict, and its place in the ledger (0: it left none there)."""
+    """An event's verdict, and its place in the ledger (0: it left none there).
+
+    `why` says why it was set aside, or of one that was booked SUPPLY_NOT_FOUND.
+    """
 
     event_id: str
     verdict: Verdict
@@ -187,6 +198,7 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     reference: str
     raw: str
+    supply: str
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -290,6 +302,7 @@ class _Place(msgspec.Struct, frozen=True):
                 location_member(self.merchant, self.location),
                 raw,
                 list(components),
+                event.supply,
             ),
             self.merchant,
         )
@@ -450,6 +463,7 @@ class Feeds:
             sequence=found.sequence,
             reason=found.reason,
             reference=found.reference,
+            supply=found.supply,
         )
         place = await self._place(merchant, location, found.source, actor)
         components = await self._components(place, event.sku) if act == "retry" else ()
@@ -519,6 +533,9 @@ def check_event(event: FeedEvent) -> None:
     check_id("event_id", event.event_id)
     check_text("reason", event.reason)
     check_text("reference", event.reference)
+    check_text("supply", event.supply)
+    if event.supply and event.type not in _ARRIVALS:
+        raise InvalidCommand("supply", "is of what arrives: a receipt or a transfer_in")
     check_count("occurred_at", event.occurred_at_ms)
     check_count("sequence", event.sequence)
     if event.occurred_at_ms == 0:
@@ -539,7 +556,9 @@ def check_event(event: FeedEvent) -> None:
 
 
 def _fingerprint(event: FeedEvent) -> str:
-    return digest(*[str(value) for value in msgspec.structs.astuple(event)])
+    """Return the digest of what an event says; a supply counts only where it names one."""
+    *told, supply = [str(value) for value in msgspec.structs.astuple(event)]
+    return digest(*told, supply) if supply else digest(*told)
 
 
 def _source(name: str, fields: Sequence[bytes | None]) -> Source:
@@ -581,4 +600,5 @@ def _quarantined(the_id: str, body: bytes) -> Quarantined:
         reason=reason,
         reference=reference,
         raw=raw,
+        supply=parts[14] if len(parts) > 14 else "",
     )

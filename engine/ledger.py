@@ -188,6 +188,6 @@ def units_of(operation: Operation, sku: str) -> int:
     An event of a kit tells of its components.
     """
     detail = operation.detail
-    if len(detail) > _COMPONENTS:
+    if len(detail) > _COMPONENTS and detail[_COMPONENTS]:
         return int(dict(detail[_COMPONENTS]).get(sku, 0))
     return int(detail[1])

@@ -273,6 +273,10 @@ _SUPPLY: Final = 8
 """Where the detail of a movement names the supply that it is the arrival of."""
 
 
+_FED_SUPPLY: Final = 15
+"""The same of an event."""
+
+
 def _moved(detail: Sequence[Any]) -> Details:
     kind, quantity, reason, reference, source, occurred_at_ms = detail[:6]
     return Details(
@@ -297,6 +301,7 @@ def _fed(detail: Sequence[Any]) -> Details:
         verdict=Verdict(verdict),
         why=why or UNSET,
         raw=raw or UNSET,
+        supply=detail[_FED_SUPPLY] if len(detail) > _FED_SUPPLY else UNSET,
     )
 
 

@@ -48,6 +48,13 @@ class FeedEvent(Request, frozen=True, kw_only=True):
     sequence: SequenceNumber | UnsetType = UNSET
     reason: Text = ""
     reference: Text = ""
+    supply: Annotated[
+        Text,
+        Meta(
+            description="Of a receipt or a transfer_in, the supply that it came with: so many "
+            "fewer are to come.",
+        ),
+    ] = ""
 
 
 class FeedRequest(Request, frozen=True, kw_only=True):
@@ -69,7 +76,8 @@ class EventVerdict(StrEnum):
 class EventOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One event's verdict; `event_id` is null where it could not be read.
 
-    `why` is there where it was set aside, `error` where it was rejected.
+    `why` is there where it was set aside; or it is `supply_not_found`: it was booked, and the row
+    expected nothing of the supply that it names. `error` is there where it was rejected.
     """
 
     event_id: str | None
@@ -155,6 +163,7 @@ class QuarantinedEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     sequence: int | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     reference: str | UnsetType = UNSET
+    supply: str | UnsetType = UNSET
     raw: str | UnsetType = UNSET
 
 
@@ -211,6 +220,7 @@ def quarantined(found: feeds.Quarantined) -> QuarantinedEvent:
         sequence=found.sequence or UNSET,
         reason=found.reason or UNSET,
         reference=found.reference or UNSET,
+        supply=found.supply or UNSET,
     )
 
 

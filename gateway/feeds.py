@@ -160,6 +160,7 @@ def _event_of(request: feed_bodies.FeedEvent) -> feeds.FeedEvent:
         sequence=0 if request.sequence is UNSET else request.sequence,
         reason=request.reason,
         reference=request.reference,
+        supply=request.supply,
     )
 
 

@@ -62,11 +62,15 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     quantity: int = 0
     occurred_at: datetime | None = None
     sequence: int = 0
+    supply: str = ""
     raw: str = ""
 
 
 class EventOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One event's verdict: applied, duplicate, superseded, quarantined or rejected."""
+    """One event's verdict: applied, duplicate, superseded, quarantined or rejected.
+
+    `why` it was set aside; or `supply_not_found` of one that was booked all the same.
+    """
 
     event_id: str | None
     verdict: str

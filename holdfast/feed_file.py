@@ -1,8 +1,8 @@
 """Event files: what `holdfast feed` sends, as CSV or as an EPCIS document.
 
 A CSV has the columns `event_id`, `type`, `sku`, `quantity` and `occurred_at`, and may have
-`sequence`, `reason` and `reference`. A row that cannot be read is named by its line and left out;
-every other is sent, and is booked once however often the file is sent.
+`sequence`, `reason`, `reference` and `supply`. A row that cannot be read is named by its line and
+left out; every other is sent, and is booked once however often the file is sent.
 """
 
 import csv
@@ -13,13 +13,14 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.feeds import SUPPLY_NOT_FOUND
 from holdfast import feed_calls
 from holdfast.client import Client
 from holdfast.epcis import events_of
 from holdfast.stock_file import FileRefused, bounded_lines
 
 REQUIRED_COLUMNS: Final = ("event_id", "type", "sku", "quantity", "occurred_at")
-COLUMNS: Final = (*REQUIRED_COLUMNS, "sequence", "reason", "reference")
+COLUMNS: Final = (*REQUIRED_COLUMNS, "sequence", "reason", "reference", "supply")
 NUMBERS: Final = ("quantity", "sequence")
 
 BATCH_EVENTS: Final = 500
@@ -29,11 +30,14 @@ MAX_DOCUMENT_BYTES: Final = 64 * 2**20
 """Of an EPCIS document, which is held in memory."""
 
 MAX_KEPT_PROBLEMS: Final = 100
-"""Events that were not taken which a report names; the rest are counted."""
+"""Problems that a report names; the rest of what was not taken is counted."""
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """An event that was not taken, or was set aside: where in the file, and why."""
+    """An event that was not taken, was set aside, or named a supply that is not expected.
+
+    `place` is where in the file it is, `detail` says why.
+    """
 
     place: str
     event_id: str
@@ -163,6 +167,9 @@ def _send(
             for one, outcome in zip(sound, answer.data, strict=True):
                 if outcome.error is not None:
                     detail = str(outcome.error.get("detail", "was rejected"))
+                    report.note(one.place, outcome.event_id or "", detail)
+                elif outcome.why == SUPPLY_NOT_FOUND:
+                    detail = f"was booked, but nothing is to come with {one.event.get('supply')}"
                     report.note(one.place, outcome.event_id or "", detail)
                 elif outcome.why:
                     report.note(one.place, outcome.event_id or "", f"set aside: {outcome.why}")

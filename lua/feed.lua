@@ -3,7 +3,7 @@
 --
 -- Command {id, merchant, location, actor, fingerprint, act, source, event_id, kind, sku,
 --          quantity, occurred_at, sequence, reason, reference, window_ms, location member, raw,
---          components}
+--          components, supply}
 --   act      take; set_aside (an event that cannot be read, or was refused: why is its reason, raw
 --            its text); of one that was set aside retry or drop; skip (give up on all that is
 --            missing up to sequence)
@@ -11,12 +11,15 @@
 --   sequence 0 where the source does not count its events; then it is known by its id
 --   window_ms  how late an event may be
 --   components {{sku, units}, ...} that a kit is made of as far as the caller knows; {} of other SKUs
+--   supply   the one that came with a receive or a transfer_in, or ''. One that the row does not expect
+--            is no reason not to book what is there
 -- Keys     row, SKU index of the location, location index of the partition, recent changes of the
 --          row, idempotency record, source, its prints, sources of the location, locations with
 --          sources, quarantine of the location, then of each component the row and its recent changes
 -- Returns  {'ok', at, sequence, verdict, why}
 --            verdict applied, superseded (a later count has it already), quarantined (why), dropped,
---            skipped, or absent: nothing of that id was set aside
+--            skipped, or absent: nothing of that id was set aside. Where it was booked, why may be
+--            supply_not_found
 --          {'replayed', at, sequence}    it came before
 --          {'key_reused'}                another event came under its id or its sequence
 --          {'limit_exceeded', field, most}  too much is missing or was set aside: send it again later;
@@ -25,7 +28,8 @@
 --          {'invalid', field}
 --          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
 -- Ledger   feed, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later,
---          sku, event_id, sequence, verdict, why, raw, components}
+--          sku, event_id, sequence, verdict, why, raw, components, supply}; the last two where there
+--          are any
 -- @include group
 -- @include rows
 -- @include ledger
@@ -33,12 +37,14 @@
 -- @include listing
 -- @include asof
 -- @include events
+-- @include arrivals
 -- @include sources
 -- @include quarantine
 
 local function wrong_field(event)
   if not is_integer(event.number, 0, MAX_EXACT) then return 'sequence' end
   if not is_integer(event.occurred_at, 0, MAX_EXACT) then return 'occurred_at' end
+  if event.supply and not comes_with_supply(event.kind) then return 'supply' end
   if event.act == 'skip' or event.kind == 'heartbeat' then return nil end
   return wrong_event(event.kind, event.quantity)
 end
@@ -70,10 +76,12 @@ end
 
 -- Puts an operation on record and, where `remembered` says so, that the event has come.
 local function put(event, lines, weighed, verdict, why, source, seen_key)
+  -- An array has no holes.
+  local booked = event.booked or (event.supply and {}) or nil
   local at_sequence = record('feed', event.id, event.merchant, event.location, event.actor,
     event.fingerprint, lines, {event.kind, event.quantity, event.reason, event.reference,
       event.source, event.occurred_at, weighed.superseded, weighed.later, event.sku,
-      event.event_id, event.number, verdict, why, event.raw, event.booked})
+      event.event_id, event.number, verdict, why, event.raw, booked, event.supply})
   if event.act == 'take' then
     -- The time of one that is set aside may be wrong.
     hear(source, verdict == 'quarantined' and 0 or event.occurred_at, event.kind)
@@ -94,7 +102,7 @@ local function put_aside(event, weighed, why, source, seen_key, quarantine)
   end
   set_aside(quarantine, event.id, {now, why, event.actor, event.fingerprint, event.source,
     event.event_id, event.kind, event.sku, event.quantity, event.occurred_at, event.number,
-    event.reason, event.reference, event.raw})
+    event.reason, event.reference, event.raw, event.supply})
   return put(event, {}, NOTHING, 'quarantined', why, source, seen_key)
 end
 
@@ -167,13 +175,18 @@ local function book(event, first, source, quarantine)
     return put_aside(event, weighed, why, source, KEYS[first + 4], quarantine)
   end
   if event.act == 'retry' then take_out(quarantine, event.id) end
-  if weighed.superseded then
-    return put(event, {}, weighed, 'superseded', '', source, KEYS[first + 4])
+  local expected = event.supply and supply_of(row, event.supply)
+  local note = event.supply and not expected and 'supply_not_found' or ''
+  local verdict = weighed.superseded and 'superseded' or 'applied'
+  -- What a later count has already came with its supply all the same.
+  if weighed.superseded and not expected then
+    return put(event, {}, weighed, verdict, note, source, KEYS[first + 4])
   end
   list_row(row, event.sku, KEYS[first + 1], event.member, KEYS[first + 2])
   take_in(past, weighed, event.id)
+  if expected then take_from_supply(row, event.supply, event.quantity) end
   local line = change_row(row, event.sku, weighed.on_hand, 0, 0, weighed.deficit)
-  return put(event, {line}, weighed, 'applied', '', source, KEYS[first + 4])
+  return put(event, {line}, weighed, verdict, note, source, KEYS[first + 4])
 end
 
 local function take(event, first, source, quarantine)
@@ -198,12 +211,12 @@ end
 
 local replies = each_command(function(first, _, id, merchant, location, actor, fingerprint, act,
     source_name, event_id, kind, sku, quantity, occurred_at, number, reason, reference, window_ms,
-    member, raw, components)
+    member, raw, components, supply)
   local event = {id = id, merchant = merchant, location = location, actor = actor,
     fingerprint = fingerprint, act = act, source = source_name, event_id = event_id, kind = kind,
     sku = sku, quantity = quantity, occurred_at = occurred_at, number = number, reason = reason,
     reference = reference, window_ms = window_ms, member = member, raw = raw,
-    components = components}
+    components = components, supply = supply ~= '' and supply or nil}
   local quarantine = quarantine_at(KEYS[first + 9])
   if event.act == 'set_aside' then
     if is_quarantined(quarantine, event.id) then return {'replayed', 0, 0} end

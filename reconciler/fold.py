@@ -38,6 +38,9 @@ _DEPARTURES: Final = frozenset({MovementType.SALE.value, MovementType.TRANSFER_O
 _SUPERSEDED: Final = 6
 """Where the detail of a movement says whether a later count has it already."""
 
+_FED_SUPPLY: Final = 15
+"""Where the detail of an event names its supply; there is no element where it names none."""
+
 _MOVED: Final = 4
 """Where the detail of a release says which move to another location it was for."""
 
@@ -422,6 +425,7 @@ class Fold:
         if verdict == "quarantined":
             body = [at_ms, why, operation.actor, operation.fingerprint, name, event_id, kind]
             body += [sku, quantity, occurred_at_ms, number, reason, reference, raw]
+            body += detail[_FED_SUPPLY:]
             self.state.quarantine[operation.id] = FoldedQuarantined(merchant, location, body)
         elif self.state.quarantine.pop(operation.id, None) is not None:
             # It was tried again or dropped: its source had been heard when it came.

@@ -287,7 +287,7 @@ class Audit:
             return {sku: -quantity for sku, quantity in detail[2]}
         if kind not in MOVEMENTS or detail[6]:
             return {}
-        if detail[14:]:
+        if detail[14:] and detail[14]:
             # Of a kit: its components.
             sign = -1 if detail[0] in DEPARTURES else 1
             return {sku: sign * units for sku, units in detail[14]}

@@ -331,6 +331,7 @@ class Trade:
             number = self.draw.randint(1, 40)
             hours = self.draw.choice((0, 0, 1, 50, 100))
             kind = self.draw.choice(list(EventType)[:-1])
+            comes = kind in (EventType.RECEIPT, EventType.TRANSFER_IN)
             events.append(
                 FeedEvent(
                     event_id=f"event {number}",
@@ -340,6 +341,7 @@ class Trade:
                     reason="found",
                     occurred_at_ms=now_ms - hours * 3_600_000 - self.draw.randint(0, 600_000),
                     sequence=number if source == "till" else 0,
+                    supply=self.draw.choice(("", "po 1", "po:{2}")) if comes else "",
                 )
             )
         if self.draw.random() < 0.3:

@@ -1,7 +1,8 @@
 -- Events that were set aside: known to the sender as taken, and not booked until somebody decides.
 --
 -- Hash quarantine, from an event's operation id to msgpack {at, why, actor, fingerprint, source,
--- event_id, kind, sku, quantity, occurred_at, sequence, reason, reference, raw}
+-- event_id, kind, sku, quantity, occurred_at, sequence, reason, reference, raw, supply}, the last
+-- where it names one
 
 local MAX_QUARANTINED = 10000
 

@@ -94,6 +94,32 @@ async def test_the_ledger_tells_of_events(shelf: Shelf) -> None:
     assert counted["rows"][0]["on_hand"] == 5
 
 
+async def test_a_delivery_says_whether_its_supply_was_announced(shelf: Shelf) -> None:
+    await shelf.client.put(
+        f"{shelf.path}/stock/tea/supplies/po-1",
+        json={"expected_on": "2026-12-07", "quantity": 9},
+        headers={"Idempotency-Key": '"announced"'},
+    )
+    answer = await send(
+        shelf,
+        event("1", "receipt", 5, supply="po-1"),
+        event("2", "receipt", 1, supply="po-2"),
+        event("3", "sale", 1, supply="po-1"),
+    )
+    first, second, third = answer.json()["data"]
+    assert (first["verdict"], second["verdict"]) == ("applied", "applied")
+    assert ("why" in first, second["why"]) == (False, "supply_not_found")
+    assert third["error"]["errors"][0]["pointer"] == "#/events/2/supply"
+    stock = (await shelf.client.get(f"{shelf.path}/stock/tea")).json()
+    assert (stock["on_hand"], stock["incoming"]) == (6, 4)
+    ledger = await shelf.client.get(f"{shelf.merchant_path}/ledger", params={"kind": "feed"})
+    details = [one["details"] for one in ledger.json()["data"]]
+    assert sorted((one["supply"], one.get("why")) for one in details) == [
+        ("po-1", None),
+        ("po-2", "supply_not_found"),
+    ]
+
+
 async def test_feeds_are_the_merchants_own_and_need_the_role(api: Api, shelf: Shelf) -> None:
     await send(shelf, event("1", occurred_at="2020-01-01T00:00:00Z"))
     (aside,) = (await shelf.client.get(f"{shelf.path}/quarantine")).json()["data"]

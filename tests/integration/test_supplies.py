@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 
 from engine.events import PromiseRestored, PromiseSlipped, events_of
@@ -17,8 +18,11 @@ from engine.outcomes import (
     SupplyNotFound,
 )
 from engine.outlook import Promisable, Supply
+from engine.policies import PolicyPart
 from engine.shortfalls import ShortfallKeeper
 from engine.supplies import Reviewed, Supplies
+from gateway.feeds import read_event
+from tests.events import Till
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 
 MONDAY, TUESDAY, FRIDAY = "2026-12-07", "2026-12-08", "2026-12-11"
@@ -404,4 +408,61 @@ async def test_the_script_promises_just_what_the_row_says(shop: Shop, seed: int)
             told = [one.by for one in made.promised]
             assert told == ([] if units <= row.available else wanted)
             held.append(made)
+    await shop.audit()
+
+
+async def test_a_delivery_in_a_feed_is_taken_off_its_supply_once(shop: Shop) -> None:
+    till = Till(shop, "supplier")
+    await shop.expect("tea", "po-1", MONDAY, 10)
+    held = (await shop.reserve([("tea", 6)], by=MONDAY)).reservation
+    first = await till.event("receipt", 4, sequence=2, ago=100, supply="po-1")
+    other = msgspec.structs.replace(first, supply="po-2")
+    assert await till.send(first, first, other) == [
+        "applied",
+        "duplicate",
+        "idempotency_key_reused",
+    ]
+    row = await shop.row("tea")
+    assert (row.on_hand, row.incoming, [one.quantity for one in row.available_to_promise]) == (
+        4,
+        6,
+        [4],
+    )
+    # A later count has the units already: they came with their supply all the same.
+    assert await till.tell("count", 4, sequence=3, ago=50) == "applied"
+    assert await till.tell("receipt", 3, sequence=1, ago=200, supply="po-1") == "superseded"
+    row = await shop.row("tea")
+    assert (row.on_hand, row.incoming) == (4, 3)
+    await shop.inventory.fill(shop.merchant, LOCATION, "tea")
+    assert await waits(shop, held) == ((Line("tea", 2),), (Promised("tea", MONDAY, MONDAY),))
+    # More came than was expected, and what nobody announced is there as well.
+    assert await till.tell("transfer_in", 5, sequence=4, supply="po-1") == "applied"
+    unknown = "applied: supply_not_found"
+    assert await till.tell("receipt", 1, sequence=5, supply="po-1") == unknown
+    assert await till.tell("receipt", 1, sequence=6, ago=60, supply="po-9") == (
+        "superseded: supply_not_found"
+    )
+    await shop.inventory.fill(shop.merchant, LOCATION, "tea")
+    row = await shop.row("tea")
+    assert (row.terms, row.on_hand, row.available) == (None, 10, 4)
+    assert await till.tell("sale", 1, sequence=7, supply="po-1") == "invalid_request"
+    await shop.audit()
+
+
+async def test_a_delivery_that_was_set_aside_keeps_its_supply(own_shop: Shop) -> None:
+    shop, till = own_shop, Till(own_shop)
+    await shop.expect("tea", "po-1", MONDAY, 10)
+    late = await till.event("receipt", 4, ago=80 * 3_600, supply="po-1")
+    assert await till.send(late, late) == ["quarantined: too_late", "duplicate"]
+    (aside,) = (await till.feeds.quarantined(shop.merchant, LOCATION)).items
+    assert (aside.supply, (await shop.row("tea")).incoming) == ("po-1", 10)
+    await shop.audit()
+    await till.feeds.policies.write(shop.merchant, PolicyPart(late_hours=96))
+    for verdict in ("applied", "absent"):
+        taken = await till.feeds.retry(
+            shop.merchant, LOCATION, aside.id, actor=ACTOR, read=read_event
+        )
+        assert taken.verdict == verdict
+    row = await shop.row("tea")
+    assert (row.on_hand, row.incoming) == (4, 6)
     await shop.audit()

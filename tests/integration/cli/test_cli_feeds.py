@@ -48,6 +48,20 @@ def test_a_file_of_events_is_booked_once_however_often_it_is_sent(
     assert cli.json(*skipped)["verdict"] == "skipped"
 
 
+def test_a_file_of_deliveries_names_what_was_announced(cli: CommandLine, tmp_path: Path) -> None:
+    cli.run("supplies", "expect", "leeds", "mug", "po-1", "2026-12-07", 9)
+    path = tmp_path / "delivery.csv"
+    path.write_text(
+        "event_id,type,sku,quantity,occurred_at,supply\n"
+        f"1,receipt,mug,5,{ago(50)},po-1\n"
+        f"2,receipt,mug,1,{ago(50)},po-2\n"
+    )
+    told = cli.run("feed", path, "--location", "leeds", "--source", "supplier")
+    assert "line 3 (2): was booked, but nothing is to come with po-2" in told.stderr
+    row = cli.json("stock", "leeds", "mug")
+    assert (row["on_hand"], row["incoming"]) == (6, 4)
+
+
 def test_a_policy_is_shown_changed_and_forgotten(cli: CommandLine) -> None:
     assert cli.json("feeds", "policy") == {}
     cli.json("feeds", "policy", "--late-hours", "96")
