@@ -272,6 +272,55 @@ async def test_terms_are_seen_and_changed_unless_somebody_else_did(
     await expect(section).to_be_hidden(timeout=WAIT_MS)
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1440, True), (360, False)])
+async def test_supplies_are_announced_and_who_waits_is_told(
+    site: Site, sign_in: SignIn, width: int, dark: bool
+) -> None:
+    await site.move("berlin", "receive", "tea", 2)
+    page = await sign_in(width=width, dark=dark)
+    await page.goto(site.address("stock", "berlin", "tea"))
+    save = page.get_by_role("button", name="Save")
+
+    async def expect_supply(day: str, units: int) -> None:
+        await page.get_by_role("button", name="Expect").click()
+        await page.get_by_label("Supply").fill(HOSTILE)
+        await page.get_by_label("Expected on").fill(day)
+        await page.get_by_label("Units still to come").fill(str(units))
+        await save.click()
+
+    await expect_supply("2026-12-10", 5)
+    section = page.get_by_label("To come", exact=True)
+    promise = section.get_by_role("region", name="Available to promise").get_by_role("row")
+    await expect(promise.last).to_contain_text("2026-12-107", timeout=WAIT_MS)
+    held = await site.reserve("berlin", "tea", 6, by="2026-12-10")
+    waiting = page.get_by_label("Who waits", exact=True).first
+    await expect(waiting.get_by_role("row").last).to_contain_text("2026-12-10", timeout=WAIT_MS)
+    await expect(promise.last).to_contain_text("2026-12-101", timeout=WAIT_MS)
+    await expect_supply("2026-12-24", 4)
+    await expect(page.get_by_role("status")).to_contain_text("1 reservation cannot be served")
+    await expect(waiting.get_by_role("row").last).to_contain_text(
+        "late 2026-12-24", timeout=WAIT_MS
+    )
+    await expect(section).to_contain_text("4 late")
+    await expect(page.get_by_text("promised by 2026-12-10, expected on")).to_be_visible()
+    await expect(page.get_by_label("Terms", exact=True)).to_be_hidden()
+    assert await page.locator("main script, main img").count() == 0
+    await fits(page)
+    await accessible(page)
+    # What comes names its supply, and goes to who waits.
+    await page.get_by_role("button", name="Receive").click()
+    await page.get_by_label("Units").fill("3")
+    await page.get_by_label("Supply").select_option(HOSTILE)
+    await page.get_by_role("dialog").get_by_role("button", name="Receive").click()
+    await expect(waiting.get_by_role("row").last).to_contain_text("1", timeout=WAIT_MS)
+    await section.get_by_role("button", name="Cancel").click()
+    await page.get_by_role("button", name="Cancel the supply").click()
+    await expect(waiting.get_by_role("row").last).to_contain_text("nobody can say", timeout=WAIT_MS)
+    await site.send("POST", f"/reservations/{held}/release", {})
+    await expect(section).to_be_hidden(timeout=WAIT_MS)
+    await expect(waiting).to_be_hidden(timeout=WAIT_MS)
+
+
 async def _set_terms(site: Site, row: str, terms: dict[str, int]) -> None:
     version = (await site.send("GET", f"{row}?consistency=strong")).headers["etag"]
     await site.send("PUT", f"{row}/terms", terms, headers={"If-Match": version})

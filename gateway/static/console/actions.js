@@ -3,6 +3,7 @@
 import { change, get } from "./api.js";
 import { ask } from "./dialogs.js";
 import { count, h } from "./dom.js";
+import { expectSupply } from "./supplies.js";
 import { editTerms } from "./terms.js";
 
 const whole = (value) => `${count(value)} unit${value === 1 ? "" : "s"}`;
@@ -15,13 +16,16 @@ const move = (context, location, body) => change("POST", `${shelf(context, locat
 
 const skuField = (sku) => ({ name: "sku", label: "SKU", required: true, value: sku });
 
-function receive(context, { location, sku }) {
+function receive(context, { location, sku, row }) {
+  const expected = row?.supplies ?? [];
   ask({
     title: "Receive a delivery", action: "Receive",
     fields: [skuField(sku), { name: "quantity", label: "Units", type: "number", required: true, min: 1 },
+      ...(expected.length ? [{ name: "supply", label: "Supply", hint: "What was expected, so that it is not counted twice.",
+        options: [["", "none of these"], ...expected.map((one) => [one.supply, `${one.supply}, ${one.expected_on}`])] }] : []),
       { name: "reference", label: "Reference", hint: "The delivery note or order, if there is one." }],
-    submit: async (values) => {
-      const booked = await move(context, location, { type: "receive", ...values });
+    submit: async ({ supply, ...values }) => {
+      const booked = await move(context, location, { type: "receive", ...values, ...(supply ? { supply } : {}) });
       return `Received ${whole(values.quantity)} of ${values.sku}: ${count(booked.stock.on_hand)} on hand`;
     },
   });
@@ -76,6 +80,7 @@ export function actionButtons(context, { location, sku = "", row = null }) {
     type: "button", class: kind, onclick: () => run(context, { location, sku, row: row?.() }),
   }, label);
   return h("div", { class: "actions" },
-    context.can("feed") && [button("Receive", receive, "primary"), button("Adjust", adjust), button("Count", countShelf)],
+    context.can("feed") && [button("Receive", receive, "primary"), button("Adjust", adjust), button("Count", countShelf),
+      row && button("Expect", expectSupply)],
     context.can("admin") && row && [button("Safety stock", safetyStock), button("Terms", editTerms)]);
 }

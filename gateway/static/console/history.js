@@ -5,6 +5,7 @@ import { ago, badge, count, h, signed, when } from "./dom.js";
 const WORDS = {
   reserve: "Reserved", confirm: "Confirmed", extend: "Extended", commit: "Committed", release: "Released",
   expire: "Expired", amend: "Amended", decide: "Substitutes decided", fill: "Backorder filled", configure: "Settings", terms: "Terms", feed: "Event of a till or supplier", shortfall: "Shortfall",
+  supply: "To come", slip: "Late",
   offline: "Tills silent", repair: "Repair", rebuild: "Rebuilt",
 };
 const MOVED = {
@@ -23,6 +24,13 @@ function changes(row) {
   return said.join(", ") || "no units";
 }
 
+// What entries say that move no units.
+const SAID = {
+  supply: (details) => (details.quantity ? `${details.supply}: ${count(details.quantity)} on ${details.expected_on}` : `${details.supply}: nothing more`),
+  slip: ({ units, promised: [{ by: day }], expected_on: expected }) => (expected === day ? `${count(units)} in time again, by ${day}`
+    : `${count(units)} promised by ${day}, ${expected ? `expected on ${expected}` : "nobody can say when"}`),
+};
+
 // One entry that can be expanded; `showSku` where the page is not about one row.
 export function entryItem(entry, { showSku = false } = {}) {
   const { details } = entry;
@@ -35,7 +43,7 @@ export function entryItem(entry, { showSku = false } = {}) {
   return h("li", { class: `entry entry-${entry.kind}` }, h("details", {},
     h("summary", {},
       h("span", { class: "entry-title" }, title(entry)),
-      h("span", { class: "entry-what" }, entry.rows.map((row) => `${showSku ? `${row.sku}: ` : ""}${changes(row)}`).join("; ")
+      h("span", { class: "entry-what" }, SAID[entry.kind]?.(details) || entry.rows.map((row) => `${showSku ? `${row.sku}: ` : ""}${changes(row)}`).join("; ")
         || details.reason || details.how || ""),
       h("span", { class: "entry-who" }, entry.actor),
       h("span", { class: "entry-when" }, when(entry.at))),

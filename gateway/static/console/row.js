@@ -6,6 +6,7 @@ import { Chart, levelsBar } from "./charts.js";
 import { ago, badge, count, empty, h, replace, table, tile } from "./dom.js";
 import { entryItem, points, stateBadge } from "./history.js";
 import * as stream from "./stream.js";
+import { drawSupplies, drawWaiting } from "./supplies.js";
 import { drawTerms } from "./terms.js";
 
 const RANGES = { "15m": [15, "15 minutes"], "1h": [60, "1 hour"], "6h": [360, "6 hours"], "24h": [1440, "24 hours"],
@@ -28,6 +29,8 @@ export async function open(root, context) {
 
   const levels = h("section", { class: "card", "aria-label": "Levels" });
   const terms = h("section", { class: "card", "aria-label": "Terms" });
+  const supplies = h("section", { class: "card", "aria-label": "To come", hidden: true });
+  const waiting = h("section", { class: "card", "aria-label": "Who waits", hidden: true });
   const chart = new Chart({
     label: `On hand, reserved and available of ${sku} over time`, steps: true,
     series: [{ id: "on_hand", label: "On hand" }, { id: "reserved", label: "Reserved" }, { id: "available", label: "Available" }],
@@ -44,7 +47,7 @@ export async function open(root, context) {
     h("div", { class: "title-bar" },
       h("div", {}, h("h1", {}, item?.title || sku), item?.title && h("p", { class: "sku" }, sku)),
       actionButtons(context, { location: place, sku, row: () => row })),
-    levels, danger, terms,
+    levels, danger, terms, supplies, waiting,
     h("section", { class: "card" }, h("div", { class: "title-bar" }, h("h2", {}, "History"), range), chart.element, chartNote),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h2", {}, "Ledger"), list, listNote),
@@ -157,11 +160,14 @@ export async function open(root, context) {
 
   let termsShown = "";
   function showTerms() {
-    const shown = JSON.stringify([row.terms, row.backordered]);
+    const shown = JSON.stringify([row.terms, row.backordered, row.supplies, row.available_to_promise, row.late]);
     if (!alive || shown === termsShown) return;
     termsShown = shown;
     drawTerms(terms, row);
+    drawSupplies(supplies, row, { path, mayChange: context.can("feed") });
   }
+
+  const readWaiting = () => drawWaiting(waiting, row, { path, context, isAlive: () => alive });
 
   async function readHolds() {
     const { items, more: others } = await pages(`${shelf}/reservations`, {}, { most: MAX_HOLDS });
@@ -207,7 +213,7 @@ export async function open(root, context) {
   const quietly = (reading) => reading().catch((error) => {
     if (!(error instanceof Problem)) return;
   });
-  const refresh = () => Promise.all([readLedger, readHolds, readShortfalls, readTerms].map(quietly));
+  const refresh = () => Promise.all([readLedger, readHolds, readShortfalls, readTerms, readWaiting].map(quietly));
   let due = null;
   function refreshSoon() {
     if (due !== null) return;

@@ -32,19 +32,22 @@ function asked(terms) {
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
 export function drawTerms(section, row) {
-  const { terms } = row;
-  section.hidden = !terms;
-  if (!terms) return;
   const owed = row.backordered ?? 0;
-  const limit = terms.backorder_limit ?? 0;
-  const pools = Object.entries(terms.channels ?? {});
-  const cap = terms.buyer_cap;
+  const limit = row.terms?.backorder_limit ?? 0;
+  const pools = Object.entries(row.terms?.channels ?? {});
+  const cap = row.terms?.buyer_cap;
+  // What is promised of supplies does not count for the limit.
+  const expects = row.supplies?.length > 0 || row.late > 0;
+  const backorders = limit > 0 || (owed > 0 && !expects);
+  section.hidden = !row.terms || !(backorders || cap || pools.length > 0);
+  if (section.hidden) return;
   replace(section, h("h2", {}, "Terms"),
-    (limit > 0 || owed > 0 || cap) && h("dl", { class: "tiles" },
-      (limit > 0 || owed > 0) && tile("Backordered", `${count(owed)} of ${count(limit)}`, {
-        id: "backordered", kind: owed > limit ? "warn" : "",
-        note: owed > limit ? "more than the limit allows now" : `${count(limit - owed)} more before they come`,
-      }),
+    (backorders || cap) && h("dl", { class: "tiles" },
+      backorders && (expects ? tile("Backorder limit", count(limit), { id: "backorder_limit", note: `${count(row.backorder_available)} more before they come` })
+        : tile("Backordered", `${count(owed)} of ${count(limit)}`, {
+          id: "backordered", kind: owed > limit ? "warn" : "",
+          note: owed > limit ? "more than the limit allows now" : `${count(limit - owed)} more before they come`,
+        })),
       cap && tile("A buyer may have", count(cap.units), { id: "buyer_cap", note: `promised, or picked within ${windowText(cap.window_seconds)}` })),
     pools.length > 0 && table("Pools of channels", ["Channel", ":Held", ":Cap", ":Minimum"], pools.map(([name, pool]) => [
       name, count(pool.held), pool.cap === null ? "none" : count(pool.cap), pool.minimum ? count(pool.minimum) : "none",
