@@ -47,14 +47,16 @@ class Candidates:
         *,
         known: Known,
         channel: str = "",
+        by: str = "",
         own: Collection[Part] = (),
         named: Mapping[str, Sequence[Wish]] = MappingProxyType({}),
     ) -> list[tuple[Candidate, str]]:
         """Return the merchant's locations, with why one is no candidate.
 
-        Of each row counts what is on the shelf for the channel, and what the order's `own` parts
-        hold, without what is asked for of that location by its name. Raises LimitExceeded where
-        what may stand for the wishes takes more rows than one reserve looks at.
+        Of each row counts what is on the shelf for the channel, with a day what comes `by` then,
+        and what the order's `own` parts hold, without what is asked for of that location by its
+        name. Raises LimitExceeded where what may stand for the wishes takes more rows than one
+        reserve looks at.
         """
         page = await self._inventory.list_locations(merchant, limit=MAX_SOURCING_LOCATIONS)
         locations = list(page.items)
@@ -77,7 +79,7 @@ class Candidates:
         for start in range(0, len(asked), MAX_BATCH_ROWS):
             some = asked[start : start + MAX_BATCH_ROWS]
             for name, row in zip(some, await self._inventory.rows(merchant, some), strict=True):
-                units[name] = 0 if row is None else _on_shelf_for(row, channel or DEFAULT_CHANNEL)
+                units[name] = 0 if row is None else _room(row, channel or DEFAULT_CHANNEL, by)
         substituted = {x.sku for x in wanted if x.substitutes is not Substitution.NONE}
         found = []
         for location, place, one in zip(locations, places, at, strict=True):
@@ -144,20 +146,26 @@ def _at_most(known: Known, location: str, sku: str, units: int, is_row: bool) ->
     return min(units, known.get((location, sku, False), units)) if is_row else units
 
 
-def _on_shelf_for(row: Row, channel: str) -> int:
-    """Return the units on a row's shelf that a channel may be promised: `lua/lib/room.lua`.
+def _room(row: Row, channel: str, by: str) -> int:
+    """Return the units that a channel may be promised of a row: `lua/lib/room.lua`.
 
-    What a buyer with a cap had before is not known here: the reserve counts that.
+    Those on its shelf, and where a day is named what comes `by` then. What a buyer with a cap had
+    before is not known here: the reserve counts that.
     """
     shelf, terms = row.available, row.terms
     if terms is None:
         return shelf
+    taken = shelf
     if terms.channels:
         unmet = {name: max(0, x.minimum - x.held) for name, x in terms.channels.items()}
         dated = sum(units for units, _ in terms.waits.values())
         own = min(unmet.pop(channel, 0), max(0, row.unreserved - dated))
-        shelf = max(0, shelf - sum(unmet.values()), own)
-        pool = terms.channels.get(channel)
-        if pool is not None and pool.cap is not None:
-            shelf = min(shelf, max(0, pool.cap - pool.held))
-    return shelf if terms.buyer_cap is None else min(shelf, terms.buyer_cap.units)
+        of_others = sum(unmet.values())
+        shelf = max(0, shelf - of_others, own)
+        taken = max(taken, shelf, min(of_others, max(0, row.unreserved)))
+    to_come = [one.quantity - taken for one in row.available_to_promise if one.by <= by]
+    room = shelf + (max(0, to_come[-1]) if to_come else 0)
+    pool = terms.channels.get(channel)
+    if pool is not None and pool.cap is not None:
+        room = min(room, max(0, pool.cap - pool.held))
+    return room if terms.buyer_cap is None else min(room, terms.buyer_cap.units)

@@ -23,7 +23,7 @@ from engine.keys import (
     reservation_hash,
 )
 from engine.limits import FAILED_ORDER_RETENTION_MS, RETENTION_MS
-from engine.model import Line, StandsFor
+from engine.model import Line, Promised, StandsFor
 from engine.outcomes import (
     IdempotencyKeyReused,
     OrderNotFound,
@@ -158,8 +158,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
     `lines` are what is asked for until the part is held, and what is held from then on; `asked` is
     there where that is not the same. `substitutes` are the SKUs that others may stand for here, and
-    `stands_for`, `proposed`, `backordered` and `missing` what the reservation says. `accepts` are
-    those proposals that are to be accepted, `accepted` those that were.
+    `stands_for`, `proposed`, `backordered`, `promised` and `missing` what the reservation says.
+    `accepts` are those proposals that are to be accepted, `accepted` those that were.
     """
 
     number: int
@@ -181,6 +181,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     missing: tuple[Line, ...] = ()
     accepts: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
+    promised: tuple[Promised, ...] = ()
 
     @property
     def asks(self) -> tuple[Line, ...]:

@@ -70,6 +70,7 @@ from engine.resourcing import Failed, StandIn, allot_picks, failed_parts, lay_ou
 from engine.sourcing import Coordinates, Sourced, Strategy, source
 from engine.validation import (
     check_batch,
+    check_day,
     check_id,
     check_key,
     check_name,
@@ -95,8 +96,8 @@ Answer = TypeVar("Answer")
 class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How lines that name no location are sourced; kept with the order, for what comes later.
 
-    `degraded` allows locations whose tills are silent, last. `stock_only` and `channel` are as for
-    a reserve, `buyer` is the digest of who it is for.
+    `degraded` allows locations whose tills are silent, last. `stock_only`, `channel` and `by` are
+    as for a reserve, `buyer` is the digest of who it is for.
     """
 
     strategy: Strategy = Strategy.FEWEST_SPLITS
@@ -106,6 +107,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stock_only: bool = False
     channel: str = ""
     buyer: str = ""
+    by: str = ""
 
     @property
     def destination(self) -> Coordinates | None:
@@ -115,7 +117,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return Coordinates(self.latitude, self.longitude)
 
     def check(self) -> None:
-        """Take a destination where the strategy needs one. Raises InvalidCommand."""
+        """Take a destination where the strategy needs one, and a day. Raises InvalidCommand."""
+        if self.by:
+            check_day("by", self.by)
+            if self.stock_only:
+                raise InvalidCommand("by", "names a day for what comes: leave stock_only out")
         check_coordinates("sourcing.", self.latitude, self.longitude)
         if self.strategy is Strategy.DISTANCE and self.destination is None:
             raise InvalidCommand(
@@ -278,7 +284,9 @@ class Orders:
         """Hold the units of all lines for `ttl_ms`, at the locations they name or at sourced ones.
 
         Others stand for a line that allows it where there is too little of it at all locations
-        together, or at the one that it names. A retry under the same key finds its own order.
+        together, or at the one that it names. With a day in the `options` units are promised that
+        come by then, too: where no location is named, once all shelves together have too little.
+        A retry under the same key finds its own order.
         Raises InsufficientStock, or BuyerCapExceeded where nothing else is in the way, and then
         holds nothing, IdempotencyKeyReused, InvalidCommand, LimitExceeded.
         """
@@ -419,7 +427,8 @@ class Orders:
     ) -> Sourced:
         """Plan where units come from, by the live rows.
 
-        Others stand for a line only where all locations together have too little of it. `own` parts
+        What is to come by the order's day counts only where all shelves together have too little,
+        and others stand for a line only where all locations then have. `own` parts
         hold units that count as free; `known` is what refusals said of rows. Of an order that is
         placed already, `move` has the options, and `left_out` says why not there; once it
         `is_decided`, nobody is asked to accept anything any more.
@@ -428,7 +437,7 @@ class Orders:
             return Sourced((), (), ())
         options = _options(body) if move is None else _decode_options(move.options)
 
-        async def plan(substituted: Collection[str]) -> Sourced:
+        async def plan(substituted: Collection[str], by: str) -> Sourced:
             wishes = [
                 _wish(body, line, is_decided=is_decided)
                 if line.sku in substituted
@@ -441,6 +450,7 @@ class Orders:
                 wishes,
                 known=known or {},
                 channel=options.channel,
+                by=by,
                 own=own,
                 # What lines that name a location need there is held once the order is placed.
                 named={} if move is not None else _named(body),
@@ -453,10 +463,14 @@ class Orders:
             found = source(wanted, candidates, options.strategy, destination=options.destination)
             return msgspec.structs.replace(found, passed_over=(*passed, *found.passed_over))
 
-        first = await plan(())
+        by = ""
+        first = await plan((), by)
+        if first.missing and options.by:
+            by = options.by
+            first = await plan((), by)
         short = {line.sku for line in first.missing}
         may = [sku for sku in _substitutable(body, is_decided=is_decided) if sku in short]
-        return _explained(await plan(may), may) if may else first
+        return _explained(await plan(may, by), may) if may else first
 
     # Sourcing anew
 
@@ -1070,6 +1084,7 @@ class Orders:
                 stock_only=options.stock_only,
                 channel=options.channel,
                 buyer_digest=options.buyer,
+                by=options.by,
                 actor=actor,
             ),
         )
@@ -1267,7 +1282,7 @@ def _chosen(body: OrderBody, options: Options | None) -> Options:
         options = msgspec.structs.replace(options, latitude=own.latitude, longitude=own.longitude)
     options.check()
     return msgspec.structs.replace(
-        options, stock_only=own.stock_only, channel=own.channel, buyer=own.buyer
+        options, stock_only=own.stock_only, channel=own.channel, buyer=own.buyer, by=own.by
     )
 
 
@@ -1283,6 +1298,7 @@ def _as_held(part: Part, found: Reservation) -> Part:
         stands_for=found.stands_for,
         proposed=found.proposed,
         backordered=found.backordered,
+        promised=found.promised,
         missing=found.missing,
         accepted=(*part.accepted, *(x for x in decided if x not in declined)),
     )

@@ -27,6 +27,7 @@ from gateway.paging import QUERY as PAGE_QUERY
 from gateway.paging import limit_of, page_answer, place_of
 from gateway.reservations import PLACE, refuse_repeated
 from gateway.wire import (
+    Day,
     DecisionRequest,
     Id,
     LineAlternativeRequest,
@@ -76,8 +77,8 @@ class SourcingRequest(Request, frozen=True, kw_only=True):
 class OrderRequest(Request, frozen=True, kw_only=True):
     """An order over any number of locations: all of it is held, or nothing.
 
-    With `stock_only` no part is a backorder, whatever the terms of its rows. `channel` and `buyer`
-    are as of a reservation: each part is made with them.
+    With `stock_only` no part is a backorder, whatever the terms of its rows. `channel`, `buyer` and
+    `by` are as of a reservation: each part is made with them.
     """
 
     lines: Annotated[list[OrderLineRequest], Meta(min_length=1, max_length=MAX_LINES)]
@@ -94,6 +95,10 @@ class OrderRequest(Request, frozen=True, kw_only=True):
             description="Who buys, where a row has a cap a buyer; only a digest of it is kept.",
         ),
     ] = ""
+    by: Annotated[
+        Day | UnsetType,
+        Meta(description="Promise what is expected by this day, too, and nothing that is later."),
+    ] = UNSET
     sourcing: SourcingRequest = msgspec.field(default_factory=SourcingRequest)
 
 
@@ -221,6 +226,7 @@ async def place(call: Call, body: OrderRequest) -> Answer:
             _options(body.sourcing),
             stock_only=body.stock_only,
             channel="" if body.channel == DEFAULT_CHANNEL else body.channel,
+            by="" if body.by is UNSET else body.by,
         ),
         buyer=body.buyer,
         actor=call.actor,
@@ -404,7 +410,11 @@ def _part(part: order_records.Part, places: dict[int, str]) -> OrderPart:
         part.reservation,
         part.state,
         held_lines(
-            part.lines, part.picked if is_committed else None, part.stands_for, part.backordered
+            part.lines,
+            part.picked if is_committed else None,
+            part.stands_for,
+            part.backordered,
+            part.promised,
         ),
         part.why,
         places.get(part.replaces),

@@ -114,8 +114,12 @@ def place(
     stock_only: bool = False,
     channel: str = "",
     buyer: str = "",
+    by: str = "",
 ) -> Call[Order]:
-    """Hold an order over any number of locations, whole or not at all."""
+    """Hold an order over any number of locations, whole or not at all.
+
+    With a day (YYYY-MM-DD), units that are expected `by` then are promised, too.
+    """
     document: dict[str, Any] = {"lines": lines}
     if ttl_seconds is not None:
         document["ttl_seconds"] = ttl_seconds
@@ -127,6 +131,8 @@ def place(
         document["channel"] = channel
     if buyer:
         document["buyer"] = buyer
+    if by:
+        document["by"] = by
     if sourcing is not None:
         document["sourcing"] = sourcing
     return Call(

@@ -62,6 +62,7 @@ class _PlacedLineType(click.ParamType[OrderLine]):
 @click.option("--stock-only", is_flag=True, help="Promise nothing that is not on the shelf.")
 @click.option("--channel", default="", help="Through which they are asked for.  [default: online]")
 @click.option("--buyer", default="", help="Who buys, where a row has a cap a buyer.")
+@click.option("--by", metavar="DAY", default="", help="Promise what is expected by then, too.")
 @click.option(
     "--substitutes",
     type=click.Choice([one.value for one in Substitution]),
@@ -91,6 +92,7 @@ def place(
     stock_only: bool,
     channel: str,
     buyer: str,
+    by: str,
     substitutes: str,
     strategy: str,
     latitude: float | None,
@@ -113,6 +115,7 @@ def place(
         stock_only=stock_only,
         channel=channel,
         buyer=buyer,
+        by=by,
     )
     with service.client() as client:
         _show(client.send(call), output)

@@ -54,6 +54,26 @@ async def test_a_part_is_sourced_anew_once_or_the_answer_says_why_not(shelf: She
     assert_problem(other, 422, "idempotency_key_reused")
 
 
+async def test_an_order_by_a_day_says_when_its_units_come(shelf: Shelf) -> None:
+    path = f"{shelf.merchant_path}/orders"
+    announced = f"{shelf.merchant_path}/locations/berlin/stock/tea/supplies/po-1"
+    day = {"expected_on": "2026-12-07", "quantity": 3}
+    await shelf.client.put(announced, json=day, headers=shelf.key())
+    body = {"lines": [{"sku": "tea", "quantity": 3}], "by": "2026-12-08"}
+    placed = await shelf.client.post(path, json=body, headers=shelf.key())
+    (part,) = placed.json()["parts"]
+    (line,) = part["lines"]
+    assert (line["backordered"], line["promised_by"], line["expected_on"]) == (
+        3,
+        "2026-12-07",
+        "2026-12-07",
+    )
+    for wrong in ({"by": "soon"}, {"stock_only": True}):
+        answer = await shelf.client.post(path, json=body | wrong, headers=shelf.key())
+        problem = assert_problem(answer, 400, "invalid_request")
+        assert problem["errors"][0]["pointer"] == "#/by"
+
+
 async def test_what_cannot_be_sourced_anew_names_the_field(shelf: Shelf) -> None:
     await receive(shelf, "berlin", "tea", 4)
     body = {"lines": [{"sku": "tea", "quantity": 3}]}

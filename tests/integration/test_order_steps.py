@@ -27,7 +27,7 @@ from engine.order_records import (
     PartState,
     WantedLine,
 )
-from engine.orders import Orders
+from engine.orders import Options, Orders
 from engine.outcomes import InsufficientStock, OrderNotFound
 from engine.sourcing import Candidate
 from engine.substitutes import Alternative, check_alternatives
@@ -203,6 +203,8 @@ async def resource_in_vain(shop: Shop, orders: Orders) -> None:
         await resource(shop, orders)
 
 
+A_DAY: Final = "2026-12-07"
+
 ON_TERMS: Final = [
     WantedLine("box", 2),
     WantedLine("oat", 3, "", Substitution.APPROVE),
@@ -218,6 +220,17 @@ ON_TERMS_STOCK: Final = {
 
 async def place_on_terms(shop: Shop, orders: Orders) -> None:
     await orders.place(shop.merchant, ON_TERMS, key="k", ttl_ms=TTL_MS, buyer="zoe", actor=ACTOR)
+
+
+async def announce_oats(shop: Shop, orders: Orders) -> None:
+    await shop.expect("oat", "po-1", A_DAY, 5)
+
+
+async def place_by_a_day(shop: Shop, orders: Orders) -> None:
+    options = Options(by=A_DAY)
+    await orders.place(
+        shop.merchant, ON_TERMS, key="k", ttl_ms=TTL_MS, options=options, actor=ACTOR
+    )
 
 
 async def accept(shop: Shop, orders: Orders) -> None:
@@ -238,6 +251,7 @@ Act = Callable[[Shop, Orders], Awaitable[None]]
 
 SCENARIOS_ON_TERMS: Final[dict[str, tuple[tuple[Act, ...], Act, type[Orders]]]] = {
     "place": ((), place_on_terms, Orders),
+    "place by a day": ((announce_oats,), place_by_a_day, Orders),
     "accept": ((place_on_terms,), accept, Orders),
     "decline": ((place_on_terms,), decline, Orders),
     "confirm": ((place_on_terms, accept), confirm, Orders),
@@ -399,7 +413,7 @@ async def check_on_terms(shop: Shop, units: int) -> OrderState | None:
     places = ("depot", "high street", "harbour", "mill", "annex")
     names = [(place, sku) for place in places for sku in ("tea", "mug", "oat", "soy", "milk")]
     rows = [row for row in await shop.inventory.rows(shop.merchant, names) if row is not None]
-    held = sum(row.reserved for row in rows)
+    held = sum(row.reserved + row.backordered for row in rows)
     if order is None:
         assert held == 0
         return None

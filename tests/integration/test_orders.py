@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from engine.keys import order_id
-from engine.model import BuyerCap, Line, MovementType, ReservationState, Terms
+from engine.model import (
+    BuyerCap,
+    Line,
+    MovementType,
+    Pool,
+    Promised,
+    ReservationState,
+    Terms,
+)
 from engine.order_driver import OrderDriver
 from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, PartState, WantedLine
 from engine.orders import Options, Orders
@@ -24,6 +32,7 @@ from engine.places import Place, Places
 from engine.sourcing import Strategy
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 
+MONDAY, TUESDAY, FRIDAY = "2026-12-07", "2026-12-08", "2026-12-11"
 TWO_PLACES = [WantedLine("tea", 2, "depot"), WantedLine("milk", 1, "harbour")]
 
 
@@ -199,6 +208,50 @@ async def test_units_that_have_not_come_keep_their_part(shop: Shop, orders: Orde
     assert states == {LOCATION: PartState.CONFIRMED, "harbour": PartState.COMMITTED}
     await shop.receive("tea", 2)
     done = await orders.commit(shop.merchant, order.id, actor=ACTOR)
+    assert done.order.state is OrderState.FULFILLED
+    await shop.audit()
+
+
+async def test_an_order_by_a_day_is_promised_what_comes_by_then(shop: Shop, orders: Orders) -> None:
+    await shop.receive("tea", 2)
+    await shop.receive("tea", 3, location="depot")
+    await shop.expect("tea", "po-1", MONDAY, 4)
+    await shop.expect("tea", "po-2", FRIDAY, 4)
+    pool = Terms(channels={"app": Pool(minimum=1), "online": Pool(cap=9)})
+    await shop.set_terms("tea", pool)
+
+    async def place_by(units: int, by: str, key: str) -> Order:
+        lines, options = [WantedLine("tea", units)], Options(by=by)
+        found = await orders.place(shop.merchant, lines, key=key, options=options, actor=ACTOR)
+        return found.order
+
+    with pytest.raises(InsufficientStock):
+        await place_by(9, "", "none")
+    # What is on the shelves goes first, wherever it is.
+    shelf = await place_by(3, MONDAY, "shelf")
+    assert [(part.location, part.promised) for part in shelf.parts] == [("depot", ())]
+    await orders.cancel(shop.merchant, shelf.id, actor=ACTOR)
+    with pytest.raises(InsufficientStock) as refused:
+        await place_by(9, MONDAY, "too many")
+    assert refused.value.lines[0].available == 8
+    made = await place_by(8, MONDAY, "monday")
+    parts = {part.location: part for part in made.parts}
+    assert (parts[LOCATION].lines, parts[LOCATION].backordered) == (
+        (Line("tea", 5),),
+        (Line("tea", 4),),
+    )
+    assert parts[LOCATION].promised == (Promised("tea", MONDAY, MONDAY),)
+    assert await place_by(8, MONDAY, "monday") == made
+    with pytest.raises(IdempotencyKeyReused):
+        await place_by(8, FRIDAY, "monday")
+    for options in (Options(by="soon"), Options(by=MONDAY, stock_only=True)):
+        with pytest.raises(InvalidCommand):
+            await orders.place(shop.merchant, TWO_PLACES, key="bad", options=options, actor=ACTOR)
+    await shop.expect("tea", "po-1", TUESDAY, 4)
+    (now,) = [x for x in (await orders.read(shop.merchant, made.id)).parts if x.promised]
+    assert now.promised == (Promised("tea", MONDAY, TUESDAY),)
+    await shop.arrive("tea", "po-1", 4)
+    done = await orders.commit(shop.merchant, made.id, actor=ACTOR)
     assert done.order.state is OrderState.FULFILLED
     await shop.audit()
 
