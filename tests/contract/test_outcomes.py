@@ -38,6 +38,7 @@ _ANSWERING: Final = {
     "seen_reply(": "seen",
     "earlier_answer(": "making",
     "record_amendment(": "amending",
+    "record_setting(": "settings",
     "refused_for_units(": "room",
 }
 """Functions that return answers, and which include has them."""
