@@ -65,6 +65,10 @@ BODIES: dict[str, Any] = {
 }
 
 
+DECISIONS = ("acceptOrder", "declineOrder")
+"""About an order, substitutes of which were proposed."""
+
+
 async def request(
     client: httpx.AsyncClient,
     operation: Operation,
@@ -87,9 +91,13 @@ async def request(
         event="0" * 24,
         key="00000000",
         job="job_none",
-        # The merchant's own one, which the fixture made under this key.
-        # The merchant's own ones, which the fixture made under this key.
-        order=order_id("order", merchant.removesuffix("-other"), "of a fixture", PARTITIONS),
+        # The merchant's own ones, which the fixture made under this key, and one with a proposal.
+        order=order_id(
+            "order",
+            merchant.removesuffix("-other"),
+            f"of {operation.name}" if operation.name in DECISIONS else "of a fixture",
+            PARTITIONS,
+        ),
         webhook=f"whk_{digest('webhook', merchant.removesuffix('-other'), 'of a fixture')}",
     )
     headers = {"Idempotency-Key": f"of {operation.name}"}
@@ -194,19 +202,18 @@ async def test_the_needed_role_is_enough(
     # What is of all merchants is for a key of all of them.
     merchant = api.merchant if "{merchant}" in operation.path else None
     client = await api.client(operation.role, merchant=merchant)
-    if operation.name in ("accept", "decline"):
-        await shelf.move("receive", "cup", 1)
-        alternatives = [{"sku": "cup"}]
+    if operation.name in ("accept", "decline", *DECISIONS):
         line = {
             "sku": "mint",
             "quantity": 1,
             "substitutes": "approve",
-            "alternatives": alternatives,
+            "alternatives": [{"sku": "cup"}],
         }
+        is_order = operation.name in DECISIONS
         held = await shelf.client.post(
-            f"{shelf.path}/reservations",
-            json={"lines": [line | {"alternatives": alternatives}]},
-            headers=shelf.key(),
+            f"{shelf.merchant_path}/orders" if is_order else f"{shelf.path}/reservations",
+            json={"lines": [line]},
+            headers={"Idempotency-Key": f"of {operation.name}"},
         )
         reservation = str(held.json()["id"])
     if operation.name == "relocate":
