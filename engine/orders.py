@@ -4,7 +4,8 @@ A part is a plain reservation. The record of the order (`engine.order_records`) 
 anything is done that it must answer for, and says alone what is to become of the parts: those of an
 undecided order are taken back, those of a decided one are kept. So whoever finds a record can drive
 it to its end, any number of times; every step is idempotent. This is two-phase commit with presumed
-abort (Mohan, Lindsay 1983), the held reservations being the prepared state.
+abort (Mohan, Lindsay 1983), the held reservations being the prepared state. What needs no store is
+beside it: what an order asks for in `engine.order_requests`, its parts in `engine.order_parts`.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -20,18 +21,27 @@ from engine.keys import digest, encode, order_id, reservation_id
 from engine.limits import (
     DEFAULT_PAGE,
     DEFAULT_TTL_MS,
-    MAX_LINES,
     MAX_ORDER_PARTS,
     MAX_ORDER_PLANS,
     MAX_SOURCING_LOCATIONS,
 )
-from engine.model import (
-    Line,
-    Page,
-    ProposalDecision,
-    Reservation,
-    ReservationResult,
-    ReservationState,
+from engine.model import Line, Page, ProposalDecision, ReservationResult, ReservationState
+from engine.order_parts import (
+    as_held,
+    check_held,
+    check_proposed,
+    dropping,
+    lost_part,
+    may_change,
+    next_number,
+    places_left_out,
+    refused_lines,
+    resourcing_under,
+    shorts_of,
+    still_to_do,
+    with_parts,
+    without_aim,
+    without_stand_ins,
 )
 from engine.order_records import (
     Aim,
@@ -42,10 +52,28 @@ from engine.order_records import (
     OrderState,
     Part,
     PartState,
-    PassedOver,
     Plan,
     Resourcing,
     WantedLine,
+)
+from engine.order_requests import (
+    Options,
+    check_wanted,
+    chosen_options,
+    decode_options,
+    explained,
+    free_lines,
+    laid_out,
+    may_be_substituted,
+    named_lines,
+    options_of,
+    passed_over,
+    short_lines,
+    substitutable,
+    substituted,
+    summed_lines,
+    told_apart,
+    wish_of,
 )
 from engine.outcomes import (
     BackorderUnfilled,
@@ -65,22 +93,19 @@ from engine.outcomes import (
     ReservationNotFound,
     ShortLine,
 )
-from engine.places import check_coordinates
 from engine.resourcing import Failed, StandIn, allot_picks, failed_parts, lay_out
-from engine.sourcing import Coordinates, Sourced, Strategy, source
+from engine.sourcing import Sourced, source
 from engine.validation import (
     check_batch,
-    check_day,
     check_id,
     check_key,
     check_name,
     check_page,
     check_picks,
-    check_quantity,
     check_text,
     check_ttl,
 )
-from engine.wishes import Substitution, Wish, check_wishes, wish_texts
+from engine.wishes import Wish
 
 MAX_ROUNDS: Final = 20
 """How often one caller looks at a record anew because somebody took a step on it."""
@@ -91,42 +116,6 @@ NOT_PICKED: Final = (InsufficientOnHand, BackorderUnfilled, ProposalOpen)
 _GAVE_BACK: Final = (ReservationState.RELEASED, ReservationState.EXPIRED)
 
 Answer = TypeVar("Answer")
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How lines that name no location are sourced; kept with the order, for what comes later.
-
-    `degraded` allows locations whose tills are silent, last. `stock_only`, `channel` and `by` are
-    as for a reserve, `buyer` is the digest of who it is for.
-    """
-
-    strategy: Strategy = Strategy.FEWEST_SPLITS
-    latitude: float | None = None
-    longitude: float | None = None
-    degraded: bool = True
-    stock_only: bool = False
-    channel: str = ""
-    buyer: str = ""
-    by: str = ""
-
-    @property
-    def destination(self) -> Coordinates | None:
-        """Where the order goes, if that was told."""
-        if self.latitude is None or self.longitude is None:
-            return None
-        return Coordinates(self.latitude, self.longitude)
-
-    def check(self) -> None:
-        """Take a destination where the strategy needs one, and a day. Raises InvalidCommand."""
-        if self.by:
-            check_day("by", self.by)
-            if self.stock_only:
-                raise InvalidCommand("by", "names a day for what comes: leave stock_only out")
-        check_coordinates("sourcing.", self.latitude, self.longitude)
-        if self.strategy is Strategy.DISTANCE and self.destination is None:
-            raise InvalidCommand(
-                "sourcing.latitude", "the strategy `distance` needs the destination's coordinates"
-            )
 
 
 class OrderResult(msgspec.Struct, frozen=True):
@@ -190,13 +179,13 @@ class Orders:
         Nothing is written: whoever drives the order does that.
         """
         if order.state is OrderState.CONFIRMED:
-            return _with_parts(order, [await self._part_now(order, x) for x in order.parts])
-        if order.state is OrderState.HELD and any(map(_may_change, order.parts)):
+            return with_parts(order, [await self._part_now(order, x) for x in order.parts])
+        if order.state is OrderState.HELD and any(map(may_change, order.parts)):
             parts = [
-                await self._part_now(order, part) if _may_change(part) else part
+                await self._part_now(order, part) if may_change(part) else part
                 for part in order.parts
             ]
-            return _with_parts(order, parts)
+            return with_parts(order, parts)
         return order
 
     async def _part_now(self, order: Order, part: Part) -> Part:
@@ -207,7 +196,7 @@ class Orders:
         except ReservationNotFound:
             return msgspec.structs.replace(part, state=PartState.RELEASED)
         return msgspec.structs.replace(
-            _as_held(part, found), state=PartState(found.state), picked=found.picked or ()
+            as_held(part, found), state=PartState(found.state), picked=found.picked or ()
         )
 
     async def listed(
@@ -299,10 +288,10 @@ class Orders:
         check_key(key)
         check_ttl(ttl_ms)
         check_text("order_ref", order_ref)
-        _check_wanted(lines)
+        check_wanted(lines)
         options.check()
         text = msgspec.json.encode(options).decode()
-        said = [_said(line) for line in lines]
+        said = [told_apart(line) for line in lines]
         body = OrderBody(
             kind=OrderKind.ORDER,
             merchant=merchant,
@@ -310,7 +299,7 @@ class Orders:
             fingerprint=digest(str(ttl_ms), order_ref, text, *said),
             order_ref=order_ref,
             ttl_ms=ttl_ms,
-            lines=_summed(lines),
+            lines=summed_lines(lines),
             options=text,
         )
         order, replayed = await self._begun(body, key)
@@ -340,7 +329,7 @@ class Orders:
         )
 
     async def _place_again(self, order: Order, *, actor: str) -> tuple[Order, list[ShortLine]]:
-        plan = await self._first_plan(order.id, order.body, first=_next_number(order.parts))
+        plan = await self._first_plan(order.id, order.body, first=next_number(order.parts))
         again = msgspec.structs.replace(
             order, state=OrderState.PLACING, settled=False, reason="", plan=plan
         )
@@ -352,10 +341,10 @@ class Orders:
 
     async def _first_plan(self, the_id: str, body: OrderBody, *, first: int = 1) -> Plan:
         """Plan the parts of an order that holds nothing yet. Raises InsufficientStock."""
-        sourced = await self._source_once_more(lambda: self._source(body, _free(body)))
+        sourced = await self._source_once_more(lambda: self._source(body, free_lines(body)))
         if sourced.missing:
-            raise InsufficientStock(_short_lines(_free(body), sourced))
-        wanted, why = _laid_out(body, sourced)
+            raise InsufficientStock(short_lines(free_lines(body), sourced))
+        wanted, why = laid_out(body, sourced)
         self._check_parts(wanted)
         parts = tuple(
             self._planned(
@@ -365,11 +354,11 @@ class Orders:
                 lines,
                 number=number,
                 why=why[location],
-                substitutes=_substituted(body, location, lines, sourced),
+                substitutes=substituted(body, location, lines, sourced),
             )
             for number, (location, lines) in enumerate(sorted(wanted.items()), first)
         )
-        return Plan(parts, _passed_over(sourced, wanted))
+        return Plan(parts, passed_over(sourced, wanted))
 
     @staticmethod
     def _check_parts(wanted: dict[str, tuple[Line, ...]]) -> None:
@@ -435,11 +424,11 @@ class Orders:
         """
         if not wanted:
             return Sourced((), (), ())
-        options = _options(body) if move is None else _decode_options(move.options)
+        options = options_of(body) if move is None else decode_options(move.options)
 
         async def plan(substituted: Collection[str], by: str) -> Sourced:
             wishes = [
-                _wish(body, line, is_decided=is_decided)
+                wish_of(body, line, is_decided=is_decided)
                 if line.sku in substituted
                 else Wish(sku=line.sku, quantity=line.quantity)
                 for line in wanted
@@ -453,7 +442,7 @@ class Orders:
                 by=by,
                 own=own,
                 # What lines that name a location need there is held once the order is placed.
-                named={} if move is not None else _named(body),
+                named={} if move is not None else named_lines(body),
             ):
                 why_not = (left_out or {}).get(candidate.location, ships_not)
                 if why_not or (candidate.is_degraded and not options.degraded):
@@ -469,8 +458,8 @@ class Orders:
             by = options.by
             first = await plan((), by)
         short = {line.sku for line in first.missing}
-        may = [sku for sku in _substitutable(body, is_decided=is_decided) if sku in short]
-        return _explained(await plan(may, by), may) if may else first
+        may = [sku for sku in substitutable(body, is_decided=is_decided) if sku in short]
+        return explained(await plan(may, by), may) if may else first
 
     # Sourcing anew
 
@@ -502,13 +491,13 @@ class Orders:
         text = "" if options is None else msgspec.json.encode(options).decode()
         fingerprint = digest(location, text, *without)
         found = await self._find(merchant, order)
-        chosen = _chosen(found.body, options)
+        chosen = chosen_options(found.body, options)
         short: list[ShortLine] = []
         begun = False
         for _ in range(MAX_ROUNDS):
             found, told = await self._drive(found, actor=actor)
             short = told or short
-            known = _resourcing(found, digest(key))
+            known = resourcing_under(found, digest(key))
             if known is not None and known.fingerprint != fingerprint:
                 raise IdempotencyKeyReused(key)
             if known is not None:
@@ -524,7 +513,7 @@ class Orders:
                 location,
                 msgspec.json.encode(chosen).decode(),
                 tuple(without),
-                _next_number(found.parts),
+                next_number(found.parts),
             )
             plan = await self._first_stand_ins(found, move)
             try:
@@ -572,7 +561,7 @@ class Orders:
         """Plan the parts that stand in for those of a location. Raises InsufficientStock."""
         failed = self._failed(order, move.location)
         wanted = reservations.summed([line for one in failed for line in one.lines])
-        left_out = _left_out(order, move)
+        left_out = places_left_out(order, move)
         sourced = await self._source_once_more(
             lambda: self._source(
                 order.body,
@@ -583,12 +572,12 @@ class Orders:
             )
         )
         if sourced.missing:
-            raise InsufficientStock(_short_lines(wanted, sourced), sourced.passed_over)
+            raise InsufficientStock(short_lines(wanted, sourced), sourced.passed_over)
         parts = (*order.parts, *self._stand_ins(order, lay_out(failed, sourced), sourced))
         if len(parts) > MAX_ORDER_PARTS:
             raise LimitExceeded("location", most=MAX_ORDER_PARTS)
         places = {part.location for part in parts if part.brings or part.number >= move.first}
-        passed = _passed_over(sourced, places - {move.location})
+        passed = passed_over(sourced, places - {move.location})
         return Plan(parts, passed, (*order.plan.resourcings, move))
 
     def _stand_ins(self, order: Order, wanted: Iterable[StandIn], sourced: Sourced) -> list[Part]:
@@ -605,7 +594,7 @@ class Orders:
                 replaces=one.replaces,
                 substitutes=tuple(x.sku for x in one.lines if x.sku in sourced.substituted),
             )
-            for number, one in enumerate(laid_out, _next_number(order.parts))
+            for number, one in enumerate(laid_out, next_number(order.parts))
         ]
 
     async def _next_stand_ins(self, order: Order, move: Resourcing, known: Known) -> Plan | None:
@@ -615,7 +604,7 @@ class Orders:
         held = [p for p in mine if p.state is PartState.HELD and p.aim is Aim.NONE]
         failed = failed_parts(order, move.location, before=move.first) or []
         wanted = reservations.summed([line for one in failed for line in one.lines])
-        left_out = _left_out(order, move)
+        left_out = places_left_out(order, move)
         try:
             sourced = await self._source(
                 order.body,
@@ -637,14 +626,14 @@ class Orders:
             if laid_out.pop((part.location, part.replaces, part.asks), None) is not None
         }
         parts = [
-            part if part.number < move.first or part.number in kept else _dropping(part)
+            part if part.number < move.first or part.number in kept else dropping(part)
             for part in order.parts
         ]
         parts += self._stand_ins(order, laid_out.values(), sourced)
         if len(parts) > MAX_ORDER_PARTS:
             return None
         places = {part.location for part in parts if part.counts and part.state.is_open}
-        passed = _passed_over(sourced, places - {move.location})
+        passed = passed_over(sourced, places - {move.location})
         return Plan(tuple(parts), passed, order.plan.resourcings)
 
     async def _stand_in_or_next(
@@ -675,7 +664,7 @@ class Orders:
         if next_plan is not None:
             replanned = msgspec.structs.replace(order, plan=next_plan)
             return await self._write(replanned, "plan", actor=actor)
-        return await self._write(_without_stand_ins(order, move), "keep", actor=actor)
+        return await self._write(without_stand_ins(order, move), "keep", actor=actor)
 
     # Deciding
 
@@ -706,14 +695,14 @@ class Orders:
     async def _decide(self, order: Order, *, actor: str) -> Order:
         """Record the decision, or that a part was ended by its own id and so nothing is held."""
         parts = [await self._part_now(order, part) for part in order.parts]
-        lost = _lost(order, parts)
+        lost = lost_part(order, parts)
         if lost is not None:
             return await self._fail(order, parts, lost, actor=actor)
         for part in parts:
             if part.state.is_open and part.proposed:
                 raise ProposalOpen(part.reservation, skus=part.proposed)
         decided = msgspec.structs.replace(
-            _with_parts(order, _still_to_do(order, parts)),
+            with_parts(order, still_to_do(order, parts)),
             state=OrderState.CONFIRMED,
             settled=False,
         )
@@ -725,7 +714,7 @@ class Orders:
         if lost.state.is_open:
             reason = f"{_declined(lost.missing)} at {lost.location}"
         failed = msgspec.structs.replace(
-            _with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
+            with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
         )
         return await self._write(failed, "fail", actor=actor)
 
@@ -741,7 +730,7 @@ class Orders:
             if found.state is not OrderState.HELD:
                 return
             parts = [await self._part_now(found, part) for part in found.parts]
-            lost = _lost(found, parts)
+            lost = lost_part(found, parts)
             if lost is None:
                 return
             try:
@@ -763,7 +752,7 @@ class Orders:
             now = await self._seen_now(found)
             if now.state.gives_back:
                 raise _ended(now)
-            _check_proposed(now, skus)
+            check_proposed(now, skus)
             for part in now.parts:
                 if part.state.is_open and any(x.sku in skus or not skus for x in part.missing):
                     raise ProposalDecided(part.reservation)
@@ -778,18 +767,14 @@ class Orders:
             if not any(part.accepts for part in parts):
                 return OrderResult(now, replayed=True)
             aimed = msgspec.structs.replace(
-                _with_parts(found, _still_to_do(found, parts)), settled=False
+                with_parts(found, still_to_do(found, parts)), settled=False
             )
             try:
                 found = await self._write(aimed, "accept", actor=actor)
             except OrderChanged as changed:
                 found = changed.order
                 continue
-            refusals: list[HoldfastError] = []
-            found, _ = await self._drive(found, actor=actor, refusals=refusals)
-            if refusals:
-                raise refusals[0]
-            return OrderResult(found, replayed=False)
+            return await self._carried_out(found, actor=actor)
         raise OutcomeUnknown()
 
     async def decline(
@@ -808,7 +793,7 @@ class Orders:
             now = await self._seen_now(found)
             if now.state.gives_back:
                 raise _ended(now)
-            _check_proposed(now, skus)
+            check_proposed(now, skus)
             open_now = {
                 sku
                 for part in now.parts
@@ -890,9 +875,9 @@ class Orders:
             due = [part for part in there if part.state in (PartState.HELD, PartState.CONFIRMED)]
             if not due:
                 return self._committed_before(found, there, picks)
-            _check_held(due, picks)
+            check_held(due, picks)
             allotted = allot_picks(due, picks)
-            aimed = _with_parts(
+            aimed = with_parts(
                 found,
                 [
                     msgspec.structs.replace(part, aim=Aim.COMMIT, picks=allotted[part.number])
@@ -907,11 +892,7 @@ class Orders:
             except OrderChanged as changed:
                 found = changed.order
                 continue
-            refusals: list[HoldfastError] = []
-            found, _ = await self._drive(found, actor=actor, refusals=refusals)
-            if refusals:
-                raise refusals[0]
-            return OrderResult(found, replayed=False)
+            return await self._carried_out(found, actor=actor)
         raise OutcomeUnknown()
 
     @staticmethod
@@ -956,6 +937,14 @@ class Orders:
         except OrderChanged as changed:
             order = changed.order
         return await self.drive(order, actor=actor)
+
+    async def _carried_out(self, order: Order, *, actor: str) -> OrderResult:
+        """Drive an order whose record was just written; raise the first refusal of a part."""
+        refusals: list[HoldfastError] = []
+        order, _ = await self._drive(order, actor=actor, refusals=refusals)
+        if refusals:
+            raise refusals[0]
+        return OrderResult(order, replayed=False)
 
     async def _drive(
         self,
@@ -1011,7 +1000,7 @@ class Orders:
                 InvalidCommand,
                 LimitExceeded,
             ) as refused:
-                lines = _refused_lines(part, refused)
+                lines = refused_lines(part, refused)
                 parts[i] = msgspec.structs.replace(part, state=PartState.REFUSED)
                 known |= {
                     (part.location, line.sku, line.sku in part.substitutes): line.available
@@ -1021,9 +1010,9 @@ class Orders:
             else:
                 # Of a split row it may be in another partition than was planned.
                 the_id = made.reservation.id
-                held = _as_held(part, made.reservation)
+                held = as_held(part, made.reservation)
                 parts[i] = msgspec.structs.replace(held, state=PartState.HELD, reservation=the_id)
-        order = _with_parts(order, parts)
+        order = with_parts(order, parts)
         try:
             return await self._held_or_next(order, known, short, actor=actor)
         except OrderChanged as changed:
@@ -1065,14 +1054,14 @@ class Orders:
         return await self._write(failed, "fail", actor=actor)
 
     async def _hold_part(self, order: Order, part: Part, *, actor: str) -> ReservationResult:
-        options, is_decided = _options(order.body), not order.state.is_undecided
+        options, is_decided = options_of(order.body), not order.state.is_undecided
         return await self._take(
             f"hold part {part.number}",
             lambda: self._inventory.reserve(
                 order.body.merchant,
                 part.location,
                 [
-                    _wish(order.body, line, is_decided=is_decided)
+                    wish_of(order.body, line, is_decided=is_decided)
                     if line.sku in part.substitutes
                     else line
                     for line in part.lines
@@ -1101,17 +1090,17 @@ class Orders:
         tried = sum(part.state is PartState.REFUSED for part in order.parts)
         held = [p for p in order.parts if p.state is PartState.HELD and p.aim is Aim.NONE]
         try:
-            sourced = await self._source(body, _free(body), own=held, known=known)
+            sourced = await self._source(body, free_lines(body), own=held, known=known)
         except LimitExceeded:
             # So many rows that may stand for others, no reserve looks at.
             return None
         is_named_short = any(
-            known.get((line.location, line.sku, _may_be_substituted(line)), line.quantity)
+            known.get((line.location, line.sku, may_be_substituted(line)), line.quantity)
             < line.quantity
             for line in body.lines
             if line.location
         )
-        wanted, why = _laid_out(body, sourced)
+        wanted, why = laid_out(body, sourced)
         if tried >= MAX_ORDER_PLANS or sourced.missing or is_named_short:
             return None
         places = set(wanted)
@@ -1133,11 +1122,11 @@ class Orders:
                 lines,
                 number=number,
                 why=why[location],
-                substitutes=_substituted(body, location, lines, sourced),
+                substitutes=substituted(body, location, lines, sourced),
             )
-            for number, (location, lines) in enumerate(sorted(wanted.items()), _next_number(parts))
+            for number, (location, lines) in enumerate(sorted(wanted.items()), next_number(parts))
         ]
-        return Plan(tuple(parts), _passed_over(sourced, places))
+        return Plan(tuple(parts), passed_over(sourced, places))
 
     async def _carry_out(
         self, order: Order, refusals: list[HoldfastError] | None, *, actor: str
@@ -1183,7 +1172,7 @@ class Orders:
             if not any(part.state.is_open for part in parts):
                 is_done = any(part.state is PartState.COMMITTED for part in parts)
                 state = OrderState.FULFILLED if is_done else OrderState.CANCELLED
-        settled = msgspec.structs.replace(_with_parts(order, parts), state=state, settled=True)
+        settled = msgspec.structs.replace(with_parts(order, parts), state=state, settled=True)
         if picked:
             kept = msgspec.structs.replace(settled.plan, resourcings=order.plan.resourcings[:-1])
             settled = msgspec.structs.replace(settled, plan=kept)
@@ -1245,13 +1234,13 @@ class Orders:
             await self._take(step, call)
         except ReservationNotFound:
             # Never made, or ended so long ago that it was forgotten.
-            return _without_aim(part, PartState.RELEASED)
+            return without_aim(part, PartState.RELEASED)
         except ReservationEnded as ended:
             if ended.state != ReservationState.COMMITTED:
-                return _without_aim(part, PartState(ended.state))
+                return without_aim(part, PartState(ended.state))
         known = msgspec.structs.replace(part, state=PartState.CONFIRMED)
         now = await self._part_now(order, known)
-        return now if now.state.is_open else _without_aim(now, now.state)
+        return now if now.state.is_open else without_aim(now, now.state)
 
     async def _give_back(self, order: Order, *, actor: str) -> Order:
         """Release every part that is still open, or may be."""
@@ -1261,303 +1250,24 @@ class Orders:
             else part
             for part in order.parts
         ]
-        settled = msgspec.structs.replace(_with_parts(order, parts), settled=True)
+        settled = msgspec.structs.replace(with_parts(order, parts), settled=True)
         return await self._write(settled, "give back", actor=actor)
-
-
-def _options(body: OrderBody) -> Options:
-    return _decode_options(body.options)
-
-
-def _decode_options(text: str) -> Options:
-    return msgspec.json.decode(text, type=Options)
-
-
-def _chosen(body: OrderBody, options: Options | None) -> Options:
-    """Return how an order is sourced anew: it goes where it went before unless that is told."""
-    own = _options(body)
-    if options is None:
-        return own
-    if options.destination is None and options.latitude is None and options.longitude is None:
-        options = msgspec.structs.replace(options, latitude=own.latitude, longitude=own.longitude)
-    options.check()
-    return msgspec.structs.replace(
-        options, stock_only=own.stock_only, channel=own.channel, buyer=own.buyer, by=own.by
-    )
-
-
-def _as_held(part: Part, found: Reservation) -> Part:
-    """Return a part with what its reservation says; what is asked of it stays known."""
-    is_plain = not (part.asked or part.substitutes or found.stands_for)
-    decided = [sku for sku in part.proposed if sku not in found.proposed]
-    declined = {line.sku for line in found.missing}
-    return msgspec.structs.replace(
-        part,
-        lines=found.lines,
-        asked=() if is_plain else part.asks,
-        stands_for=found.stands_for,
-        proposed=found.proposed,
-        backordered=found.backordered,
-        promised=found.promised,
-        missing=found.missing,
-        accepted=(*part.accepted, *(x for x in decided if x not in declined)),
-    )
-
-
-def _lost(order: Order, parts: Sequence[Part]) -> Part | None:
-    """Return a part that was ended, or made short, since the order was held; None if all is there.
-
-    `parts` are those of the order as they are now.
-    """
-    for part, before in zip(parts, order.parts, strict=True):
-        if before.state.is_open and (not part.state.is_open or part.missing):
-            return part
-    return None
-
-
-def _still_to_do(order: Order, parts: Sequence[Part]) -> list[Part]:
-    """Return an order's parts as they are now, to be in the states that the record has them in.
-
-    So whoever carries the record out does all that there is to do, and the decision sees what was
-    ended since.
-    """
-    return [
-        msgspec.structs.replace(part, state=before.state)
-        for part, before in zip(parts, order.parts, strict=True)
-    ]
-
-
-def _may_change(part: Part) -> bool:
-    """Say whether a part's reservation may have come to hold something else by itself."""
-    return bool(part.proposed or part.backordered)
-
-
-def _may_be_substituted(line: WantedLine) -> bool:
-    return line.substitutes is not Substitution.NONE
-
-
-def _substitutable(body: OrderBody, *, is_decided: bool) -> list[str]:
-    """Return the SKUs that others may stand for: of a decided order without asking anybody."""
-    allowed = (
-        (Substitution.ALLOWED,) if is_decided else (Substitution.ALLOWED, Substitution.APPROVE)
-    )
-    return list(dict.fromkeys(x.sku for x in body.lines if x.substitutes in allowed))
-
-
-def _substituted(
-    body: OrderBody, location: str, lines: Sequence[Line], sourced: Sourced
-) -> tuple[str, ...]:
-    """Return the SKUs of a part that others may stand for: where no line names it, by the plan."""
-    named = {x.sku for x in body.lines if x.location == location and _may_be_substituted(x)}
-    return tuple(x.sku for x in lines if x.sku in named or x.sku in sourced.substituted)
-
-
-def _wish(body: OrderBody, line: Line, *, is_decided: bool) -> Wish:
-    """Return units of a SKU that others may stand for, as the order's line says how."""
-    wanted = next(one for one in body.lines if one.sku == line.sku)
-    return msgspec.structs.replace(wanted.wish, quantity=line.quantity, is_decided=is_decided)
-
-
-def _explained(sourced: Sourced, substituted: Sequence[str]) -> Sourced:
-    """Say of each location for which lines others may stand there, and why."""
-    sources = []
-    for one in sourced.sources:
-        skus = [line.sku for line in one.lines if line.sku in substituted]
-        told = f"; others may stand for {', '.join(skus)}, of which there is too little"
-        sources.append(msgspec.structs.replace(one, why=one.why + told) if skus else one)
-    return msgspec.structs.replace(
-        sourced, sources=tuple(sources), substituted=frozenset(substituted)
-    )
-
-
-def _said(line: WantedLine) -> str:
-    """Return what tells a line from another, for the order's fingerprint."""
-    return f"{line.quantity} {line.sku}\0{line.location}{_terms_of(line)}"
-
-
-def _terms_of(line: WantedLine) -> str:
-    """Return what a line says of substitutes; nothing of a plain one."""
-    if line.wish == Wish(sku=line.sku, quantity=line.quantity):
-        return ""
-    return "\0".join(["", *list(wish_texts([line.wish]))[1:]])
 
 
 def _declined(lines: Sequence[Line]) -> str:
     return f"the substitutes for {', '.join(line.sku for line in lines)} were declined"
 
 
-def _check_proposed(order: Order, skus: Sequence[str]) -> None:
-    """Take SKUs of which something was proposed once, if it was decided since. InvalidCommand."""
-    known = {
-        sku
-        for part in order.parts
-        if part.counts
-        for sku in (*part.proposed, *part.accepted, *(line.sku for line in part.missing))
-    }
-    for i, sku in enumerate(skus):
-        if sku not in known:
-            raise InvalidCommand(f"skus[{i}]", "nothing was proposed for it")
-    if not known:
-        raise InvalidCommand("skus", "nothing was proposed for this order")
-
-
-def _short_lines(wanted: Iterable[Line], sourced: Sourced) -> tuple[ShortLine, ...]:
-    """Name the lines that a plan has too few units for."""
-    units = {line.sku: line.quantity for line in wanted}
-    return tuple(
-        ShortLine(line.sku, units[line.sku], units[line.sku] - line.quantity)
-        for line in sourced.missing
-    )
-
-
-def _refused_lines(part: Part, refused: HoldfastError) -> tuple[ShortLine, ...]:
-    """Return what a part was refused for.
-
-    A row with a cap a buyer has nothing for an order that names none; which row is not said.
-    """
-    if isinstance(refused, InsufficientStock | BuyerCapExceeded):
-        return refused.lines
-    limited_by = "buyer" if isinstance(refused, InvalidCommand) else "stock"
-    return tuple(ShortLine(x.sku, x.quantity, 0, limited_by=limited_by) for x in part.lines)
-
-
-def _resourcing(order: Order, key: str) -> Resourcing | None:
-    return next((one for one in order.plan.resourcings if one.key == key), None)
-
-
-def _left_out(order: Order, move: Resourcing) -> dict[str, str]:
-    """Return the locations that nothing may come from, and why."""
-    failed = {one.location: "it could not fulfil its part" for one in order.plan.resourcings}
-    return (
-        dict.fromkeys(move.without, "it was ruled out")
-        | failed
-        | {move.location: "it could not fulfil its part"}
-    )
-
-
-def _dropping(part: Part) -> Part:
-    return msgspec.structs.replace(part, aim=Aim.DROP) if part.state.is_open else part
-
-
-def _without_stand_ins(order: Order, move: Resourcing) -> Order:
-    """Return an order as it was before a re-sourcing that came to nothing."""
-    parts = tuple(_dropping(p) if p.number >= move.first else p for p in order.parts)
-    plan = Plan(parts, order.plan.passed_over, order.plan.resourcings[:-1])
-    return msgspec.structs.replace(order, plan=plan)
-
-
-def _next_number(parts: Sequence[Part]) -> int:
-    """Return a number that no part ever had: a part's key is made of it."""
-    return max((part.number for part in parts), default=0) + 1
-
-
-def _without_aim(part: Part, state: PartState) -> Part:
-    """Return a part that came to its end; that it was dropped stays known."""
-    aim = part.aim if part.aim is Aim.DROP else Aim.NONE
-    return msgspec.structs.replace(part, state=state, aim=aim)
-
-
-def _with_parts(order: Order, parts: Iterable[Part]) -> Order:
-    plan = msgspec.structs.replace(order.plan, parts=tuple(parts))
-    return msgspec.structs.replace(order, plan=plan)
-
-
-def _named(body: OrderBody) -> dict[str, list[Wish]]:
-    """Return what lines ask for of the locations that they name."""
-    named: dict[str, list[Wish]] = {}
-    for line in body.lines:
-        if line.location:
-            named.setdefault(line.location, []).append(line.wish)
-    return named
-
-
-def _free(body: OrderBody) -> list[Line]:
-    """Return the lines that sourcing finds a location for, one a SKU."""
-    return [Line(line.sku, line.quantity) for line in body.lines if not line.location]
-
-
-def _summed(lines: Sequence[WantedLine]) -> tuple[WantedLine, ...]:
-    """Add up the lines of one SKU and location, in the order of their first appearance."""
-    found: dict[tuple[str, str], WantedLine] = {}
-    for line in lines:
-        earlier = found.get((line.sku, line.location))
-        units = line.quantity + (0 if earlier is None else earlier.quantity)
-        found[line.sku, line.location] = msgspec.structs.replace(line, quantity=units)
-    return tuple(found.values())
-
-
-def _laid_out(
-    body: OrderBody, sourced: Sourced
-) -> tuple[dict[str, tuple[Line, ...]], dict[str, str]]:
-    """Return what each location is to hold, and why it."""
-    lines: dict[str, list[Line]] = {}
-    why: dict[str, str] = {}
-    for wanted in body.lines:
-        if wanted.location:
-            lines.setdefault(wanted.location, []).append(Line(wanted.sku, wanted.quantity))
-            why[wanted.location] = "it was named"
-    for one in sourced.sources:
-        lines.setdefault(one.location, []).extend(one.lines)
-        why[one.location] = "; ".join(filter(None, (why.get(one.location, ""), one.why)))
-    return {place: reservations.summed(some) for place, some in lines.items()}, why
-
-
-def _passed_over(sourced: Sourced, wanted: Collection[str]) -> tuple[PassedOver, ...]:
-    """Return the locations that sourcing passed over, without those that a line names anyway."""
-    return tuple(
-        PassedOver(location, why) for location, why in sourced.passed_over if location not in wanted
-    )
-
-
 def _refusal(order: Order, short: Sequence[ShortLine]) -> HoldfastError:
     """Return why an order could not be held."""
     if short and all(line.limited_by == "buyer" for line in short):
-        if not _options(order.body).buyer:
+        if not options_of(order.body).buyer:
             return InvalidCommand("buyer", "must be named: a row has a cap a buyer")
         return BuyerCapExceeded(tuple(short))
-    return InsufficientStock(tuple(short) or _shorts(order))
-
-
-def _shorts(order: Order) -> tuple[ShortLine, ...]:
-    """Name the lines of the parts that were refused, where nobody remembers what was there."""
-    refused = [part for part in order.parts if part.state is PartState.REFUSED] or order.parts
-    return tuple(ShortLine(x.sku, x.quantity, 0) for part in refused for x in part.asks)
+    return InsufficientStock(tuple(short) or shorts_of(order))
 
 
 def _ended(order: Order) -> OrderEnded:
     return OrderEnded(
         order.id, state=order.state, ended_at_ms=order.ended_at_ms, reason=order.reason
     )
-
-
-def _check_wanted(lines: Sequence[WantedLine]) -> None:
-    check_batch("lines", len(lines), MAX_LINES)
-    for i, line in enumerate(lines):
-        check_id(f"lines[{i}].sku", line.sku)
-        check_quantity(f"lines[{i}].quantity", line.quantity)
-        if line.location:
-            check_text(f"lines[{i}].location", line.location)
-    check_wishes([line.wish for line in lines])
-    said: dict[str, str] = {}
-    for i, line in enumerate(lines):
-        if said.setdefault(line.sku, _terms_of(line)) != _terms_of(line):
-            raise InvalidCommand(
-                f"lines[{i}].substitutes", "must be the same in all lines of one SKU"
-            )
-
-
-def _check_held(due: Sequence[Part], picks: Sequence[Line]) -> None:
-    """Take picks of what the part holds only. Raises InvalidCommand."""
-    held: dict[str, int] = {}
-    for part in due:
-        for line in part.lines:
-            held[line.sku] = held.get(line.sku, 0) + line.quantity
-    seen = set()
-    for i, pick in enumerate(picks):
-        if pick.sku in seen or pick.sku not in held:
-            raise InvalidCommand(f"lines[{i}].sku", "is no line of this part, or was named before")
-        if pick.quantity > held[pick.sku]:
-            raise InvalidCommand(
-                f"lines[{i}].quantity", f"the part holds {held[pick.sku]}, not {pick.quantity}"
-            )
-        seen.add(pick.sku)

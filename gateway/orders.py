@@ -16,7 +16,8 @@ from engine.limits import (
 )
 from engine.model import time_text
 from engine.order_records import OrderState, PartState, WantedLine
-from engine.orders import Options, OrderResult, Orders
+from engine.order_requests import Options
+from engine.orders import OrderResult, Orders
 from engine.places import MAX_PRIORITY, Place, Places
 from engine.sourcing import Strategy
 from engine.substitutes import Alternative

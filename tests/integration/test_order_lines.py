@@ -11,7 +11,8 @@ from engine.kits import check_kit
 from engine.model import BuyerCap, Line, Pool, ProposalDecision, Terms
 from engine.order_driver import OrderDriver
 from engine.order_records import Order, OrderBody, OrderState, PartState, Plan, WantedLine
-from engine.orders import Options, Orders
+from engine.order_requests import Options
+from engine.orders import Orders
 from engine.outcomes import (
     BuyerCapExceeded,
     IdempotencyKeyReused,

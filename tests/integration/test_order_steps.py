@@ -27,7 +27,8 @@ from engine.order_records import (
     PartState,
     WantedLine,
 )
-from engine.orders import Options, Orders
+from engine.order_requests import Options
+from engine.orders import Orders
 from engine.outcomes import InsufficientStock, OrderNotFound
 from engine.sourcing import Candidate
 from engine.substitutes import Alternative, check_alternatives

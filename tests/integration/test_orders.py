@@ -17,7 +17,8 @@ from engine.model import (
 )
 from engine.order_driver import OrderDriver
 from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, PartState, WantedLine
-from engine.orders import Options, Orders
+from engine.order_requests import Options
+from engine.orders import Orders
 from engine.outcomes import (
     BackorderUnfilled,
     IdempotencyKeyReused,

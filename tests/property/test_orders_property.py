@@ -30,7 +30,8 @@ from engine.keys import order_id, partition_of
 from engine.model import Line, Reservation, ReservationState
 from engine.order_driver import OrderDriver
 from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, WantedLine
-from engine.orders import Options, OrderResult, Orders
+from engine.order_requests import Options
+from engine.orders import OrderResult, Orders
 from engine.outcomes import (
     HoldfastError,
     InsufficientOnHand,

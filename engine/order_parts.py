@@ -1,0 +1,154 @@
+"""The parts of an order: what each has, and what is still to become of it."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from engine.model import Line, Reservation
+from engine.order_records import Aim, Order, Part, PartState, Plan, Resourcing
+from engine.outcomes import (
+    BuyerCapExceeded,
+    HoldfastError,
+    InsufficientStock,
+    InvalidCommand,
+    ShortLine,
+)
+
+
+def as_held(part: Part, found: Reservation) -> Part:
+    """Return a part with what its reservation says; what is asked of it stays known."""
+    is_plain = not (part.asked or part.substitutes or found.stands_for)
+    decided = [sku for sku in part.proposed if sku not in found.proposed]
+    declined = {line.sku for line in found.missing}
+    return msgspec.structs.replace(
+        part,
+        lines=found.lines,
+        asked=() if is_plain else part.asks,
+        stands_for=found.stands_for,
+        proposed=found.proposed,
+        backordered=found.backordered,
+        promised=found.promised,
+        missing=found.missing,
+        accepted=(*part.accepted, *(x for x in decided if x not in declined)),
+    )
+
+
+def lost_part(order: Order, parts: Sequence[Part]) -> Part | None:
+    """Return a part that was ended, or made short, since the order was held; None if all is there.
+
+    `parts` are those of the order as they are now.
+    """
+    for part, before in zip(parts, order.parts, strict=True):
+        if before.state.is_open and (not part.state.is_open or part.missing):
+            return part
+    return None
+
+
+def still_to_do(order: Order, parts: Sequence[Part]) -> list[Part]:
+    """Return an order's parts as they are now, to be in the states that the record has them in.
+
+    So whoever carries the record out does all that there is to do, and the decision sees what was
+    ended since.
+    """
+    return [
+        msgspec.structs.replace(part, state=before.state)
+        for part, before in zip(parts, order.parts, strict=True)
+    ]
+
+
+def may_change(part: Part) -> bool:
+    """Say whether a part's reservation may have come to hold something else by itself."""
+    return bool(part.proposed or part.backordered)
+
+
+def dropping(part: Part) -> Part:
+    """Return a part that is to be given back, if it is not over yet."""
+    return msgspec.structs.replace(part, aim=Aim.DROP) if part.state.is_open else part
+
+
+def without_stand_ins(order: Order, move: Resourcing) -> Order:
+    """Return an order as it was before a re-sourcing that came to nothing."""
+    parts = tuple(dropping(p) if p.number >= move.first else p for p in order.parts)
+    plan = Plan(parts, order.plan.passed_over, order.plan.resourcings[:-1])
+    return msgspec.structs.replace(order, plan=plan)
+
+
+def next_number(parts: Sequence[Part]) -> int:
+    """Return a number that no part ever had: a part's key is made of it."""
+    return max((part.number for part in parts), default=0) + 1
+
+
+def without_aim(part: Part, state: PartState) -> Part:
+    """Return a part that came to its end; that it was dropped stays known."""
+    aim = part.aim if part.aim is Aim.DROP else Aim.NONE
+    return msgspec.structs.replace(part, state=state, aim=aim)
+
+
+def with_parts(order: Order, parts: Iterable[Part]) -> Order:
+    """Return an order with other parts."""
+    plan = msgspec.structs.replace(order.plan, parts=tuple(parts))
+    return msgspec.structs.replace(order, plan=plan)
+
+
+def resourcing_under(order: Order, key: str) -> Resourcing | None:
+    """Return the re-sourcing that was asked for under a key."""
+    return next((one for one in order.plan.resourcings if one.key == key), None)
+
+
+def places_left_out(order: Order, move: Resourcing) -> dict[str, str]:
+    """Return the locations that nothing may come from, and why."""
+    failed = {one.location: "it could not fulfil its part" for one in order.plan.resourcings}
+    return (
+        dict.fromkeys(move.without, "it was ruled out")
+        | failed
+        | {move.location: "it could not fulfil its part"}
+    )
+
+
+def check_proposed(order: Order, skus: Sequence[str]) -> None:
+    """Take SKUs of which something was proposed once, if it was decided since. InvalidCommand."""
+    known = {
+        sku
+        for part in order.parts
+        if part.counts
+        for sku in (*part.proposed, *part.accepted, *(line.sku for line in part.missing))
+    }
+    for i, sku in enumerate(skus):
+        if sku not in known:
+            raise InvalidCommand(f"skus[{i}]", "nothing was proposed for it")
+    if not known:
+        raise InvalidCommand("skus", "nothing was proposed for this order")
+
+
+def check_held(due: Sequence[Part], picks: Sequence[Line]) -> None:
+    """Take picks of what the part holds only. Raises InvalidCommand."""
+    held: dict[str, int] = {}
+    for part in due:
+        for line in part.lines:
+            held[line.sku] = held.get(line.sku, 0) + line.quantity
+    seen = set()
+    for i, pick in enumerate(picks):
+        if pick.sku in seen or pick.sku not in held:
+            raise InvalidCommand(f"lines[{i}].sku", "is no line of this part, or was named before")
+        if pick.quantity > held[pick.sku]:
+            raise InvalidCommand(
+                f"lines[{i}].quantity", f"the part holds {held[pick.sku]}, not {pick.quantity}"
+            )
+        seen.add(pick.sku)
+
+
+def shorts_of(order: Order) -> tuple[ShortLine, ...]:
+    """Name the lines of the parts that were refused, where nobody remembers what was there."""
+    refused = [part for part in order.parts if part.state is PartState.REFUSED] or order.parts
+    return tuple(ShortLine(x.sku, x.quantity, 0) for part in refused for x in part.asks)
+
+
+def refused_lines(part: Part, refused: HoldfastError) -> tuple[ShortLine, ...]:
+    """Return what a part was refused for.
+
+    A row with a cap a buyer has nothing for an order that names none; which row is not said.
+    """
+    if isinstance(refused, InsufficientStock | BuyerCapExceeded):
+        return refused.lines
+    limited_by = "buyer" if isinstance(refused, InvalidCommand) else "stock"
+    return tuple(ShortLine(x.sku, x.quantity, 0, limited_by=limited_by) for x in part.lines)
