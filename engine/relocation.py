@@ -106,11 +106,11 @@ class Relocation:
         """Hold what a reservation holds at another location, and there only.
 
         The new one has what was asked for and its order reference, and runs for as long as it would
-        have, or is confirmed where it was. Units are backordered there only where some are here. A
-        retry under the same key finds its own move; a refusal is not remembered. Raises
-        InsufficientStock, and then the old one stays as it is; BuyerCapExceeded,
-        ReservationNotFound, ReservationEnded, IdempotencyKeyReused, InvalidCommand (also of a part
-        of an order).
+        have, or is confirmed where it was. Units are backordered there only where some are here,
+        and by a day there where they were promised by one here. A retry under the same key finds
+        its own move; a refusal is not remembered. Raises InsufficientStock, and then the old one
+        stays as it is; BuyerCapExceeded, ReservationNotFound, ReservationEnded,
+        IdempotencyKeyReused, InvalidCommand (also of a part of an order).
         """
         check_id("location", location)
         check_key(key)
@@ -197,6 +197,7 @@ class Relocation:
                     stands_for=old.stands_for,
                     proposed=old.proposed,
                     backordered=old.backordered,
+                    promised=old.promised,
                 ),
             )
         )
@@ -289,6 +290,8 @@ class Relocation:
                 stock_only=not new.backordered,
                 channel=here.channel,
                 buyer_digest=here.buyer,
+                # All of it by the earliest, so that no line gets a later day than it has.
+                by=min((one.by for one in new.promised), default=""),
                 stands_for=new.stands_for,
                 proposed=new.proposed,
                 actor=body.actor,

@@ -114,12 +114,19 @@ class Shop:
         )
 
     async def expect(
-        self, sku: str, supply: str, expected_on: str, quantity: int, *, key: str = ""
+        self,
+        sku: str,
+        supply: str,
+        expected_on: str,
+        quantity: int,
+        *,
+        key: str = "",
+        location: str = LOCATION,
     ) -> SupplyChanged:
         """Say what is to come with a supply, and when."""
         return await Supplies(self.inventory).expect(
             self.merchant,
-            LOCATION,
+            location,
             sku,
             supply,
             Supply(expected_on, quantity),

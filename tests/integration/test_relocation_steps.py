@@ -370,6 +370,28 @@ async def test_units_are_backordered_there_only_where_some_are_here(shop: Shop) 
     await assert_invariants(shop.client, partitions=shop.inventory.partitions)
 
 
+async def test_what_was_promised_by_a_day_is_by_that_day_there_or_stays(shop: Shop) -> None:
+    one = Shop(shop.inventory, shop.client, f"m-{uuid4().hex[:12]}")
+    monday, friday = "2026-12-07", "2026-12-11"
+    await one.expect("tea", "po-1", monday, 5, location=HERE)
+    await one.expect("mint", "po-1", friday, 5, location=HERE)
+    await one.receive("tea", 1, location=THERE)
+    await one.expect("mint", "po-2", monday, 5, location=THERE)
+    late = (await one.expect("tea", "po-2", friday, 5, location=THERE)).row
+    old = (await one.reserve([("tea", 3), ("mint", 2)], location=HERE, by=friday)).reservation
+    assert {x.sku: x.by for x in old.promised} == {"tea": monday, "mint": friday}
+    with pytest.raises(InsufficientStock):
+        await move(one, old.id, Relocation(one.inventory))
+    assert await one.inventory.reservation(one.merchant, old.id) == old
+    assert (await one.row("tea", location=THERE)).terms == late.terms
+    await one.expect("tea", "po-2", monday, 5, location=THERE)
+    moved = (await move(one, old.id, Relocation(one.inventory))).result.reservation
+    assert {x.sku: x.quantity for x in moved.backordered} == {"tea": 2, "mint": 2}
+    assert {x.by for x in moved.promised} == {monday}
+    assert (await one.row("tea", location=HERE)).backordered == 0
+    await one.audit()
+
+
 async def test_what_stands_for_something_here_may_do_so_there(shop: Shop) -> None:
     one, old = await hold_on_terms(shop, tea_there=2, mint_there=9)
     await accept(one, old)
