@@ -49,6 +49,7 @@ local function room_of(row, ask, count_key)
   if terms and ask.promise ~= 'stock' then
     local to_come
     to_come, room.days = room_to_come(row, ask, taken)
+    room.taken = taken
     room.most = room.most + to_come
   end
   if own and own.cap and own.cap - own.held < room.most then
@@ -96,6 +97,10 @@ local function room_beside(row, ask, count_key, own)
   row.reserved, row.backordered = row.reserved + shelf, row.backordered + waits
   if pool then pool.held = held end
   if count then count.entries[own.id] = entry end
+  -- What it keeps on the shelf is not to come as well.
+  for _, one in ipairs(room.days or {}) do
+    one[2] = math.max(0, one[2] - math.max(0, shelf - room.taken))
+  end
   room.shelf, room.most = math.max(room.shelf, shelf), math.max(room.most, own.freed)
   return room
 end

@@ -246,6 +246,23 @@ async def test_what_was_promised_by_a_day_is_amended_by_that_day(shop: Shop) -> 
     await shop.audit()
 
 
+async def test_what_a_line_holds_already_is_not_promised_to_it_as_yet_to_come(shop: Shop) -> None:
+    await shop.receive("tea", 2)
+    await shop.set_terms("tea", Terms(backorder_limit=5))
+    held = (await shop.reserve([("tea", 2)])).reservation
+    await shop.reserve([("tea", 2)])
+    await shop.expect("tea", "po-1", MONDAY, 4)
+    # Of the 4 that come 2 are for who waits already, so not all 3 more are there by then.
+    amended = await shop.inventory.amend(
+        shop.merchant, held.id, [Line("tea", 5)], key=new_key(), actor=ACTOR
+    )
+    assert amended.reservation.backordered == (Line("tea", 3),)
+    assert amended.reservation.promised == ()
+    await shop.arrive("tea", "po-1", 4)
+    assert await waits(shop, held) == ((Line("tea", 1),), ())
+    await shop.audit()
+
+
 async def events(shop: Shop) -> list[tuple[object, ...]]:
     """Return what was told of days that cannot be kept, and of those that can be again."""
     return [
