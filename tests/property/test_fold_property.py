@@ -111,10 +111,13 @@ class Example:
                         await Snapshots(archive).make(partition)
             for trade in trades:
                 await trade.run(tail)
-            await ShortfallKeeper(inventory).round()
+            keeper = ShortfallKeeper(inventory)
+            await keeper.round()
             now_ms = time.time_ns() // 1_000_000
             offline = OfflineKeeper(inventory, Feeds(inventory))
             await offline.round(now_ms=now_ms + self.draw_hours * 3_600_000)
+            # What is held back now may make somebody late, which else a retry would put on record.
+            await keeper.round()
             reader = LedgerReader(inventory.store, inventory.keys, archive)
             for partition in range(self.partitions):
                 await self._check_folds(reader, archive, partition)

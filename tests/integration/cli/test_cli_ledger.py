@@ -16,7 +16,7 @@ import pytest
 from holdfast.ledger_file import COLUMNS
 from tests.services import CommandLine, RunningService, clean_environment
 
-READ_SECONDS: Final = 20.0
+READ_SECONDS: Final = 60.0
 
 
 @pytest.fixture
