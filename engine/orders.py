@@ -712,7 +712,7 @@ class Orders:
         """Record that an undecided order is short of a part, and so is to hold nothing."""
         reason = f"the part at {lost.location} was {lost.state}"
         if lost.state.is_open:
-            reason = f"{_declined(lost.missing)} at {lost.location}"
+            reason = f"{_declined([line.sku for line in lost.missing])} at {lost.location}"
         failed = msgspec.structs.replace(
             with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
         )
@@ -807,9 +807,8 @@ class Orders:
             if not now.state.is_undecided:
                 raise _ended(now)
             plan = msgspec.structs.replace(now.plan, declined=declined)
-            lines = [Line(sku, 1) for sku in declined]
             failed = msgspec.structs.replace(
-                now, state=OrderState.FAILED, settled=False, reason=_declined(lines), plan=plan
+                now, state=OrderState.FAILED, settled=False, reason=_declined(declined), plan=plan
             )
             try:
                 found = await self._write(failed, "decline", actor=actor)
@@ -1254,8 +1253,8 @@ class Orders:
         return await self._write(settled, "give back", actor=actor)
 
 
-def _declined(lines: Sequence[Line]) -> str:
-    return f"the substitutes for {', '.join(line.sku for line in lines)} were declined"
+def _declined(skus: Sequence[str]) -> str:
+    return f"the substitutes for {', '.join(skus)} were declined"
 
 
 def _refusal(order: Order, short: Sequence[ShortLine]) -> HoldfastError:

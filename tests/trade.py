@@ -99,10 +99,6 @@ class Trade:
         for call in self.calls:
             answer = await call.retry(inventory)
             again, first = _plain(answer), _plain(call.answer)
-            if call.name == "extend":
-                # Told as it is now: the units may have come since, or the shopper have decided.
-                for field in ("backordered", "missing", "promised", "proposed", "stands_for"):
-                    again[field] = first[field] = ()
             if call.name == "supply":
                 # Whose day cannot be kept is told as things are now.
                 again["reviewed"] = first["reviewed"] = ()
