@@ -141,7 +141,7 @@ MAX_FILL_ROUNDS: Final = 100
 """Commands that one who books units makes to fill backorders; the background process goes on."""
 
 MAX_REVIEWED: Final = 128
-"""Reservations whose days one command looks through."""
+"""Reservations of which one command puts on record whether they are late."""
 
 MAX_LATE_TOLD: Final = 100
 """Promises whose day cannot be kept that one answer names; it counts the others."""

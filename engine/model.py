@@ -1,5 +1,6 @@
 """What the engine takes and gives: rows, movements, reservations. All times are ms since 1970."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -7,7 +8,15 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from engine.outlook import Promisable, Supply, beyond_supplies, is_at_risk, promisable
+from engine.outlook import (
+    Promisable,
+    Supply,
+    Wait,
+    beyond_supplies,
+    is_at_risk,
+    promisable,
+    served_on,
+)
 
 Item = TypeVar("Item")
 
@@ -52,6 +61,14 @@ class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
         """Return what is set of them."""
         pools = {name: Pool(pool.cap, pool.minimum) for name, pool in self.channels.items()}
         return Terms(self.backorder_limit, pools, self.buyer_cap)
+
+    def unmet_minimums(self, channel: str = "") -> int:
+        """Return the units that the pools of all channels but this one lack of their minimum."""
+        return sum(
+            max(0, pool.minimum - pool.held)
+            for name, pool in self.channels.items()
+            if name != channel
+        )
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -109,19 +126,36 @@ class Row(msgspec.Struct, frozen=True):
 
     @property
     def available_to_promise(self) -> tuple[Promisable, ...]:
-        """Units that can be promised by each day on which supplies come, the available included."""
-        if self.terms is None:
+        """Units that can be promised by each day on which supplies come, the available included.
+
+        What a channel that is guaranteed units may have beside backorders is not in it.
+        """
+        terms = self.terms
+        if terms is None:
             return ()
-        return promisable(self._books, self.backordered, self.terms.supplies, self.terms.waits)
+        kept = terms.unmet_minimums()
+        return promisable(self._books, self.backordered, terms.supplies, terms.waits, kept)
 
     @property
     def is_at_risk(self) -> bool:
-        """True where a day that units were promised by cannot be kept, or could not until now."""
+        """True where a day that units were promised by may not be kept, or could not until now."""
         terms = self.terms
         if terms is None or not terms.waits:
             return False
         late = is_at_risk(self._books, self.backordered, terms.supplies, terms.waits)
         return late or terms.late > 0
+
+    def served_on(self, queue: Sequence[tuple[str, Wait]]) -> list[str]:
+        """Return when those who wait get their units, as `engine.outlook.served_on` does.
+
+        `queue` says of each the channel in whose pool it counts, empty for none, and how it waits.
+        """
+        terms = self.terms or Terms()
+        waiting = [
+            (wait.units, 0 if wait.dated else terms.unmet_minimums(channel))
+            for channel, wait in queue
+        ]
+        return served_on(self._books, terms.supplies, waiting)
 
     @property
     def backorder_available(self) -> int:

@@ -11,6 +11,8 @@ A day is text, YYYY-MM-DD: it is compared with other days only, never with a clo
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -68,18 +70,19 @@ def promisable(
     backordered: int,
     supplies: Mapping[str, Supply],
     waits: Mapping[str, tuple[int, int]],
+    kept: int = 0,
 ) -> tuple[Promisable, ...]:
     """Return what may be promised by each day on which supplies come, in order.
 
     `unreserved` units are on the shelf and not promised, less the deficit that arrivals pay first;
     negative where fewer are there than were promised.
     `backordered` units wait, of which `waits` says (dated, undated) by the days of their turns.
+    Of what is on the shelf `kept` units are for channels that do not hold them yet.
     """
-    coming: dict[str, int] = {}
-    for supply in supplies.values():
-        coming[supply.expected_on] = coming.get(supply.expected_on, 0) + supply.quantity
+    coming = _coming(supplies)
     left = unreserved - backordered + sum(map(sum, waits.values()))
     available = max(0, unreserved - backordered)
+    taken = max(available, min(kept, unreserved))
     free: list[tuple[str, int]] = []
     for day in sorted(coming.keys() | waits.keys()):
         left += coming.get(day, 0) - sum(waits.get(day, ()))
@@ -89,8 +92,62 @@ def promisable(
     for day, units in reversed(free):
         least = min(least, units)
         if day in coming:
-            found.append(Promisable(day, max(available, least)))
+            found.append(Promisable(day, available + max(0, least - taken)))
     return tuple(reversed(found))
+
+
+def served_on(
+    unreserved: int, supplies: Mapping[str, Supply], queue: Sequence[tuple[int, int]]
+) -> list[str]:
+    """Return when each of those who wait has got all its units: a day, LATER, or "" for now.
+
+    `unreserved` units are there as `promisable` takes them, and the supplies come in time, those of
+    a day together: in parts what comes reaches nobody with a day later. `queue` says of each, in
+    the order of their turns, for how many units it waits, and how many of the free ones are
+    `kept` from it. As long as these stay what they are, that is what `lua/fill.lua` does.
+    """
+    runs = [
+        _Run(kept, [units for units, _ in some]) for kept, some in groupby(queue, key=itemgetter(1))
+    ]
+    coming = _coming(supplies)
+    for day in ("", *sorted(coming)):
+        unreserved += coming.get(day, 0)
+        for run in runs:
+            unreserved -= run.give(max(0, unreserved - run.kept), day)
+    return [day for run in runs for day in run.days()]
+
+
+class _Run:
+    """Those who stand one behind the other and have as many units `kept` from them."""
+
+    def __init__(self, kept: int, waiting: list[int]) -> None:
+        self.kept = kept
+        self._waiting = waiting
+        self._served: list[str] = []
+
+    def give(self, units: int, day: str) -> int:
+        """Give up to so many units to those whose turn it is; return how many were given."""
+        left = units
+        while left and len(self._served) < len(self._waiting):
+            turn = len(self._served)
+            given = min(left, self._waiting[turn])
+            left -= given
+            self._waiting[turn] -= given
+            if not self._waiting[turn]:
+                self._served.append(day)
+        return units - left
+
+    def days(self) -> list[str]:
+        """Return when each is served."""
+        return [*self._served, *[LATER] * (len(self._waiting) - len(self._served))]
+
+
+def _coming(supplies: Mapping[str, Supply]) -> dict[str, int]:
+    """Return the units that come on each day."""
+    coming: dict[str, int] = {}
+    for supply in supplies.values():
+        coming[supply.expected_on] = coming.get(supply.expected_on, 0) + supply.quantity
+    return coming
 
 
 def beyond_supplies(unreserved: int, backordered: int, incoming: int) -> int:
@@ -104,7 +161,10 @@ def is_at_risk(
     supplies: Mapping[str, Supply],
     waits: Mapping[str, Sequence[int]],
 ) -> bool:
-    """Tell whether a day that somebody was promised cannot be kept; as `promisable` takes it."""
+    """Tell whether a day that somebody was promised may not be kept; as `promisable` takes it.
+
+    All who wait before count, also those whom the pools of other channels will have passed by.
+    """
     due = backordered - sum(map(sum, waits.values()))
     for day in sorted(waits):
         dated, undated = waits[day]

@@ -350,6 +350,40 @@ def from_hash(reservation: str, fields: Sequence[bytes | None]) -> Reservation |
         raise StoreFault("HMGET", f"reservation {reservation} is damaged: {error}") from error
 
 
+class Queued(msgspec.Struct, frozen=True):
+    """A reservation that waits for units of a row; `channel` is the one in whose pool they count.
+
+    It is empty where they count in none.
+    """
+
+    reservation: str
+    order_ref: str
+    channel: str
+    wait: Wait
+
+
+QUEUED_FIELDS: Final = ("body", "order_ref", "waiting")
+"""Of the hash, in the order that `queued` takes them."""
+
+
+def queued(reservation: str, sku: str, fields: Sequence[bytes | None]) -> Queued | None:
+    """Make what a reservation waits for of a row of its hash's QUEUED_FIELDS; None for nothing.
+
+    Raises StoreFault as `from_hash` does.
+    """
+    body, order_ref, waiting = fields
+    try:
+        wait = decode_waiting(waiting).get(sku) if waiting else None
+        if wait is None or body is None:
+            return None
+        made = _decode_body(body)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise StoreFault("HMGET", f"reservation {reservation} is damaged: {error}") from error
+    extras = made.extras or NO_EXTRAS
+    channel = extras.channel if sku in extras.pooled else ""
+    return Queued(reservation, (order_ref or b"").decode() or made.order_ref, channel, wait)
+
+
 def created_at(body: bytes) -> int | None:
     """Return when the reservation of a hash's body was made (ms); None where it is damaged."""
     try:

@@ -17,6 +17,7 @@ from engine.ledger import Operation, row_after
 from engine.limits import (
     DEFAULT_PAGE,
     MAX_LATE_TOLD,
+    MAX_PAGE,
     MAX_REVIEWED,
     MAX_SUPPLIES,
     MAX_SUPPLY_DAYS,
@@ -25,7 +26,7 @@ from engine.model import Configured, Page, ReservationState, Row
 from engine.outcomes import HoldfastError, InvalidCommand, Outcome, StoreFault
 from engine.outlook import LATER, Supply
 from engine.refusals import refusal
-from engine.reservations import FIELDS, from_hash
+from engine.reservations import FIELDS, QUEUED_FIELDS, Queued, from_hash, queued
 from engine.store import pairs
 from engine.validation import check_day, check_id, check_key, check_page, check_quantity
 
@@ -207,56 +208,80 @@ class Supplies:
         next call: each change of such a row leads to one (see `engine.shortfalls`).
         """
         keys = self._inventory.keys_of(merchant, location)
-        row_key = keys.stock(merchant, location, sku)
         told = 0
         for _ in range(MAX_REVIEWS):
-            version = await self._dispatch.read("HGET", row_key, "version")
-            if version is None:
+            (row,) = await self._inventory.rows(merchant, [(location, sku)])
+            if row is None:
                 break
-            place = (merchant, location, sku)
-            reviewed, is_whole = await self._look_through(keys, place, int(version))
+            reviewed, is_whole = await self._look_through(keys, row)
             told += reviewed.told
             if is_whole:
                 return msgspec.structs.replace(reviewed, told=told)
         return Reviewed(told=told)
 
-    async def _look_through(
-        self, keys: PartitionKeys, place: Place, version: int
-    ) -> tuple[Reviewed, bool]:
+    async def _look_through(self, keys: PartitionKeys, row: Row) -> tuple[Reviewed, bool]:
         """Go through a row's queue; False where the row changed meanwhile."""
-        queue, row_key = keys.waiting(*place), keys.stock(*place)
+        queue = await self._queue(keys, row)
+        served = row.served_on([(one.channel, one.wait) for one in queue])
         late: list[Late] = []
-        count = told = before = offset = 0
-        while True:
-            last = offset + MAX_REVIEWED - 1
-            found = await self._dispatch.read("ZRANGE", queue, offset, last)
-            ids = [the_id.decode() for the_id in found]
-            if not ids:
-                break
-            command = Command(
-                (row_key, *[keys.reservation(the_id) for the_id in ids]),
-                (*place[:2], "supplies", place[2], version, before, ids),
-                place[0],
-            )
-            reply = await self._dispatch.run("slip", keys.partition, command)
-            if Outcome(reply[0]) is Outcome.VERSION_CONFLICT:
-                return Reviewed(told=told), False
-            if Outcome(reply[0]) is not Outcome.OK:
-                raise refusal(reply)
-            _, version, before, told_here, late_here = reply
-            told, count, offset = told + told_here, count + len(late_here), offset + len(ids)
-            for the_id, order_ref, units, promised_by, expected in late_here:
+        changed: list[tuple[str, str]] = []
+        count = 0
+        for one, day in zip(queue, served, strict=True):
+            expected = day if one.wait.dated and day > one.wait.day else ""
+            if expected != one.wait.late:
+                changed.append((one.reservation, expected))
+            if expected:
+                count += 1
                 if len(late) < MAX_LATE_TOLD:
-                    late.append(
-                        Late(
-                            reservation=the_id,
-                            order_ref=order_ref,
-                            units=units,
-                            promised_by=promised_by,
-                            expected_on=None if expected == LATER else expected,
-                        )
-                    )
+                    late.append(_late(one, expected))
+        told, version = 0, row.version
+        for start in range(0, max(1, len(changed)), MAX_REVIEWED):
+            some = changed[start : start + MAX_REVIEWED]
+            found = await self._tell(keys, row, version, some)
+            if found is None:
+                return Reviewed(told=told), False
+            told, version = told + len(some), found
         return Reviewed(tuple(late), count, told), True
+
+    async def _queue(self, keys: PartitionKeys, row: Row) -> list[Queued]:
+        """Read who waits for a row, in the order of their turns."""
+        key = keys.waiting(row.merchant, row.location, row.sku)
+        queue: list[Queued] = []
+        offset = 0
+        while True:
+            found = await self._dispatch.read("ZRANGE", key, offset, offset + MAX_PAGE - 1)
+            ids = [the_id.decode() for the_id in found]
+            replies = await asyncio.gather(
+                *(
+                    self._dispatch.read("HMGET", keys.reservation(the_id), *QUEUED_FIELDS)
+                    for the_id in ids
+                )
+            )
+            for the_id, fields in zip(ids, replies, strict=True):
+                one = queued(the_id, row.sku, fields)
+                if one is not None:
+                    queue.append(one)
+            offset += len(ids)
+            if len(ids) < MAX_PAGE:
+                return queue
+
+    async def _tell(
+        self, keys: PartitionKeys, row: Row, version: int, changed: Sequence[tuple[str, str]]
+    ) -> int | None:
+        """Put on record who is late until when; return the row's version, None if it changed."""
+        place = (row.merchant, row.location, row.sku)
+        command = Command(
+            (keys.stock(*place), *[keys.reservation(the_id) for the_id, _ in changed]),
+            (*place[:2], "supplies", place[2], version, changed),
+            place[0],
+        )
+        reply = await self._dispatch.run("slip", keys.partition, command)
+        match Outcome(reply[0]):
+            case Outcome.OK:
+                return int(reply[1])
+            case Outcome.VERSION_CONFLICT:
+                return None
+        raise refusal(reply)
 
     async def _review_soon(self, row: Row) -> Reviewed:
         """Review, as part of a call that has had its own effect already and must say so."""
@@ -335,3 +360,13 @@ class Supplies:
                 )
             )
         return found
+
+
+def _late(one: Queued, expected: str) -> Late:
+    return Late(
+        reservation=one.reservation,
+        order_ref=one.order_ref,
+        units=one.wait.units,
+        promised_by=one.wait.day,
+        expected_on=None if expected == LATER else expected,
+    )

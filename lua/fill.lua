@@ -16,7 +16,8 @@
 -- @include turns
 
 -- Of the free units those that a reservation may have of what it waits for. What was promised by a day
--- goes before all; else what the pools of other channels are guaranteed stays for them.
+-- goes before all; else what the pools of other channels are guaranteed stays for them. served_on()
+-- in engine/outlook.py foretells what comes of it.
 local function units_for(reservation, row, sku, free)
   local entry = reservation and reservation.waiting and reservation.waiting[sku]
   if not entry then return 0 end

@@ -63,10 +63,7 @@ class Item(msgspec.Struct, frozen=True):
 
 
 class IndexedRow(msgspec.Struct, frozen=True):
-    """What the index has of a row, in units; as the store has them but for what follows from it.
-
-    `backorder_limit` is 0 where the row has no terms.
-    """
+    """What the index has of a row, in units; as the store has them, or as follows from these."""
 
     merchant: str
     location: str
@@ -78,8 +75,8 @@ class IndexedRow(msgspec.Struct, frozen=True):
     version: int
     low_stock_threshold: int
     backordered: int
-    backorder_limit: int
     available: int
+    backorder_available: int
 
     @classmethod
     def of(cls, row: Row) -> Self:
@@ -95,14 +92,9 @@ class IndexedRow(msgspec.Struct, frozen=True):
             row.version,
             row.low_stock_threshold,
             row.backordered,
-            0 if row.terms is None else row.terms.backorder_limit,
             row.available,
+            row.backorder_available,
         )
-
-    @property
-    def backorder_available(self) -> int:
-        """Units that can be promised beyond those that are available."""
-        return max(0, self.backorder_limit - self.backordered)
 
 
 class Hit(msgspec.Struct, frozen=True):
@@ -148,7 +140,7 @@ _PUT_ROW: Final = (
     f"ON CONFLICT (merchant, sku, location) DO UPDATE SET {_UPDATES}"
 )
 
-LAYOUT: Final = "2"
+LAYOUT: Final = "3"
 """Of the rows. An index with another has them dropped, and is filled anew from the store; items
 stay. A process of another version that still writes fails, rather than write rows without all
 columns."""
@@ -634,8 +626,8 @@ _TABLES: Final = (
         merchant TEXT NOT NULL, sku TEXT NOT NULL, location TEXT NOT NULL,
         on_hand INTEGER NOT NULL, reserved INTEGER NOT NULL, safety_stock INTEGER NOT NULL,
         deficit INTEGER NOT NULL, version INTEGER NOT NULL, low_stock_threshold INTEGER NOT NULL,
-        backordered INTEGER NOT NULL, backorder_limit INTEGER NOT NULL,
-        available INTEGER NOT NULL, partition INTEGER NOT NULL, stale INTEGER NOT NULL,
+        backordered INTEGER NOT NULL, available INTEGER NOT NULL,
+        backorder_available INTEGER NOT NULL, partition INTEGER NOT NULL, stale INTEGER NOT NULL,
         PRIMARY KEY (merchant, sku, location)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS rows_by_location ON rows (merchant, location, sku)",
     "CREATE INDEX IF NOT EXISTS rows_by_partition ON rows (partition, merchant, location, sku)",

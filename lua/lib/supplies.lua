@@ -53,7 +53,7 @@ end
 -- Units that may be promised beyond `taken` ones of the shelf, by each day on which supplies come:
 -- {{day, units}, ...}, in order. What is promised by a day must leave enough on every later one for
 -- those who wait already: cumulative available-to-promise with look-ahead. engine/outlook.py is the
--- twin.
+-- twin, which takes what pools are guaranteed off for whoever has none.
 local function promisable(row, taken)
   local terms = row.terms
   local by_day, waits = coming(terms), terms.waits or {}

@@ -287,13 +287,14 @@ async def test_what_is_owed_is_found_and_the_check_knows_rows_on_terms(
         await shop.set_terms(sku, Terms(backorder_limit=9))
     async with followed(shop, database):
         await shop.reserve([("tea", 5)])
+        await shop.expect("mug", "po-1", "2026-12-07", 4)
         await until_same(shop, database)
     assert await places(database, shop.merchant, stocked=Stocked.BACKORDERED) == [("tea", LOCATION)]
     tea, mug = sorted(
         [hit.row for hit in await ask(database, shop.merchant)], key=lambda row: row.available
     )
     assert (tea.available, tea.backordered, tea.backorder_available) == (0, 3, 6)
-    assert (mug.available, mug.backordered, mug.backorder_available) == (2, 0, 9)
+    assert (mug.available, mug.backordered, mug.backorder_available) == (2, 0, 13)
     assert await follower.check(shop.inventory, database) == 0
     _execute(index_url, "UPDATE rows SET backordered = 0 WHERE sku = 'tea'")
     assert await follower.check(shop.inventory, database) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from engine.events import PromiseRestored, PromiseSlipped, events_of
 from engine.ledger import read_entries
-from engine.model import Line, Movement, MovementType, Promised, Reservation, Terms
+from engine.model import Line, Movement, MovementType, Pool, Promised, Reservation, Terms
 from engine.outcomes import (
     IdempotencyKeyReused,
     InsufficientStock,
@@ -394,6 +394,55 @@ async def test_what_a_crash_left_unsaid_is_said_by_the_background_process(
     assert row.terms is not None
     assert (row.terms.late, len(await events(own_shop))) == (0, 399)
     await own_shop.audit()
+
+
+async def test_whom_pools_have_passed_by_makes_nobody_late(own_shop: Shop) -> None:
+    keeper = ShortfallKeeper(own_shop.inventory)
+    pools = {"store": Pool(minimum=3)}
+    await own_shop.set_terms("tea", Terms(backorder_limit=5, channels=pools))
+    undated = (await own_shop.reserve([("tea", 5)])).reservation
+    await own_shop.expect("tea", "po-1", MONDAY, 10)
+    dated = (await own_shop.reserve([("tea", 2)], by=MONDAY)).reservation
+    # 3 of the 4 are kept from who has no day, and 2 of these go to who has one.
+    reviewed = (await own_shop.expect("tea", "po-1", MONDAY, 4)).reviewed
+    assert (reviewed.count, await waits(own_shop, dated)) == (
+        0,
+        ((Line("tea", 2),), (Promised("tea", MONDAY, MONDAY),)),
+    )
+    await keeper.round()
+    await own_shop.set_terms("tea", Terms(backorder_limit=5))
+    await keeper.round()
+    assert (await waits(own_shop, dated))[1] == (Promised("tea", MONDAY, None),)
+    await own_shop.set_terms("tea", Terms(backorder_limit=5, channels=pools))
+    await keeper.round()
+    assert (await waits(own_shop, dated))[1] == (Promised("tea", MONDAY, MONDAY),)
+    await own_shop.arrive("tea", "po-1", 4)
+    assert await waits(own_shop, undated) == ((Line("tea", 4),), ())
+    assert await waits(own_shop, dated) == ((), ())
+    assert [(one[0], one[-1]) for one in await events(own_shop)] == [
+        (PromiseSlipped, None),
+        (PromiseRestored, MONDAY),
+    ]
+    await own_shop.audit()
+
+
+async def test_what_a_pool_is_guaranteed_is_not_to_come_for_others(shop: Shop) -> None:
+    pools = {"store": Pool(minimum=3)}
+    await shop.set_terms("tea", Terms(backorder_limit=6, channels=pools))
+    await shop.reserve([("tea", 5)])
+    await shop.receive("tea", 3)
+    row = (await shop.expect("tea", "po-1", MONDAY, 6)).row
+    assert (row.available, row.backordered) == (0, 5)
+    # Of the 9 units 3 stay for the store and 5 are owed.
+    assert row.available_to_promise == (Promisable(MONDAY, 1),)
+    assert row.backorder_available == 7
+    for by, room in ((MONDAY, 1), ("", 7)):
+        with pytest.raises(InsufficientStock) as refused:
+            await shop.reserve([("tea", 8)], by=by)
+        assert refused.value.lines[0].available == room
+    await shop.reserve([("tea", 3)], channel="store")
+    await shop.reserve([("tea", 1)], by=MONDAY)
+    await shop.audit()
 
 
 @pytest.mark.parametrize("seed", range(3))

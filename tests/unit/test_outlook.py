@@ -1,9 +1,11 @@
 """What may be promised by a day, against arrivals played through day by day."""
 
-from collections.abc import Iterator
-from itertools import product
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
+from typing import NamedTuple
 
-from engine.outlook import Supply, is_at_risk, promisable
+from engine.outlook import LATER, Supply, is_at_risk, promisable, served_on
 
 DAYS = ("2026-12-07", "2026-12-08", "2026-12-11")
 
@@ -82,3 +84,50 @@ def test_a_row_is_at_risk_just_where_somebody_would_be_late() -> None:
             assert at_risk != all_in_time(shelf, supplies, promises), (shelf, supplies, promises)
             late += at_risk
     assert late > 900
+
+
+class Turn(NamedTuple):
+    """`units` that somebody waits for; those of the free ones that are `kept` are not for them."""
+
+    units: int
+    kept: int
+
+
+def played(shelf: int, supplies: dict[str, Supply], queue: Sequence[Turn]) -> list[str]:
+    """Have all supplies come, day by day, and go through the whole queue each time."""
+    left, served = [turn.units for turn in queue], [LATER for _ in queue]
+    for day in ("", *DAYS):
+        shelf += sum(one.quantity for one in supplies.values() if one.expected_on == day)
+        for i, turn in enumerate(queue):
+            given = max(0, min(left[i], shelf - turn.kept))
+            left[i], shelf = left[i] - given, shelf - given
+            if not left[i] and served[i] == LATER:
+                served[i] = day
+    return served
+
+
+def test_who_is_served_when_is_what_arrivals_lead_to() -> None:
+    turns = [Turn(units, kept) for units in (1, 3) for kept in (0, 1, 2)]
+    found: Counter[str] = Counter()
+    for books in (-2, 0, 2):
+        for _, supplies in islice(worlds(), 0, 27):
+            for queue in product(turns, repeat=3):
+                served = played(books, supplies, queue)
+                assert served_on(books, supplies, queue) == served, (books, supplies, queue)
+                found.update(served)
+    assert min(found[day] for day in ("", *DAYS, LATER)) > 500
+
+
+def test_in_parts_what_comes_reaches_nobody_with_a_day_later() -> None:
+    earlier = 0
+    for queue in product([Turn(units, kept) for units in (1, 3) for kept in (0, 2)], repeat=4):
+        for parts in product(range(4), repeat=2):
+            whole = {"all": Supply(DAYS[1], sum(parts))}
+            split = {f"part {i}": Supply(DAYS[i], units) for i, units in enumerate(parts)}
+            for turn, at_once, one_by_one in zip(
+                queue, played(0, whole, queue), played(0, split, queue), strict=True
+            ):
+                if turn.kept == 0:
+                    assert one_by_one <= at_once
+                    earlier += one_by_one < DAYS[1] <= at_once
+    assert earlier > 100
