@@ -68,6 +68,7 @@ class RowState(msgspec.Struct, frozen=True, kw_only=True):
     low_stock_threshold: int
     as_of: str
     offline_buffer: int = 0
+    backordered: int = 0
 
 
 class Beginning(msgspec.Struct, frozen=True):
@@ -270,5 +271,6 @@ def _state(row: Row, as_of: str) -> RowState:
         deficit=row.deficit,
         low_stock_threshold=row.low_stock_threshold,
         offline_buffer=row.offline_buffer,
+        backordered=row.backordered,
         as_of=as_of,
     )

@@ -548,6 +548,118 @@ async def test_an_order_of_two_locations_is_found_and_cancelled(
     await fits(page)
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
+async def test_substitutes_of_an_order_are_shown_and_decided_by_whoever_may(
+    site: Site, sign_in: SignIn, width: int, dark: bool
+) -> None:
+    for sku, units in (("rye", 1), ("oats", 3), (HOSTILE, 9)):
+        await site.move("depot", "receive", sku, units)
+    wish = {"substitutes": "approve", "alternatives": [{"sku": HOSTILE, "of": 1, "for": 2}]}
+    lines = [{"sku": "rye", "quantity": 4, **wish}, {"sku": "oats", "quantity": 4, **wish}]
+
+    placed = (await site.send("POST", "/orders", {"order_ref": "web 8", "lines": lines})).json()
+    order = str(placed["id"])
+    assert placed["parts"][0]["proposed"] == ["rye", "oats"]
+    reader = await sign_in(site.secrets[Role.READ])
+    await reader.goto(site.address("reservations", order))
+    seen = reader.get_by_role("region", name="Substitutes to accept")
+    await expect(seen).to_contain_text(f"2 × {HOSTILE} for 4 × rye, at depot", timeout=WAIT_MS)
+    await expect(reader.get_by_role("button", name="Accept")).to_have_count(0)
+
+    page = await sign_in(site.secrets[Role.RESERVE], width=width, dark=dark)
+    await page.goto(site.address("reservations", query="?q=web%208"))
+    await expect(page.get_by_text("to accept").first).to_be_visible(timeout=WAIT_MS)
+    await page.get_by_role("link", name="web 8").click()
+    proposed = page.get_by_role("region", name="Substitutes to accept")
+    rows = proposed.get_by_role("row")
+    await expect(rows.filter(has_text="rye")).to_contain_text(
+        f"2 × {HOSTILE} for 4 × rye, at depot", timeout=WAIT_MS
+    )
+    parts = page.get_by_role("region", name="Parts by location")
+    await expect(parts).to_contain_text("2 for 4 × rye")
+    assert await page.locator("main script, main img").count() == 0
+    await fits(page)
+    await accessible(page)
+
+    # By the keyboard alone; what was decided is read out, and the focus is not lost.
+    await page.get_by_role("button", name="Accept substitutes for rye").focus()
+    await page.keyboard.press("Enter")
+    await page.get_by_role("dialog").get_by_role("button", name="Accept the substitutes").focus()
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("status")).to_contain_text("the order is held", timeout=WAIT_MS)
+    await expect(rows.filter(has_text="for 4 × rye")).to_have_count(0)
+    assert await page.evaluate("document.activeElement.id") == "main"
+    now = (await site.send("GET", f"/orders/{order}")).json()
+    assert now["parts"][0]["proposed"] == ["oats"]
+    await page.get_by_role("button", name="Decline substitutes for oats").click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog).to_contain_text("given back")
+    await accessible(page)
+    await dialog.get_by_label("to go ahead").fill("decline")
+    await dialog.get_by_role("button", name="Decline the substitutes").click()
+    answered = (await site.send("GET", f"/orders/{order}")).json()
+    await expect(page.locator("h1 .badge")).to_have_text(answered["state"], timeout=WAIT_MS)
+    await expect(proposed).to_have_count(0)
+
+
+async def test_what_a_part_serves_and_is_still_to_come_is_shown_with_who_is_late(
+    site: Site, sign_in: SignIn
+) -> None:
+    await site.move("berlin", "receive", "tea", 1)
+    supply = "/locations/berlin/stock/tea/supplies/po"
+    await site.send("PUT", supply, {"expected_on": "2026-12-10", "quantity": 5})
+    for number, kit in ((1, "pair"), (2, "box")):
+        component = {"sku": "tea", "quantity": 2}
+        await site.send("PUT", f"/kits/{kit}", {"components": [component]})
+        lines = [{"sku": kit, "quantity": 1, "location": "berlin"}]
+        body = {"order_ref": f"web {number}", "lines": lines, "by": "2026-12-24"}
+        placed = (await site.send("POST", "/orders", body)).json()
+    page = await sign_in(width=768)
+    await page.goto(site.address("reservations", placed["id"]))
+    part = page.get_by_role("region", name="Parts by location").get_by_role("row").last
+    await expect(part).to_contain_text("2 × tea (2 part of 1 × box)", timeout=WAIT_MS)
+    await expect(part).to_contain_text("2 not here yet, promised by 2026-12-10")
+    await expect(page.locator("[data-tile=waiting]")).to_contain_text("2promised before")
+    await site.send("PUT", supply, {"expected_on": "2026-12-30", "quantity": 5})
+    await expect(part).to_contain_text("late expected on 2026-12-30", timeout=WAIT_MS)
+    await expect(page.locator("[data-tile=waiting]")).to_contain_text("2 of them late")
+    await fits(page)
+    await accessible(page)
+    # The same of its reservation, which names the order that it is a part of.
+    await part.get_by_role("link").click()
+    row = page.get_by_role("region", name="Lines").get_by_role("row").last
+    await expect(row).to_contain_text("2 part of 1 × box", timeout=WAIT_MS)
+    await expect(row).to_contain_text("late expected on 2026-12-30")
+    await site.send("DELETE", supply)
+    await expect(row).to_contain_text("nobody can say when", timeout=WAIT_MS)
+    await accessible(page)
+    await expect(page.get_by_role("link", name=placed["id"])).to_be_visible()
+
+
+async def test_a_proposal_of_a_reservation_is_declined_in_part(site: Site, sign_in: SignIn) -> None:
+    for sku in ("rye", "spelt"):
+        await site.move("berlin", "receive", sku, 2)
+    wish = {"substitutes": "approve", "alternatives": [{"sku": "spelt"}]}
+    line = {"sku": "rye", "quantity": 3, **wish}
+    made = await site.send("POST", "/locations/berlin/reservations", {"lines": [line]})
+    held = str(made.json()["id"])
+    page = await sign_in(site.secrets[Role.RESERVE], width=360)
+    await page.goto(site.address("reservations"))
+    await page.get_by_role("row").filter(has_text="to accept").get_by_role("link").click()
+    await expect(page.get_by_text("1 × spelt for 1 × rye, at berlin")).to_be_visible(
+        timeout=WAIT_MS
+    )
+    await fits(page)
+    await accessible(page)
+    await page.get_by_role("button", name="Decline substitutes for rye").click()
+    await page.get_by_label("to go ahead").fill("decline")
+    await page.get_by_role("dialog").get_by_role("button", name="Decline the substitutes").click()
+    await expect(page.get_by_role("status")).to_contain_text("missing 1 × rye", timeout=WAIT_MS)
+    await expect(page.get_by_text("Missing: 1 × rye")).to_be_visible()
+    found = (await site.send("GET", f"/reservations/{held}")).json()
+    assert (found["lines"][0]["quantity"], "proposed" in found) == (2, False)
+
+
 async def test_a_repair_is_planned_seen_and_applied(site: Site, sign_in: SignIn) -> None:
     await site.move("berlin", "receive", "tea", 10, reference=f"note-{site.merchant}")
     inventory = await Inventory.open(store_settings(None, site.data_dir))

@@ -19,7 +19,7 @@ from tests.streams import WAIT_SECONDS, EventReader, is_ready, listening
 ENDING_SECONDS = 5.0
 
 
-async def key(settings: StoreSettings, merchant: str, role: Role = Role.ADMIN) -> str:
+async def key(settings: StoreSettings, merchant: str | None, role: Role = Role.ADMIN) -> str:
     client = connect(settings)
     try:
         _, secret = await create_key(client, role=role, merchant=merchant, label="")
@@ -84,6 +84,22 @@ async def test_a_snapshot_and_then_every_change_while_others_write(
     last = reader.named("stock.changed")[-1]
     assert last.data["data"]["on_hand"] == 31
     assert last.data["data"]["as_of"] == last.data["time"]
+
+
+async def test_a_snapshot_tells_what_is_owed_as_the_changes_do(
+    client: httpx.AsyncClient, shelf: Shelf, merchant: str
+) -> None:
+    made = (await shelf.move("receive", "tea", 1)).json()["stock"]["version"]
+    terms = f"{shelf.path}/stock/tea/terms"
+    named = {"If-Match": f'"{made}"', "Idempotency-Key": "terms"}
+    assert (await client.put(terms, json={"backorder_limit": 2}, headers=named)).status_code == 200
+    assert (await shelf.reserve(("tea", 3))).status_code == 201
+    async with listening(client, merchant) as reader:
+        await reader.until(is_ready)
+        assert reader.snapshot["tea"]["backordered"] == 2
+        await shelf.move("receive", "tea", 1)
+        await reader.until(lambda r: r.named("stock.changed") != [])
+    assert reader.named("stock.changed")[0].data["data"]["backordered"] == 2
 
 
 async def test_only_what_is_asked_for_comes_and_nothing_of_another_merchant(

@@ -57,7 +57,12 @@ export function ask({ title, explain, fields = [], action, danger = false, typed
       send.disabled = false;
     }
   });
-  dialog.addEventListener("close", () => dialog.remove());
+  const opener = document.activeElement;
+  dialog.addEventListener("close", () => {
+    dialog.remove();
+    // The browser goes back to where it was opened, unless that was drawn anew meanwhile.
+    if (!opener.isConnected) document.getElementById("main")?.focus({ preventScroll: true });
+  });
   document.body.append(dialog);
   dialog.showModal();
   return dialog;

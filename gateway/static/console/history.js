@@ -71,7 +71,7 @@ export function points(entries, from) {
 }
 
 export function stateBadge(state) {
-  const kinds = { held: "warn", confirmed: "good", committed: "quiet", released: "quiet", expired: "quiet" };
+  const kinds = { placing: "warn", held: "warn", confirmed: "good", failed: "bad" };
   return badge(kinds[state] ?? "quiet", state);
 }
 

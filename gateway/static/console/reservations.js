@@ -4,11 +4,17 @@ import { Problem, call, change, get, pages } from "./api.js";
 import { ask } from "./dialogs.js";
 import { badge, count, duration, empty, h, replace, table, tile, when } from "./dom.js";
 import { entryItem, stateBadge } from "./history.js";
+import { lineBadges, linesText, proposals, standsForText, toCome } from "./lines.js";
 import { ORDER_ID, openOrder, ordersCard } from "./orders.js";
 import { locationTabs, locationsOf } from "./stock.js";
 import * as stream from "./stream.js";
 
 const ID = /^rsv_\d+_[0-9a-f]{24}$/;
+// What is told of a reservation after it was made.
+const TYPES = [
+  ...["confirmed", "extended", "amended", "proposed", "accepted", "declined", "committed", "released", "expired"].map((one) => `reservation.${one}`),
+  "backorder.filled", "promise.slipped", "promise.restored",
+];
 const SHOWN = 200;
 const MAX_FOUND = 50;
 
@@ -37,8 +43,7 @@ export async function open(root, context) {
 function rowsOf(context, found) {
   return found.map((one) => [
     h("a", { class: "id", href: context.address("reservations", one.id) }, one.order_ref || one.id),
-    stateBadge(one.state), one.location,
-    one.lines.map((line) => `${count(line.quantity)} × ${line.sku}`).join(", "),
+    h("span", {}, stateBadge(one.state), lineBadges([one])), one.location, linesText(one.lines),
     when(one.created_at),
     one.expires_at ? h("span", { "data-expires": one.expires_at }) : one.ended_at ? when(one.ended_at) : "no end",
   ]);
@@ -91,7 +96,7 @@ async function showOpen(results, context) {
   }
   let due = null;
   const soon = () => { due ??= setTimeout(() => { due = null; read().catch(() => {}); }, 1000); };
-  const types = ["held", "confirmed", "extended", "committed", "released", "expired"].map((one) => `reservation.${one}`);
+  const types = ["reservation.held", ...TYPES];
   await read();
   context.listen({ merchant: context.merchant, locations: [place], types, snapshot: false }, {
     ready: soon, resumed: soon, event: soon,
@@ -140,15 +145,31 @@ async function openOne(root, context, id) {
       h("div", { class: "title-bar" },
         h("div", {}, h("h1", {}, one.order_ref || "Reservation", " ", stateBadge(one.state)), h("p", { class: "sku" }, id)),
         actions()),
+      proposals({ held: ["held", "confirmed"].includes(one.state) ? [one] : [], path, mayDecide: context.can("reserve"), done: decided,
+        declined: "The substitutes go back to the shelf, and what they stood for is missing." }),
       h("section", { class: "card" }, h("dl", { class: "tiles" },
         tile("Location", one.location), tile("Units", count(one.lines.reduce((sum, line) => sum + line.quantity, 0))),
         one.expires_at && tile("Time left", h("span", { "data-left": "" }), { id: "left" })),
       one.expires_at && h("div", { class: "countdown", role: "presentation" }, h("span", {})),
-      table("Lines", ["SKU", ":Units", ":Picked"], one.lines.map((line) => [
-        h("a", { href: context.address("stock", one.location, line.sku) }, line.sku), count(line.quantity), line.picked === null ? "–" : count(line.picked),
-      ])),
-      one.missing.length > 0 && h("p", { class: "note" }, "Missing: ", one.missing.map((line) => `${count(line.quantity)} × ${line.sku}`).join(", "))));
+      linesTable(),
+      ORDER_ID.test(one.order_ref) && h("p", { class: "note" }, "Part of an order: ",
+        h("a", { class: "id", href: context.address("reservations", one.order_ref) }, one.order_ref)),
+      one.missing.length > 0 && h("p", { class: "note" }, "Missing: ", linesText(one.missing))));
     countDown();
+  }
+
+  function linesTable() {
+    const stand = one.lines.some((line) => line.stands_for);
+    const waits = one.lines.some((line) => line.backordered);
+    return table("Lines", ["SKU", ":Units", ":Picked", ...(stand ? ["Held for"] : []), ...(waits ? ["To come"] : [])], one.lines.map((line) => [
+      h("a", { href: context.address("stock", one.location, line.sku) }, line.sku), count(line.quantity), line.picked === null ? "–" : count(line.picked),
+      ...(stand ? [standsForText(line) || "itself"] : []), ...(waits ? [toCome(line) ?? "–"] : []),
+    ]));
+  }
+
+  async function decided(answer) {
+    await read();
+    return `Done: the reservation is ${answer.state}${answer.missing.length > 0 ? `, missing ${linesText(answer.missing)}` : ""}`;
   }
 
   function actions() {
@@ -185,8 +206,7 @@ async function openOne(root, context, id) {
   await read();
   if (one !== null) {
     const soon = (event) => { if (!event || event.subject === id) read().catch(() => {}); };
-    const types = ["confirmed", "extended", "committed", "released", "expired"].map((name) => `reservation.${name}`);
-    context.listen({ merchant: context.merchant, locations: [one.location], types, snapshot: false }, { resumed: () => soon(), event: soon });
+    context.listen({ merchant: context.merchant, locations: [one.location], types: TYPES, snapshot: false }, { resumed: () => soon(), event: soon });
   }
   const ticking = setInterval(countDown, 500);
   return { close() { alive = false; clearInterval(ticking); } };

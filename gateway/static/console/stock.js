@@ -66,6 +66,7 @@ export async function open(root, context) {
     { id: "available", label: "Available", numeric: true, sortable: true, value: (row) => count(row.available), kind: kindOf },
     { id: "on_hand", label: "On hand", numeric: true, sortable: true, value: (row) => count(row.on_hand) },
     { id: "reserved", label: "Reserved", numeric: true, sortable: true, value: (row) => count(row.reserved) },
+    { id: "backordered", label: "Backordered", numeric: true, sortable: true, value: (row) => (row.backordered ? count(row.backordered) : "–") },
     { id: "safety_stock", label: "Safety", numeric: true, sortable: true, value: (row) => count(row.safety_stock) },
     { id: "shortfall", label: "Short", numeric: true, sortable: true, value: (row) => row.shortfall || "–" },
   ];
@@ -93,7 +94,7 @@ export async function open(root, context) {
     const id = order.replace("-", "");
     const bySku = (a, b) => (a.sku < b.sku ? -1 : 1);
     const byName = (a, b) => (titles.get(a.sku) ?? a.sku).localeCompare(titles.get(b.sku) ?? b.sku) || bySku(a, b);
-    const ascending = id === "item" || id === "sku" ? byName : (a, b) => a[id] - b[id] || bySku(a, b);
+    const ascending = id === "item" || id === "sku" ? byName : (a, b) => (a[id] ?? 0) - (b[id] ?? 0) || bySku(a, b);
     return descending ? (a, b) => -ascending(a, b) : ascending;
   }
 
