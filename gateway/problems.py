@@ -237,11 +237,6 @@ KINDS: Final[dict[type[HoldfastError], Kind]] = {
 
 _INTERNAL_DETAIL = "something went wrong on our side; quote the request id when you report it"
 _INDEX = re.compile(r"\[(\d+)\]")
-_MEMBER = re.compile(
-    r"(?:Object contains unknown field|Object missing required field) `(.*)`", re.DOTALL
-)
-_PLACE = re.compile(r"(.*?)(?: - at `\$((?:\.\w+|\[\d+\])*)`)?", re.DOTALL)
-
 CURSOR_FIELDS: Final = frozenset({"after"})
 """What the engine calls the place that a cursor carries."""
 
@@ -314,19 +309,6 @@ def headers(error: HoldfastError) -> list[tuple[bytes, bytes]]:
             return []
 
 
-def undecodable(error: Exception) -> InvalidRequest:
-    """Make a refusal of msgspec's words, which name the first fault and its place in text."""
-    if isinstance(error, UnicodeDecodeError):
-        return InvalidRequest(ProblemError(pointer="#", detail="the body is not valid UTF-8"))
-    if isinstance(error, RecursionError):
-        return InvalidRequest(ProblemError(pointer="#", detail="the body is nested too deeply"))
-    text, path = _place_of(str(error))
-    member = _MEMBER.fullmatch(text)
-    if member is not None:
-        path = [*path, member[1]]
-    return InvalidRequest(ProblemError(pointer=pointer(path), detail=_shortened(text)))
-
-
 def pointer(path: Sequence[str]) -> str:
     """Write an RFC 6901 pointer in its URI fragment form; ["lines", "0"] is `#/lines/0`."""
     return "#" + "".join(
@@ -335,31 +317,25 @@ def pointer(path: Sequence[str]) -> str:
     )
 
 
-def _place_of(text: str) -> tuple[str, list[str]]:
-    match = _PLACE.fullmatch(text)
-    if match is None or match[2] is None:
-        return text, []
-    return match[1], _path(match[2].removeprefix("."))
-
-
-def _path(field: str) -> list[str]:
+def path_of(field: str) -> list[str]:
     """Split `lines[0].sku` into its parts."""
     return [part for part in _INDEX.sub(r".\1", field).split(".") if part]
 
 
 def _detail(error: HoldfastError, kind: Kind) -> str:
     # What went wrong inside is for the log; a caller could neither use it nor should see it.
-    return _INTERNAL_DETAIL if kind.status == 500 else _shortened(str(error))
+    return _INTERNAL_DETAIL if kind.status == 500 else shortened(str(error))
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """Cut what is too long to be told."""
     if len(text) <= MAX_DETAIL_CHARACTERS:
         return text
     return text[: MAX_DETAIL_CHARACTERS - 1] + "…"
 
 
 def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> list[ProblemError]:
-    detail = _shortened(str(error))
+    detail = shortened(str(error))
     match error:
         case InvalidRequest():
             return list(error.errors)
@@ -455,7 +431,7 @@ def _field_error(field: str, detail: str, parameters: Collection[str]) -> Proble
         return ProblemError(parameter=field, detail=detail)
     if field == "key":
         return ProblemError(header="Idempotency-Key", detail=detail)
-    return ProblemError(pointer=pointer(_path(field)), detail=detail)
+    return ProblemError(pointer=pointer(path_of(field)), detail=detail)
 
 
 def _short_line(line: ShortLine, body: object, field: str) -> ProblemError:

@@ -1,7 +1,8 @@
 """Every refusal as a problem, without a store: what the engine raises is put in its place."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from enum import StrEnum
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import unquote
 
 import httpx
@@ -48,7 +49,8 @@ from engine.outcomes import (
 from engine.store import StoreSettings
 from gateway import problems
 from gateway.app import create_app
-from gateway.problems import KINDS, MAX_DETAIL_CHARACTERS, kind_of, pointer, undecodable
+from gateway.bodies import decode, undecodable
+from gateway.problems import KINDS, MAX_DETAIL_CHARACTERS, InvalidRequest, kind_of, pointer
 from gateway.routes import OPERATIONS
 from gateway.service import Service
 from tests.gateways import assert_problem
@@ -254,6 +256,50 @@ def test_an_unknown_field_is_pointed_to_whatever_its_name(name: str) -> None:
         msgspec.json.decode(body, type=Sample)
     (error,) = undecodable(raised.value).errors
     assert error.pointer == pointer(["rows", "1", "rows", "0", name])
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Paint(msgspec.Struct, forbid_unknown_fields=True):
+    colour: Colour = Colour.RED
+    finish: Literal["matt", "gloss"] | None = None
+    coats: Annotated[list["Paint"], msgspec.Meta(max_length=2)] = []
+    by_room: dict[str, "Paint"] = {}
+
+
+@pytest.mark.parametrize(
+    ("sent", "where", "detail"),
+    [
+        ({"colour": "green"}, "#/colour", "Invalid enum value 'green', must be one of red, blue"),
+        (
+            {"coats": [{}, {"finish": "silk"}]},
+            "#/coats/1/finish",
+            "Invalid enum value 'silk', must be one of gloss, matt",
+        ),
+        (
+            {"by_room": {"hall/a": {"colour": ""}}},
+            "#/by_room",
+            "Invalid enum value '', must be one of red, blue - at `*.colour`",
+        ),
+        (
+            {"by_room": {"hall": {"coats": 1}}},
+            "#/by_room",
+            "Expected `array`, got `int` - at `*.coats`",
+        ),
+        (None, "#", "the body is empty: send a JSON object"),
+    ],
+)
+def test_a_body_that_is_refused_is_told_where_and_what_may_stand_there(
+    sent: Any, where: str, detail: str
+) -> None:
+    body = b"" if sent is None else msgspec.json.encode(sent)
+    with pytest.raises(InvalidRequest) as raised:
+        decode(body, msgspec.json.Decoder(Paint))
+    (error,) = raised.value.errors
+    assert (error.pointer, error.detail) == (where, detail)
 
 
 def test_every_problem_of_an_operation_has_an_entry() -> None:
