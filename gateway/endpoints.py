@@ -61,6 +61,12 @@ _OWN_IDS: Final = token_hex(8).encode()
 each."""
 _numbers = itertools.count(1)
 
+SOCKET: Final = "socket"
+"""The operation of a handshake, which is none of the HTTP API."""
+
+CLOSED_ABNORMALLY: Final = 1006
+"""What RFC 6455 calls a socket that broke, with nobody to say why."""
+
 log = structlog.get_logger("gateway.endpoints")
 _encode = msgspec.json.Encoder().encode
 
@@ -79,8 +85,8 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "websocket":
-            scope[REQUEST_ID] = _request_id(scope["headers"]).decode("ascii")
-            scope["path"] = scope["raw_path"].decode("latin-1")
+            await self._talk(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -113,6 +119,44 @@ class Edge:
             self._access_log.record(
                 scope["method"], scope["path"], status, seconds * 1000, scope[REQUEST_ID], trail
             )
+
+    async def _talk(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a socket: a line when it is opened and one when it is over, or one of a refusal."""
+        started = time.perf_counter()
+        request_id = scope[REQUEST_ID] = _request_id(scope["headers"]).decode("ascii")
+        path = scope["path"] = scope["raw_path"].decode("latin-1")
+        scope[TRAIL] = trail = Trail(operation=SOCKET)
+        status, close_code = 0, CLOSED_ABNORMALLY
+
+        async def receive_and_look() -> Message:
+            nonlocal close_code
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                close_code = message.get("code") or CLOSED_ABNORMALLY
+            return message
+
+        async def send_and_look(message: Message) -> None:
+            nonlocal status, close_code
+            await send(message)
+            match message["type"]:
+                case "websocket.accept":
+                    status = 101
+                    self._access_log.opened(path, request_id, trail)
+                case "websocket.http.response.start":
+                    status = message["status"]
+                case "websocket.close":
+                    # Before it was accepted that is how a server says 403.
+                    status, close_code = status or 403, message.get("code", 1000)
+
+        try:
+            await self.app(scope, receive_and_look, send_and_look)
+        finally:
+            duration_ms = (time.perf_counter() - started) * 1000
+            if status == 101:
+                self._access_log.closed(path, request_id, trail, duration_ms, close_code)
+            else:
+                self._access_log.record("GET", path, status, duration_ms, request_id, trail)
+            REQUESTS.add((SOCKET, status, trail.code if status != 101 else ""))
 
 
 class Endpoint:

@@ -1,4 +1,4 @@
-"""Structured logs on standard error, and a sampled access log.
+"""Structured logs on standard error, and an access log: sampled requests, and every socket.
 
 No header and no body is ever logged, and what looks like an API key's secret is cut wherever it
 stands, for instance in a path that somebody pasted it into.
@@ -26,7 +26,10 @@ _WEBHOOK_SECRET = re.compile(r"whsec_[0-9A-Za-z+/=_%-]+")
 
 
 class AccessLog:
-    """Writes a line for each failed or slow request, and for one in `sample_every` others."""
+    """Writes a line for each failed or slow request, and for one in `sample_every` others.
+
+    A socket has one when it is opened and one when it is over.
+    """
 
     def __init__(self, *, sample_every: int = SAMPLE_EVERY) -> None:
         """Start counting."""
@@ -63,6 +66,35 @@ class AccessLog:
             actor=trail.actor,
             code=trail.code,
             sampled=due,
+            **fields,
+        )
+
+    def opened(self, path: str, request_id: str, trail: Trail) -> None:
+        """Take note of a socket that was opened: each of them, as it may stay for hours."""
+        fields = {"traceparent": trail.traceparent} if trail.traceparent else {}
+        self._log.info(
+            "socket opened",
+            path=path,
+            request_id=request_id,
+            merchant=trail.merchant,
+            actor=trail.actor,
+            **fields,
+        )
+
+    def closed(
+        self, path: str, request_id: str, trail: Trail, duration_ms: float, close_code: int
+    ) -> None:
+        """Take note of its end; `close_code` is of RFC 6455."""
+        fields = {"traceparent": trail.traceparent} if trail.traceparent else {}
+        self._log.info(
+            "socket closed",
+            path=path,
+            request_id=request_id,
+            merchant=trail.merchant,
+            actor=trail.actor,
+            duration_ms=round(duration_ms, 3),
+            close_code=close_code,
+            code=trail.code,
             **fields,
         )
 

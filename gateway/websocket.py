@@ -42,6 +42,7 @@ from gateway.routes import Operation
 from gateway.service import Service
 from gateway.sse import MAX_EVENTS_AT_ONCE, RECHECK_SECONDS, SNAPSHOT_ROWS_AT_ONCE
 from gateway.subscriptions import CutOff, Subscription
+from gateway.trail import TRAIL, Trail
 
 PATH: Final = "/v1/merchants/{merchant}/ws"
 
@@ -54,16 +55,16 @@ MAX_SUBSCRIPTIONS: Final = 20
 MAX_ERRORS: Final = 20
 """Messages that are refused before the socket is closed: the client is broken, or worse."""
 
+TOO_MANY_ERRORS: Final = "too_many_errors"
+
 MAX_OUTBOX: Final = 64
 """Answers that wait; a client that asks and does not read is not read either."""
 
 PING_SECONDS: Final = 20.0
 """Between two pings, and for the pong to each."""
 
-CLOSE_NORMAL: Final = 1000
 CLOSE_POLICY: Final = 1008
 CLOSE_RESTART: Final = 1012
-CLOSE_TRY_LATER: Final = 1013
 
 
 async def _not_over_http(_call: Call, _body: None) -> Answer:
@@ -103,8 +104,14 @@ class Socket:
             return
         form = next((FORMS[name] for name in scope["subprotocols"] if name in FORMS), None)
         accepted = None if form is None else form.name
+        trail: Trail = scope[TRAIL]
+        trail.merchant = call.merchant
         await send({"type": "websocket.accept", "subprotocol": accepted, "headers": []})
-        await _Conversation(call, form or JSON, receive, send).run()
+        conversation = _Conversation(call, form or JSON, receive, send)
+        try:
+            await conversation.run()
+        finally:
+            trail.code = conversation.closed_because
 
 
 def _check_origin(call: Call) -> None:
@@ -161,6 +168,8 @@ class _Conversation:
         self._errors = 0
         self._gone = False
         self._close_code: int | None = None
+        self.closed_because = ""
+        """Why the service ends it; empty where the client does."""
         self._checked_at = time.monotonic()
 
     async def run(self) -> None:
@@ -199,7 +208,10 @@ class _Conversation:
         if not await call.service.still_admits(call.credential, merchant=call.merchant):
             for listener in self._listeners.values():
                 listener.subscription.cut(CutOff.UNAUTHENTICATED)
-            self._close_code = CLOSE_POLICY
+            self._close(CLOSE_POLICY, CutOff.UNAUTHENTICATED)
+
+    def _close(self, code: int, reason: str) -> None:
+        self._close_code, self.closed_because = code, reason
 
     # What the client says
 
@@ -216,7 +228,7 @@ class _Conversation:
                 await self._take(message)
                 self._awake.set()
             else:
-                self._close_code = CLOSE_POLICY
+                self._close(CLOSE_POLICY, TOO_MANY_ERRORS)
         finally:
             self._awake.set()
 
@@ -309,7 +321,7 @@ class _Conversation:
             self._forget(listener)
             await self._send(Closed(id=listener.id, reason=subscription.cut_off))
             if subscription.cut_off is CutOff.SHUTTING_DOWN:
-                self._close_code = CLOSE_RESTART
+                self._close(CLOSE_RESTART, CutOff.SHUTTING_DOWN)
             return True
         if subscription.reset_because is not None:
             await self._begin_anew(listener, Anew(subscription.reset_because))

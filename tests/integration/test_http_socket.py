@@ -17,7 +17,7 @@ from engine.access import Role
 from gateway.websocket import MAX_ERRORS, MAX_MESSAGE_BYTES, MAX_SUBSCRIPTIONS
 from tests.gateways import GatewayProcess, Shelf
 from tests.integration.test_http_stream import gateway_of, key
-from tests.stores import RealStore
+from tests.stores import RealStore, eventually
 
 WAIT_SECONDS: Final = 20.0
 JSON: Final = "holdfast.v1.json"
@@ -233,6 +233,66 @@ async def test_open_sockets_do_not_keep_a_gateway_from_ending(
         assert talk.of("closed") == [{"type": "closed", "id": "a", "reason": "shutting_down"}]
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
+
+
+async def test_the_access_log_says_of_each_socket_who_opened_it_and_why_it_ended(
+    gateway: GatewayProcess, secret: str, merchant: str
+) -> None:
+    with pytest.raises(InvalidStatus):
+        async with talking(gateway, None, merchant):
+            pass
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    given = {"Request-Id": "by-me", "traceparent": trace, "Authorization": f"Bearer {secret}"}
+    url = gateway.url.replace("http", "ws") + f"/v1/merchants/{merchant}/ws"
+    async with connect(url, additional_headers=given) as connection:
+        await Talk(connection).say(type="ping")
+    async with talking(gateway, secret, merchant) as talk:
+        for _ in range(MAX_ERRORS + 1):
+            await talk.connection.send("{")
+        with pytest.raises(ConnectionClosed):
+            await talk.until(lambda _: False)
+    async with talking(gateway, secret, merchant) as talk:
+        await talk.say(type="subscribe", id="a", types=["stock.out"])
+        await talk.until(lambda t: t.of("ready") != [])
+        _, lines = await gateway.stop()
+    path = f"/v1/merchants/{merchant}/ws"
+    logged = [one for one in map(json.loads, lines) if one.get("path") == path]
+    opened = [one for one in logged if one["event"] == "socket opened"]
+    closed = [one for one in logged if one["event"] == "socket closed"]
+    assert len(opened) == len(closed) == 3
+    assert [(one["close_code"], one["code"]) for one in closed] == [
+        (1000, ""),
+        (1008, "too_many_errors"),
+        (1012, "shutting_down"),
+    ]
+    actor = f"key:{secret.split('_')[1]}"
+    assert {(one["merchant"], one["actor"]) for one in opened + closed} == {(merchant, actor)}
+    assert {one["request_id"] for one in opened} == {one["request_id"] for one in closed}
+    assert (opened[0]["request_id"], closed[0]["traceparent"]) == ("by-me", trace)
+    assert all(one["duration_ms"] > 0 for one in closed)
+    assert secret not in "".join(lines)
+
+
+async def test_handshakes_are_counted_with_their_outcome(
+    gateway: GatewayProcess, store: RealStore, secret: str, merchant: str
+) -> None:
+    async with talking(gateway, secret, merchant):
+        pass
+    with pytest.raises(InvalidStatus):
+        async with talking(gateway, None, merchant):
+            pass
+    platform = await key(store.settings, None)
+    async with gateway.client(platform) as client:
+
+        async def are_counted() -> bool:
+            text = (await client.get("/metrics")).text
+            name = "holdfast_http_requests_total"
+            return all(
+                f'{name}{{code="{code}",operation="socket",status="{status}"}} 1.0' in text
+                for code, status in (("", 101), ("unauthenticated", 401))
+            )
+
+        await eventually(are_counted, within_seconds=WAIT_SECONDS)
 
 
 async def test_a_plain_request_finds_no_socket(shelf: Shelf, merchant: str) -> None:
