@@ -4,20 +4,40 @@
 what stands for it, is promised anew by `lua/repromise.lua`.
 """
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
+from engine.definitions import Definitions
 from engine.dispatch import Command
-from engine.keys import PartitionKeys, digest, reservation_hash
-from engine.kits import Kits
-from engine.limits import DEFAULT_CHANNEL, MAX_LINES, MAX_WISH_ROWS
-from engine.model import Line
-from engine.outcomes import HoldfastError, InvalidCommand
-from engine.reservations import LinesOf
-from engine.substitutes import Choices
-from engine.wishes import Wish, ask, summed_wishes, wish_texts
+from engine.keys import PartitionKeys, digest, digest_of_buyer, reservation_hash
+from engine.kits import Kit, Kits
+from engine.limits import DEFAULT_CHANNEL, MAX_LINES, MAX_REREADS, MAX_WISH_ROWS
+from engine.model import Line, ReservationResult
+from engine.outcomes import (
+    HoldfastError,
+    InvalidCommand,
+    Outcome,
+    OutcomeUnknown,
+    ReservationNotFound,
+)
+from engine.partitions import Partitions
+from engine.reservations import LinesOf, replied
+from engine.reserving import MAX_RECLAIM_ROUNDS, REFUSED_FOR_UNITS
+from engine.splits import ANYWHERE, GATHERED
+from engine.substitutes import Choices, Rules
+from engine.validation import check_amendment, check_key, check_name
+from engine.wishes import (
+    Wish,
+    ask,
+    check_wishes,
+    is_plain,
+    needs_rules,
+    summed_wishes,
+    wish_texts,
+)
 
 
-class Definitions(NamedTuple):
+class Defined(NamedTuple):
     """The merchant's rules and kits, where an amendment goes by them."""
 
     choices: Choices
@@ -76,7 +96,7 @@ class Amendment(NamedTuple):
         *,
         final: bool,
         plan: int,
-        defined: Definitions | None,
+        defined: Defined | None,
     ) -> Command:
         """Make the command of `lua/repromise.lua`; `defined` where lines are to be taken as wishes.
 
@@ -133,3 +153,122 @@ class Amendment(NamedTuple):
                     "only stands for another: amend what was asked for, or reserve it on its own",
                 )
         return None
+
+
+class Amendments:
+    """Amends the reservations of all merchants."""
+
+    def __init__(
+        self,
+        partitions: Partitions,
+        kits: Definitions[Kit, Kits],
+        substitutes: Definitions[Rules, Choices],
+        expire_due: Callable[[int], Awaitable[Any]],
+    ) -> None:
+        """Amend in `partitions`; `expire_due` takes back what is due in one of them."""
+        self._partitions = partitions
+        self._dispatch = partitions.dispatcher
+        self._splits = partitions.splits
+        self._kits = kits
+        self._substitutes = substitutes
+        self._expire_due = expire_due
+
+    async def amend(
+        self,
+        merchant: str,
+        reservation: str,
+        lines: Sequence[Line | Wish],
+        *,
+        key: str,
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
+        actor: str,
+    ) -> ReservationResult:
+        """Hold so many units of each SKU named from now on; 0 drops its line, others stay.
+
+        The units that the reservation has already count as free for it, so it is refused only what
+        is not there beyond them, and then keeps what it has. A confirmed one may be amended too.
+        More units of a row with terms are promised on these; fewer give back first what is waited
+        for. `channel` and `buyer` are of a reservation that has none yet, as for `reserve`.
+
+        Where others stand for a SKU, or it is a kit, its quantity is how much is asked for, and
+        that is served anew. Other SKUs than those that stand for it already may do so only where
+        the line is a Wish that says so.
+
+        A retry under the same key gets the first answer again. Raises ReservationNotFound,
+        ReservationEnded, InsufficientStock, BuyerCapExceeded, LimitExceeded (lines),
+        IdempotencyKeyReused, InvalidCommand (also where no line would be left).
+        """
+        check_key(key)
+        check_amendment(lines)
+        check_wishes(lines)
+        check_name("channel", channel)
+        check_name("buyer", buyer)
+        who = digest_of_buyer(merchant, buyer)
+        amendment = Amendment(merchant, tuple(lines), key, actor, stock_only, channel, who)
+        return await self._partitions.wherever(reservation, lambda it: self._amend(it, amendment))
+
+    async def _amend(self, reservation: str, amendment: Amendment) -> ReservationResult:
+        keys, merchant = self._partitions.keys_of_reservation(reservation), amendment.merchant
+        held = self._partitions.recent_lines.get(reservation)
+        is_on_terms = False
+        as_wishes = not is_plain(amendment.lines, self._kits.known_now(merchant))
+        plan, reclaims, rereads = ANYWHERE, 0, 0
+        while True:
+            if held is None:
+                held = await self._partitions.read_lines(keys, reservation)
+            if held is None:
+                raise ReservationNotFound(reservation)
+            place = (held.merchant, held.location)
+            amendment.check(held, is_at_part=self._partitions.keys_of(*place) != keys)
+            final = reclaims == MAX_RECLAIM_ROUNDS
+            if is_on_terms or as_wishes or held.has_extras:
+                verb = "repromise"
+                defined = None
+                if as_wishes or held.stands_for:
+                    defined = await self._defined(merchant, amendment.lines)
+                command = amendment.command_on_terms(
+                    keys, reservation, held, final=final, plan=plan, defined=defined
+                )
+            else:
+                verb, command = "amend", amendment.command(keys, reservation, held, final=final)
+            reply = await self._dispatch.run(verb, keys.partition, command)
+            code = Outcome(reply[0])
+            if code is Outcome.LINES_CHANGED and rereads < MAX_REREADS:
+                held, rereads = None, rereads + 1
+            elif code is Outcome.TERMS:
+                is_on_terms = True
+            elif code is Outcome.SPLIT:
+                await self._splits.fetch(place, keys.partition, reply[1])
+                reclaims += 1
+                plan = ANYWHERE if reclaims < MAX_RECLAIM_ROUNDS else GATHERED
+            elif code in REFUSED_FOR_UNITS and reply[1] and not final:
+                await self._expire_due(keys.partition)
+                reclaims += 1
+            elif (
+                code is Outcome.INSUFFICIENT_STOCK
+                and not as_wishes
+                and not is_plain(amendment.lines, await self._kits.known(merchant))
+            ):
+                # A kit is short of units of its own.
+                as_wishes, plan, reclaims = True, ANYWHERE, 0
+            else:
+                break
+        if code is Outcome.LINES_CHANGED:
+            raise OutcomeUnknown()
+        # Keys that are not of rows do no harm.
+        self._partitions.sold_out.forget(command.keys[2:])
+        self._partitions.note_at_part(held, keys)
+        if code is Outcome.INVALID:
+            refused = amendment.refused_field(*reply[1:])
+            if refused is not None:
+                raise refused
+        result = replied(reservation, reply, key=amendment.key)
+        self._partitions.recent_lines.keep(result.reservation)
+        return result
+
+    async def _defined(self, merchant: str, lines: Sequence[Line | Wish]) -> Defined:
+        wishes = summed_wishes(lines)
+        choices = await self._substitutes.known(merchant) if needs_rules(wishes) else {}
+        return Defined(choices, await self._kits.known(merchant))

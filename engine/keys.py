@@ -149,6 +149,11 @@ def digest(*parts: str) -> str:
     return blake2b(text.encode(), digest_size=12).hexdigest()
 
 
+def digest_of_buyer(merchant: str, buyer: str) -> str:
+    """Return what is kept of a buyer's name; nothing of an empty one."""
+    return digest("buyer", merchant, buyer) if buyer else ""
+
+
 @dataclass(frozen=True, slots=True)
 class PartitionKeys:
     """The keys of one partition."""

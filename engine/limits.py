@@ -98,6 +98,9 @@ MAX_BUYER_UNITS: Final = 1_000
 MAX_BUYER_WINDOW_MS: Final = 366 * 24 * 3_600_000
 """How long a cap may remember what a buyer got."""
 
+MAX_REREADS: Final = 3
+"""How often a reservation's lines are read anew before what was to be done with it is given up."""
+
 MIN_TTL_MS: Final = 1_000
 MAX_TTL_MS: Final = 24 * 3_600_000
 """A hold is for the time of a checkout; a placed order is confirmed and has no TTL."""

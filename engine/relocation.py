@@ -20,8 +20,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from engine.inventory import Inventory, ReservationChanged
+from engine.inventory import Inventory
 from engine.keys import digest, order_id, reservation_hash, reservation_id
+from engine.lifecycle import ReservationChanged
 from engine.limits import DEFAULT_TTL_MS, MAX_TTL_MS, MIN_TTL_MS
 from engine.model import (
     ProposalDecision,

@@ -7,9 +7,17 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from engine.keys import PartitionKeys
-from engine.model import Line, Promised, Reservation, ReservationState, StandsFor
+from engine.model import (
+    Line,
+    Promised,
+    Reservation,
+    ReservationResult,
+    ReservationState,
+    StandsFor,
+)
 from engine.outcomes import InvalidCommand, Outcome, StoreFault
 from engine.outlook import LATER, Wait
+from engine.refusals import refusal
 from engine.store import pairs
 from engine.trace_context import split_trace
 
@@ -382,6 +390,14 @@ def queued(reservation: str, sku: str, fields: Sequence[bytes | None]) -> Queued
     extras = made.extras or NO_EXTRAS
     channel = extras.channel if sku in extras.pooled else ""
     return Queued(reservation, (order_ref or b"").decode() or made.order_ref, channel, wait)
+
+
+def replied(reservation: str, reply: Sequence[Any], *, key: str = "") -> ReservationResult:
+    """Read the reply of a verb on a reservation. Raises its refusal."""
+    code = Outcome(reply[0])
+    if code not in (Outcome.OK, Outcome.REPLAYED):
+        raise refusal(reply, reservation=reservation, key=key)
+    return ReservationResult(from_reply(reservation, reply), code is Outcome.REPLAYED)
 
 
 def created_at(body: bytes) -> int | None:

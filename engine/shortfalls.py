@@ -255,7 +255,7 @@ class ShortfallKeeper:
                 _note(operation, known, changes)
                 fillable.note(operation)
                 reviewable.note(operation)
-        recorded = await fillable.fill(self._inventory)
+        recorded = await fillable.fill(self._inventory.fill)
         recorded += await reviewable.review(Supplies(self._inventory))
         for place, change in changes.items():
             recorded += await self._settle(keys, place, change, known.get(place, 0))

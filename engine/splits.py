@@ -14,7 +14,7 @@ docs/decisions/0025-split-rows.md says why it is so.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -56,6 +56,14 @@ made of, are behind by so much."""
 THAW_SECONDS: Final = 0.02
 """How long parts stay closed at least where units are free again: somebody closed them to book a
 fact, and must come to it."""
+
+MAX_FACT_ATTEMPTS: Final = 8
+"""How often a movement that needs units of a split row's parts has them fetched."""
+
+NOT_SPLIT: Final = 0
+ANYWHERE: Final = -1
+GATHERED: Final = -2
+"""What stands for a plan where there is none, see `lua/reserve.lua`."""
 
 RowName = tuple[str, str, str]
 """(merchant, location, SKU)."""
@@ -434,6 +442,31 @@ class Splits:
         """Take back what is due wherever the row has units; return how many holds that were."""
         partitions = {*plan.cells, self.home_of(name)}
         return sum(await asyncio.gather(*(self._expire_due(p) for p in partitions)))
+
+    async def fetch(
+        self, place: tuple[str, str], partition: int, wanted: Sequence[tuple[str, int]]
+    ) -> None:
+        """Have what is wanted of split rows be free in a partition, as far as it can be."""
+        await asyncio.gather(*(self.pull((*place, sku), partition, units) for sku, units in wanted))
+
+    async def run_fact(
+        self, verb: str, partition: int, command: Command, place: tuple[str, str]
+    ) -> list[Any]:
+        """Run what must happen at a row's home, with what it needs of the row's parts.
+
+        A fact is never refused for want of units. But those that parts can still promise must not
+        be gone already: they come home first, and if that is not enough the parts are closed.
+        """
+        for attempt in range(MAX_FACT_ATTEMPTS):
+            reply = await self._dispatch.run(verb, partition, command)
+            if Outcome(reply[0]) is not Outcome.SPLIT:
+                return reply
+            ((sku, units),) = reply[1]
+            if attempt == 0:
+                await self.pull((*place, sku), partition, units)
+            else:
+                await self.shut((*place, sku))
+        raise Overloaded(retry_after_ms=1_000)
 
     # What parts do
 

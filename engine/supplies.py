@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from engine.dispatch import Command
-from engine.inventory import Inventory, replied_setting
+from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, location_member
 from engine.ledger import Operation, row_after
 from engine.limits import (
@@ -27,6 +27,7 @@ from engine.outcomes import HoldfastError, InvalidCommand, Outcome, StoreFault
 from engine.outlook import LATER, Supply
 from engine.refusals import refusal
 from engine.reservations import FIELDS, QUEUED_FIELDS, Queued, from_hash, queued
+from engine.rows import keys_of_change, replied_setting
 from engine.store import pairs
 from engine.validation import check_day, check_id, check_key, check_page, check_quantity
 
@@ -163,12 +164,7 @@ class Supplies:
         operation = digest("supply", merchant, location, sku, key)
         row_key = keys.stock(merchant, location, sku)
         command = Command(
-            (
-                row_key,
-                keys.skus(merchant, location),
-                keys.locations,
-                keys.seen(merchant, operation),
-            ),
+            keys_of_change(keys, merchant, location, sku, operation),
             (
                 operation,
                 merchant,

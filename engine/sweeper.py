@@ -11,7 +11,8 @@ import msgspec
 import structlog
 
 from engine import metrics
-from engine.inventory import DueHolds, Inventory
+from engine.expiry import DueHolds
+from engine.inventory import Inventory
 from engine.keys import SWEEPER_KEY
 from engine.outcomes import HoldfastError
 from engine.store import Store

@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
-from engine.inventory import ROW_FIELDS
 from engine.keys import PartitionKeys
 from engine.outcomes import StoreReadOnly
 from engine.reservations import FIELDS as RESERVATION_FIELDS
+from engine.rows import ROW_FIELDS
 from engine.scripts import script
 from engine.store import Store
 

@@ -18,10 +18,10 @@ from engine import keys
 from engine.access import Role, create_key
 from engine.consumer import list_readers
 from engine.feeds import SOURCE_FIELDS
-from engine.inventory import ROW_FIELDS
 from engine.keys import PartitionKeys
 from engine.ledger import Levels, Operation, OperationKind, RowChange
 from engine.reservations import FIELDS as RESERVATION_FIELDS
+from engine.rows import ROW_FIELDS
 from engine.store import close_quietly, connect
 from engine.sweeper import SweeperStatus
 from engine.upkeep import UpkeepStatus

@@ -171,13 +171,13 @@ async def test_after_a_clock_jump_nothing_expires_until_it_is_right_again(
     await shop.set_clock((hold.expires_at_ms or 0) + 1)
     real = time.monotonic
     # To this process it looks as if the store's clock had jumped 25 hours ahead.
-    monkeypatch.setattr(shop.inventory._clock, "_monotonic", lambda: real() - 25 * 3_600)
+    monkeypatch.setattr(shop.inventory._expiry._clock, "_monotonic", lambda: real() - 25 * 3_600)
     found = await shop.inventory.expire_due(partition)
     assert found.expired == 0
     assert found.clock_jump_ms == pytest.approx(25 * HOUR_MS, abs=TOLERANCE_MS)
     with pytest.raises(InsufficientStock):
         await shop.reserve([("tea", 5)])
-    monkeypatch.setattr(shop.inventory._clock, "_monotonic", real)
+    monkeypatch.setattr(shop.inventory._expiry._clock, "_monotonic", real)
     assert (await shop.inventory.expire_due(partition)).expired == 1
     await shop.audit()
 

@@ -208,7 +208,7 @@ async def test_what_an_alert_is_about_moves_its_metric(
     await own_store.run("CONFIG", "SET", "maxmemory", 1 << 30)
     (tmp_path / "archive").write_text("no folder")
     seconds = [0.0]
-    monkeypatch.setattr(inventory, "_clock", ClockGuard(lambda: seconds[0]))
+    monkeypatch.setattr(inventory._expiry, "_clock", ClockGuard(lambda: seconds[0]))
     await inventory.expire_due(0)
     seconds[0] -= 3_600
 

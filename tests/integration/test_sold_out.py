@@ -62,7 +62,7 @@ class Here:
     def __init__(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shop = shop
         self.clock = Clock()
-        shop.inventory._sold_out = SoldOut(clock=self.clock)
+        shop.inventory._shared.sold_out = SoldOut(clock=self.clock)
         self.calls = Calls(shop.inventory, monkeypatch)
 
     async def want(
@@ -263,8 +263,8 @@ async def test_nothing_is_oversold_or_lost_where_two_processes_shed(
     here: Here, elsewhere: Shop
 ) -> None:
     there = SoldOut()
-    elsewhere.inventory._sold_out = there
-    here.shop.inventory._sold_out = SoldOut()
+    elsewhere.inventory._shared.sold_out = there
+    here.shop.inventory._shared.sold_out = SoldOut()
 
     async def shopper(shop: Shop, number: int) -> int:
         key = f"shopper-{number}"
@@ -296,7 +296,7 @@ async def test_nothing_is_oversold_or_lost_where_two_processes_shed(
 
 
 async def test_the_caller_says_that_a_key_is_new(api: Api, shelf: Shelf) -> None:
-    api.service.inventory._sold_out = SoldOut(clock=Clock())
+    api.service.inventory._shared.sold_out = SoldOut(clock=Clock())
     await shelf.move("receive", "tea", 1)
     assert (await shelf.reserve(("tea", 1), key="first")).status_code == 201
 

@@ -82,7 +82,7 @@ async def test_a_jump_of_the_clock_stops_the_sweep_and_does_not_empty_the_shop(
     # To a guard, a store that jumped forward is a machine that fell back by as much.
     machine: Any = {"seconds": 1_000_000.0}
     guard = ClockGuard(lambda: machine["seconds"])
-    monkeypatch.setattr(inventory, "_clock", guard)
+    monkeypatch.setattr(inventory._expiry, "_clock", guard)
     sweeper = Sweeper(inventory)
     assert await sweeper.sweep() == 0
     reservation = await hold(inventory, merchant, ttl_ms=1_000)

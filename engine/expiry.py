@@ -1,0 +1,98 @@
+"""Expiry: holds whose time is up are taken back; those that a placed order keeps are confirmed."""
+
+import asyncio
+from contextlib import suppress
+
+import msgspec
+
+from engine import metrics
+from engine.clock import ClockGuard
+from engine.dispatch import Command
+from engine.keys import PartitionKeys, is_order_id
+from engine.lifecycle import Lifecycle
+from engine.limits import MAX_GROUP_COMMANDS, MAX_REREADS
+from engine.order_records import OrderRecords
+from engine.outcomes import (
+    IdempotencyKeyReused,
+    Outcome,
+    ProposalOpen,
+    ReservationEnded,
+    ReservationNotFound,
+)
+from engine.partitions import Partitions
+from engine.scripts import script
+
+
+class DueHolds(msgspec.Struct, frozen=True):
+    """What `Inventory.expire_due` found and did in one partition."""
+
+    expired: int
+    remaining: bool
+    clock_jump_ms: int
+
+
+class Expiry:
+    """Takes back the due holds of all merchants."""
+
+    def __init__(
+        self, partitions: Partitions, order_records: OrderRecords, lifecycle: Lifecycle
+    ) -> None:
+        """Look in `partitions`; `order_records` tell which holds an order keeps."""
+        self._partitions = partitions
+        self._dispatch = partitions.dispatcher
+        self._order_records = order_records
+        self._lifecycle = lifecycle
+        self._clock = ClockGuard()
+
+    async def expire_due(self, partition: int, *, limit: int = MAX_GROUP_COMMANDS) -> DueHolds:
+        """Take back the holds of a partition whose time is up, the longest overdue first.
+
+        Does nothing while the store's clock is not to be trusted; `clock_jump_ms` says so.
+        """
+        keys = self._partitions.keys[partition]
+        reply = await self._partitions.store.call(script("due"), (keys.holds, keys.meta), limit)
+        now_ms, _, ids = msgspec.msgpack.decode(reply, type=tuple[int, int, list[str]])
+        if not self._clock.accept(now_ms):
+            return DueHolds(0, bool(ids), self._clock.jump_ms)
+        expired = await asyncio.gather(*(self._expire(keys, the_id) for the_id in ids))
+        return DueHolds(sum(expired), len(ids) == limit, 0)
+
+    async def _expire(self, keys: PartitionKeys, reservation: str) -> bool:
+        for _ in range(MAX_REREADS):
+            lines = await self._partitions.read_lines(keys, reservation)
+            if lines is None:
+                return False
+            order = None
+            if is_order_id(lines.order_ref):
+                order = await self._order_records.keeper_of(lines.order_ref, reservation)
+            if order is not None:
+                # Whoever confirmed or ended it just now did so for good. What was amended since and
+                # is to be accepted yet cannot be confirmed, and goes back as any such hold.
+                with suppress(ReservationNotFound, ReservationEnded, IdempotencyKeyReused):
+                    try:
+                        await self._lifecycle.confirm(
+                            lines.merchant,
+                            reservation,
+                            order_ref=order.body.order_ref,
+                            actor="sweeper",
+                        )
+                    except ProposalOpen:
+                        order = None
+                if order is not None:
+                    return False
+            reply = await self._dispatch.run(
+                "expire",
+                keys.partition,
+                Command(
+                    lines.keys(keys, reservation),
+                    (reservation, lines.merchant, "sweeper", lines.skus),
+                ),
+            )
+            if Outcome(reply[0]) is not Outcome.LINES_CHANGED:
+                self._partitions.sold_out.forget(lines.row_keys(keys))
+                self._partitions.note_at_part(lines, keys)
+                if Outcome(reply[0]) is not Outcome.OK:
+                    return False
+                metrics.HOLDS_EXPIRED.add(())
+                return True
+        return False
