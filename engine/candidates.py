@@ -2,23 +2,24 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from engine.inventory import Inventory
 from engine.kits import Kits
+from engine.layouts import Candidate, Way, Ways
 from engine.limits import DEFAULT_CHANNEL, MAX_BATCH_ROWS, MAX_SOURCING_LOCATIONS
 from engine.model import Line, Row
 from engine.offline import LIVE, FreshnessView
 from engine.order_records import Part
 from engine.places import Places
-from engine.sourcing import Candidate, Way, Ways
 from engine.substitutes import Choices
 from engine.wishes import SUBSTITUTE, Fill, Substitution, Wish, ask, needs_rules
 
-Known = Mapping[tuple[str, str, bool], int]
-"""What refusals said of a location and SKU: the most that it has, with or without substitutes."""
+Known = Mapping[tuple[str, str, bool, bool], int]
+"""What refusals said of a location and SKU: the most that it has, whether substitutes count, and
+whether units that are to come do."""
 
 
 class _At(msgspec.Struct, frozen=True):
@@ -29,6 +30,16 @@ class _At(msgspec.Struct, frozen=True):
 
 
 _NOTHING: Final = _At((), {})
+
+
+class _Room(NamedTuple):
+    """Units of a row that may be promised: on its shelf, and before they come."""
+
+    shelf: int
+    to_come: int
+
+
+_NO_ROOM: Final = _Room(0, 0)
 
 
 class Candidates:
@@ -48,15 +59,17 @@ class Candidates:
         known: Known,
         channel: str = "",
         by: str = "",
+        stock_only: bool = False,
         own: Collection[Part] = (),
         named: Mapping[str, Sequence[Wish]] = MappingProxyType({}),
     ) -> list[tuple[Candidate, str]]:
         """Return the merchant's locations, with why one is no candidate.
 
-        Of each row counts what is on the shelf for the channel, with a day what comes `by` then,
-        and what the order's `own` parts hold, without what is asked for of that location by its
-        name. Raises LimitExceeded where what may stand for the wishes takes more rows than one
-        reserve looks at.
+        Of each row counts what is on the shelf for the channel, and unless `stock_only` what may be
+        promised before it comes: with a day what comes `by` then, else what the row's backorders
+        allow. What the order's `own` parts hold counts, too, and what is asked for of a location by
+        its name does not. Raises LimitExceeded where what may stand for the wishes takes more rows
+        than one reserve looks at.
         """
         page = await self._inventory.list_locations(merchant, limit=MAX_SOURCING_LOCATIONS)
         locations = list(page.items)
@@ -75,21 +88,23 @@ class Candidates:
             for location, one in zip(locations, at, strict=True)
             for sku in dict.fromkeys([*one.rows, *at_named.get(location, _NOTHING).rows])
         ]
-        units: dict[tuple[str, str], int] = {}
+        rooms: dict[tuple[str, str], _Room] = {}
         for start in range(0, len(asked), MAX_BATCH_ROWS):
             some = asked[start : start + MAX_BATCH_ROWS]
             for name, row in zip(some, await self._inventory.rows(merchant, some), strict=True):
-                units[name] = 0 if row is None else _room(row, channel or DEFAULT_CHANNEL, by)
+                room = _NO_ROOM
+                if row is not None:
+                    room = _room(row, channel or DEFAULT_CHANNEL, by, stock_only=stock_only)
+                rooms[name] = room if name[1] in kits else _at_most(known, name, room)
         substituted = {x.sku for x in wanted if x.substitutes is not Substitution.NONE}
         found = []
         for location, place, one in zip(locations, places, at, strict=True):
             also = at_named.get(location, _NOTHING)
+            rows = {sku: rooms[location, sku] for sku in dict.fromkeys([*one.rows, *also.rows])}
             candidate = Candidate(
                 location=location,
-                available={
-                    sku: _at_most(known, location, sku, units[location, sku], sku not in kits)
-                    for sku in dict.fromkeys([*one.rows, *also.rows])
-                },
+                available={sku: room.shelf for sku, room in rows.items()},
+                to_come={sku: room.to_come for sku, room in rows.items() if room.to_come},
                 ways=also.ways,
                 priority=place.priority,
                 coordinates=place.coordinates,
@@ -98,12 +113,18 @@ class Candidates:
             candidate = _with_own(candidate, own).without(
                 [Line(wish.sku, wish.quantity) for wish in named.get(location, ())]
             )
-            most = {
-                sku: known[location, sku, sku in substituted] + _own_units(location, sku, own)
-                for sku in one.ways
-                if (location, sku, sku in substituted) in known
-            }
-            candidate = msgspec.structs.replace(candidate, ways=one.ways, most=most)
+            most, most_in_all = (
+                {
+                    sku: known[location, sku, sku in substituted, waits]
+                    + _own_units(location, sku, own)
+                    for sku in one.ways
+                    if (location, sku, sku in substituted, waits) in known
+                }
+                for waits in (False, True)
+            )
+            candidate = msgspec.structs.replace(
+                candidate, ways=one.ways, most=most_in_all | most, most_in_all=most_in_all
+            )
             found.append((candidate, "" if place.ships else "it does not ship"))
         return found
 
@@ -116,23 +137,26 @@ def _at(wanted: Sequence[Wish], choices: Choices, kits: Kits, location: str) -> 
     for wish, (_, _, _, _, candidates) in zip(wanted, asked.wishes, strict=True):
         if len(candidates) > 1:
             found = tuple(
-                Way(of, for_, tuple((sku, units) for sku, _, units in parts))
-                for of, for_, _, _, parts in candidates
+                Way(of, for_, tuple((sku, units) for sku, _, units in parts), kind == SUBSTITUTE)
+                for of, for_, _, kind, parts in candidates
             )
-            has_others = any(kind == SUBSTITUTE for _, _, _, kind, _ in candidates)
+            has_others = any(way.is_substitute for way in found)
             ways[wish.sku] = Ways(found, has_others and wish.fill is Fill.WHOLE)
     return _At(asked.skus, ways)
 
 
 def _with_own(candidate: Candidate, own: Collection[Part]) -> Candidate:
     """Count what the order's own parts hold at a location as free."""
-    available = dict(candidate.available)
+    available, to_come = dict(candidate.available), dict(candidate.to_come)
     for part in own:
         if part.location == candidate.location:
+            waiting = {line.sku: line.quantity for line in part.backordered}
             for line in part.lines:
                 if line.sku in available:
-                    available[line.sku] += line.quantity
-    return msgspec.structs.replace(candidate, available=available)
+                    late = waiting.get(line.sku, 0)
+                    available[line.sku] += line.quantity - late
+                    to_come[line.sku] = to_come.get(line.sku, 0) + late
+    return msgspec.structs.replace(candidate, available=available, to_come=to_come)
 
 
 def _own_units(location: str, sku: str, own: Collection[Part]) -> int:
@@ -141,20 +165,22 @@ def _own_units(location: str, sku: str, own: Collection[Part]) -> int:
     return sum(line.quantity for line in asked if line.sku == sku)
 
 
-def _at_most(known: Known, location: str, sku: str, units: int, is_row: bool) -> int:
-    """Return the units of a row, fewer where a refusal said so of its SKU."""
-    return min(units, known.get((location, sku, False), units)) if is_row else units
+def _at_most(known: Known, name: tuple[str, str], room: _Room) -> _Room:
+    """Return the room of a row, less where a refusal said so of its SKU."""
+    in_all = room.shelf + room.to_come
+    in_all = min(in_all, known.get((*name, False, True), in_all))
+    shelf = min(room.shelf, in_all, known.get((*name, False, False), in_all))
+    return _Room(shelf, in_all - shelf)
 
 
-def _room(row: Row, channel: str, by: str) -> int:
+def _room(row: Row, channel: str, by: str, *, stock_only: bool) -> _Room:
     """Return the units that a channel may be promised of a row: `lua/lib/room.lua`.
 
-    Those on its shelf, and where a day is named what comes `by` then. What a buyer with a cap had
-    before is not known here: the reserve counts that.
+    What a buyer with a cap had before is not known here: the reserve counts that.
     """
     shelf, terms = row.available, row.terms
     if terms is None:
-        return shelf
+        return _Room(shelf, 0)
     taken = shelf
     if terms.channels:
         unmet = {name: max(0, x.minimum - x.held) for name, x in terms.channels.items()}
@@ -163,9 +189,15 @@ def _room(row: Row, channel: str, by: str) -> int:
         of_others = sum(unmet.values())
         shelf = max(0, shelf - of_others, own)
         taken = max(taken, shelf, min(of_others, max(0, row.unreserved)))
-    to_come = [one.quantity - taken for one in row.available_to_promise if one.by <= by]
-    room = shelf + (max(0, to_come[-1]) if to_come else 0)
+    most = shelf
+    if not stock_only and (by or terms.backorder_limit):
+        days = [one.quantity - taken for one in row.available_to_promise if not by or one.by <= by]
+        most += max(0, days[-1]) if days else 0
+        most += 0 if by else row.beyond_supplies_available
     pool = terms.channels.get(channel)
     if pool is not None and pool.cap is not None:
-        room = min(room, max(0, pool.cap - pool.held))
-    return room if terms.buyer_cap is None else min(room, terms.buyer_cap.units)
+        most = min(most, max(0, pool.cap - pool.held))
+    if terms.buyer_cap is not None:
+        most = min(most, terms.buyer_cap.units)
+    shelf = min(shelf, most)
+    return _Room(shelf, most - shelf)

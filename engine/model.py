@@ -164,8 +164,15 @@ class Row(msgspec.Struct, frozen=True):
             return 0
         by_day = self.available_to_promise
         to_come = by_day[-1].quantity - self.available if by_day else 0
+        return to_come + self.beyond_supplies_available
+
+    @property
+    def beyond_supplies_available(self) -> int:
+        """Units that can be promised though neither the shelf nor a supply is to have them."""
+        if self.terms is None or not self.terms.backorder_limit:
+            return 0
         beyond = beyond_supplies(self._books, self.backordered, self.incoming)
-        return to_come + max(0, self.terms.backorder_limit - beyond)
+        return max(0, self.terms.backorder_limit - beyond)
 
     @property
     def shortfall(self) -> int:

@@ -159,7 +159,8 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     `lines` are what is asked for until the part is held, and what is held from then on; `asked` is
     there where that is not the same. `substitutes` are the SKUs that others may stand for here, and
     `stands_for`, `proposed`, `backordered`, `promised` and `missing` what the reservation says.
-    `accepts` are those proposals that are to be accepted, `accepted` those that were.
+    `accepts` are those proposals that are to be accepted, `accepted` those that were. With
+    `stock_only` nothing of it is to wait for what comes: the plan was made of what is on shelves.
     """
 
     number: int
@@ -182,6 +183,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     accepts: tuple[str, ...] = ()
     accepted: tuple[str, ...] = ()
     promised: tuple[Promised, ...] = ()
+    stock_only: bool = False
 
     @property
     def asks(self) -> tuple[Line, ...]:

@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from engine import reservations
+from engine.layouts import Coordinates
 from engine.limits import MAX_LINES
 from engine.model import Line
 from engine.order_records import OrderBody, PassedOver, WantedLine
 from engine.outcomes import InvalidCommand, ShortLine
 from engine.places import check_coordinates
-from engine.sourcing import Coordinates, Sourced, Strategy
+from engine.sourcing import Sourced, Strategy
 from engine.validation import check_batch, check_day, check_id, check_quantity, check_text
 from engine.wishes import Substitution, Wish, check_wishes, wish_texts
 
@@ -93,6 +94,16 @@ def substituted(
     """Return the SKUs of a part that others may stand for: where no line names it, by the plan."""
     named = {x.sku for x in body.lines if x.location == location and may_be_substituted(x)}
     return tuple(x.sku for x in lines if x.sku in named or x.sku in sourced.substituted)
+
+
+def is_firm(body: OrderBody, location: str, sourced: Sourced) -> bool:
+    """Say whether a part is to have units of the shelf alone, though others could wait there.
+
+    What a line asks for by the location's name may wait there in any case.
+    """
+    return any(one.is_firm for one in sourced.sources if one.location == location) and not any(
+        line.location == location for line in body.lines
+    )
 
 
 def wish_of(body: OrderBody, line: Line, *, is_decided: bool) -> Wish:

@@ -63,6 +63,7 @@ from engine.order_requests import (
     decode_options,
     explained,
     free_lines,
+    is_firm,
     laid_out,
     may_be_substituted,
     named_lines,
@@ -355,6 +356,7 @@ class Orders:
                 number=number,
                 why=why[location],
                 substitutes=substituted(body, location, lines, sourced),
+                stock_only=is_firm(body, location, sourced),
             )
             for number, (location, lines) in enumerate(sorted(wanted.items()), first)
         )
@@ -376,6 +378,7 @@ class Orders:
         why: str,
         replaces: int = 0,
         substitutes: tuple[str, ...] = (),
+        stock_only: bool = False,
     ) -> Part:
         key = f"{the_id}/{number}"
         partition = self._inventory.keys_of(merchant, location).partition
@@ -389,6 +392,7 @@ class Orders:
             why=why,
             replaces=replaces,
             substitutes=substitutes,
+            stock_only=stock_only,
         )
 
     async def _source_once_more(self, plan: Callable[[], Awaitable[Sourced]]) -> Sourced:
@@ -416,17 +420,17 @@ class Orders:
     ) -> Sourced:
         """Plan where units come from, by the live rows.
 
-        What is to come by the order's day counts only where all shelves together have too little,
-        and others stand for a line only where all locations then have. `own` parts
-        hold units that count as free; `known` is what refusals said of rows. Of an order that is
-        placed already, `move` has the options, and `left_out` says why not there; once it
-        `is_decided`, nobody is asked to accept anything any more.
+        What is on the shelves goes first, then what comes by the order's day if it has one, then
+        what may stand for a line, and then, without a day, what rows take backorders for.
+        `own` parts hold units that count as free; `known` is what refusals said of rows. Of an
+        order that is placed already, `move` has the options, and `left_out` says why not there;
+        once it `is_decided`, nobody is asked to accept anything any more.
         """
         if not wanted:
             return Sourced((), (), ())
         options = options_of(body) if move is None else decode_options(move.options)
 
-        async def plan(substituted: Collection[str], by: str) -> Sourced:
+        async def plan(substituted: Collection[str], *, waits: bool) -> Sourced:
             wishes = [
                 wish_of(body, line, is_decided=is_decided)
                 if line.sku in substituted
@@ -439,7 +443,8 @@ class Orders:
                 wishes,
                 known=known or {},
                 channel=options.channel,
-                by=by,
+                by=options.by,
+                stock_only=not waits,
                 own=own,
                 # What lines that name a location need there is held once the order is placed.
                 named={} if move is not None else named_lines(body),
@@ -450,16 +455,20 @@ class Orders:
                 else:
                     candidates.append(candidate)
             found = source(wanted, candidates, options.strategy, destination=options.destination)
-            return msgspec.structs.replace(found, passed_over=(*passed, *found.passed_over))
+            found = msgspec.structs.replace(found, passed_over=(*passed, *found.passed_over))
+            return explained(found, list(substituted)) if substituted else found
 
-        by = ""
-        first = await plan((), by)
-        if first.missing and options.by:
-            by = options.by
-            first = await plan((), by)
-        short = {line.sku for line in first.missing}
-        may = [sku for sku in substitutable(body, is_decided=is_decided) if sku in short]
-        return explained(await plan(may, by), may) if may else first
+        may = substitutable(body, is_decided=is_decided)
+        # What comes by the day goes before what may stand for a SKU, and that before a backorder.
+        waits = not options.stock_only and bool(options.by or not may)
+        found = await plan((), waits=waits)
+        short = {line.sku for line in found.missing}
+        substituted = [sku for sku in may if sku in short]
+        if substituted:
+            found = await plan(substituted, waits=waits)
+        if found.missing and not waits and not options.stock_only:
+            found = await plan(substituted, waits=True)
+        return found
 
     # Sourcing anew
 
@@ -581,7 +590,7 @@ class Orders:
         return Plan(parts, passed, (*order.plan.resourcings, move))
 
     def _stand_ins(self, order: Order, wanted: Iterable[StandIn], sourced: Sourced) -> list[Part]:
-        why = {one.location: one.why for one in sourced.sources}
+        sources = {one.location: one for one in sourced.sources}
         laid_out = sorted(wanted, key=lambda one: (one.location, one.replaces))
         return [
             self._planned(
@@ -590,9 +599,10 @@ class Orders:
                 one.location,
                 one.lines,
                 number=number,
-                why=why[one.location],
+                why=sources[one.location].why,
                 replaces=one.replaces,
                 substitutes=tuple(x.sku for x in one.lines if x.sku in sourced.substituted),
+                stock_only=sources[one.location].is_firm,
             )
             for number, one in enumerate(laid_out, next_number(order.parts))
         ]
@@ -954,7 +964,7 @@ class Orders:
     ) -> tuple[Order, list[ShortLine]]:
         """Return the order once it is settled, and what was short where it could not be held."""
         short: list[ShortLine] = []
-        known: dict[tuple[str, str, bool], int] = {}
+        known: dict[tuple[str, str, bool, bool], int] = {}
         for _ in range(MAX_ROUNDS):
             if order.settled:
                 return order, short
@@ -973,7 +983,7 @@ class Orders:
         self,
         order: Order,
         short: list[ShortLine],
-        known: dict[tuple[str, str, bool], int],
+        known: dict[tuple[str, str, bool, bool], int],
         *,
         actor: str,
     ) -> Order:
@@ -1000,9 +1010,12 @@ class Orders:
                 LimitExceeded,
             ) as refused:
                 lines = refused_lines(part, refused)
+                stock_only = part.stock_only or options_of(order.body).stock_only
                 parts[i] = msgspec.structs.replace(part, state=PartState.REFUSED)
                 known |= {
-                    (part.location, line.sku, line.sku in part.substitutes): line.available
+                    (part.location, line.sku, line.sku in part.substitutes, not stock_only): (
+                        line.available
+                    )
                     for line in lines
                 }
                 short += lines
@@ -1069,10 +1082,10 @@ class Orders:
                 ttl_ms=order.body.ttl_ms,
                 # By this the sweeper knows whose part it is, and asks before it takes it back.
                 order_ref=order.id,
-                stock_only=options.stock_only,
+                stock_only=options.stock_only or part.stock_only,
                 channel=options.channel,
                 buyer_digest=options.buyer,
-                by=options.by,
+                by="" if part.stock_only else options.by,
                 actor=actor,
             ),
         )
@@ -1093,8 +1106,9 @@ class Orders:
         except LimitExceeded:
             # So many rows that may stand for others, no reserve looks at.
             return None
+        waits = not options_of(body).stock_only
         is_named_short = any(
-            known.get((line.location, line.sku, may_be_substituted(line)), line.quantity)
+            known.get((line.location, line.sku, may_be_substituted(line), waits), line.quantity)
             < line.quantity
             for line in body.lines
             if line.location
@@ -1122,6 +1136,7 @@ class Orders:
                 number=number,
                 why=why[location],
                 substitutes=substituted(body, location, lines, sourced),
+                stock_only=is_firm(body, location, sourced),
             )
             for number, (location, lines) in enumerate(sorted(wanted.items()), next_number(parts))
         ]

@@ -6,9 +6,9 @@ from typing import Any, Self
 import msgspec
 
 from engine.keys import PLACES_KEY, location_member
+from engine.layouts import Coordinates
 from engine.limits import MAX_POLICIES
 from engine.outcomes import InvalidCommand, LimitExceeded
-from engine.sourcing import Coordinates
 from engine.store import Store
 from engine.validation import check_id
 

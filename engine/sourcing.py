@@ -1,18 +1,21 @@
 """Sourcing: which locations an order's units come from.
 
 Pure functions: a strategy puts the locations in an order, and a plan takes from them until nothing
-is wanted any more. What they are told of stock may be stale; the decision is taken by the reserve
-itself, and what its refusal says of a row is what the next plan goes by.
+is wanted any more. What is on the shelves goes first; only what all of them together lack is to
+wait for what comes. What they are told of stock may be stale; the decision is taken by the reserve
+itself, and what its refusal says of a row is what the next plan goes by. How lines that need the
+same rows are shared out is in `engine.layouts`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from itertools import combinations
 from math import asin, cos, inf, radians, sin, sqrt
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
+from engine.layouts import Budget, Candidate, Coordinates, Served, has_all, lay_out, left_of
 from engine.model import Line
 
 EARTH_RADIUS_KM: Final = 6371.0088
@@ -39,113 +42,18 @@ class Strategy(StrEnum):
     """The most units left of what is wanted, so that shelves run down evenly."""
 
 
-class Coordinates(msgspec.Struct, frozen=True):
-    """A place on Earth in degrees (WGS 84): north and east are positive."""
-
-    latitude: float
-    longitude: float
-
-
-class Way(msgspec.Struct, frozen=True):
-    """How a SKU may be served: `of` units of something stand for `for_` units of it.
-
-    A unit of that takes so many units of each of `rows`.
-    """
-
-    of: int
-    for_: int
-    rows: tuple[tuple[str, int], ...]
-
-    def most(self, available: Mapping[str, int]) -> int:
-        """Return how many units of the SKU can be served of what is available by row."""
-        room = min(available.get(sku, 0) // units for sku, units in self.rows)
-        return room * self.for_ // self.of
-
-    def take(self, served: int, available: dict[str, int]) -> None:
-        """Take what it needs to serve so many units."""
-        units = -(-served * self.of // self.for_)
-        for sku, each in self.rows:
-            available[sku] -= units * each
-
-
-class Ways(msgspec.Struct, frozen=True):
-    """All ways to serve a SKU at a location, the first of them first.
-
-    With `is_whole` one of them serves all that is wanted of it, or none does.
-    """
-
-    ways: tuple[Way, ...]
-    is_whole: bool = False
-
-
-class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """A location as a plan sees it: `available` units by row, 0 where a row is not named.
-
-    A SKU is served by its own row unless `ways` has others, and `most` bounds what may be had of
-    it. `is_degraded` says that the location's tills are silent, so its numbers are less sure: it
-    comes last.
-    """
-
-    location: str
-    available: Mapping[str, int]
-    ways: Mapping[str, Ways] = {}
-    most: Mapping[str, int] = {}
-    priority: int = 0
-    coordinates: Coordinates | None = None
-    is_degraded: bool = False
-
-    def ways_of(self, sku: str) -> Ways:
-        """Return how a SKU may be served."""
-        return self.ways.get(sku) or Ways((Way(1, 1, ((sku, 1),)),))
-
-    def serve(self, wanted: Iterable[Line]) -> dict[str, int]:
-        """Return how many units of each SKU can be had there, line after line.
-
-        What two of them need is counted once. Lines that only their own row can serve come first,
-        as they do in a reserve.
-        """
-        if not self.ways:
-            return {
-                x.sku: min(
-                    x.quantity, self.available.get(x.sku, 0), self.most.get(x.sku, x.quantity)
-                )
-                for x in wanted
-            }
-        available = dict(self.available)
-        in_turn = sorted(wanted, key=lambda line: line.sku in self.ways)
-        return {line.sku: self._serve_line(line, available) for line in in_turn}
-
-    def without(self, lines: Sequence[Line]) -> "Candidate":
-        """Return what is left there for others once these lines have what they can have."""
-        available = dict(self.available)
-        for line in lines:
-            self._serve_line(line, available)
-        return msgspec.structs.replace(self, available=available)
-
-    def _serve_line(self, line: Line, available: dict[str, int]) -> int:
-        wanted = min(line.quantity, self.most.get(line.sku, line.quantity))
-        ways = self.ways_of(line.sku)
-        if ways.is_whole:
-            whole = [way for way in ways.ways if way.most(available) >= line.quantity == wanted]
-            if not whole:
-                return 0
-            whole[0].take(wanted, available)
-            return wanted
-        left = wanted
-        for way in ways.ways:
-            served = min(left, way.most(available))
-            if served:
-                way.take(served, available)
-                left -= served
-        return wanted - left
-
-
 class Source(msgspec.Struct, frozen=True):
-    """What is taken from one location, and why from there."""
+    """What is taken from one location, and why from there.
+
+    `waiting` are those units of `lines` that are not on its shelf yet. `is_firm` says that more
+    could wait there, and none of these are meant to.
+    """
 
     location: str
     lines: tuple[Line, ...]
     why: str
+    waiting: tuple[Line, ...] = ()
+    is_firm: bool = False
 
 
 class Sourced(msgspec.Struct, frozen=True):
@@ -160,6 +68,17 @@ class Sourced(msgspec.Struct, frozen=True):
     substituted: frozenset[str] = frozenset()
 
 
+class _Chosen(NamedTuple):
+    """The locations that serve something, in their order, and how much is missing of each SKU."""
+
+    places: list[tuple[Candidate, Served]]
+    left: Served
+
+    @property
+    def is_short(self) -> bool:
+        return any(self.left.values())
+
+
 def source(
     wanted: Sequence[Line],
     candidates: Sequence[Candidate],
@@ -169,35 +88,108 @@ def source(
 ) -> Sourced:
     """Plan where the units of `wanted` (each SKU once) come from, and say why.
 
-    A line is split where no location of the plan has all of it. Equal inputs make equal plans: what
-    the strategy leaves open, the location's name decides.
+    What is on the shelves goes first, wherever it is: so as few units wait for what is to come as
+    can be. Those that wait are taken at the locations of the shelves, where these have room for
+    them, and else by the strategy. A line is split where no location of the plan has all of it.
+    Equal inputs make equal plans: what the strategy leaves open, the location's name decides.
     """
-    useful = [one for one in candidates if _covered(one, wanted)]
-    ordered = sorted(useful, key=lambda one: _rank(one, wanted, strategy, destination=destination))
-    if strategy is Strategy.FEWEST_SPLITS:
-        ordered = _fewest(ordered, _scarcest_first(useful, wanted))
-    left = {line.sku: line.quantity for line in wanted}
-    in_turn = [line.sku for line in _scarcest_first(useful, wanted)]
-    sources: list[Source] = []
-    for one in ordered:
-        served = one.serve([Line(sku, left[sku]) for sku in in_turn if left[sku]])
-        lines = tuple(Line(sku, served[sku]) for sku in left if served.get(sku))
-        if not lines:
-            continue
-        for line in lines:
-            left[line.sku] -= line.quantity
-        why = _why(one, strategy, is_whole=not sources and not any(left.values()))
+
+    def choose(wanted: Sequence[Line], some: Sequence[Candidate]) -> _Chosen:
+        return _choose(wanted, some, strategy, destination=destination)
+
+    shelves = [one.on_shelf() for one in candidates]
+    chosen = choose(wanted, shelves)
+    if chosen.is_short and any(one.to_come for one in candidates):
+        chosen = _with_those_to_come(chosen, wanted, candidates, choose)
+    own = {one.location: one for one in candidates}
+    sources = []
+    for one, served in chosen.places:
+        lines = tuple([Line(x.sku, served[x.sku]) for x in wanted if served.get(x.sku)])
+        is_whole = one is chosen.places[0][0] and not chosen.is_short and len(chosen.places) == 1
+        why = _why(one, strategy, is_whole=is_whole)
         if destination is not None and one.coordinates is not None:
             why += f", {distance_km(one.coordinates, destination):.1f} km away"
-        sources.append(Source(one.location, lines, why))
+        waiting = _waiting(own[one.location].on_shelf(), lines)
+        if waiting:
+            units = ", ".join(f"{line.quantity} of {line.sku}" for line in waiting)
+            why += f"; {units} wait for what is to come, as all shelves together have too little"
+        is_firm = not waiting and any(own[one.location].to_come.values())
+        sources.append(Source(one.location, lines, why, waiting, is_firm))
     taken = {one.location for one in sources}
-    passed = [
-        (one.location, _why_not(one, wanted, is_useful=one in useful))
-        for one in candidates
-        if one.location not in taken
-    ]
-    missing = tuple(Line(sku, units) for sku, units in left.items() if units)
+    passed = [(one.location, _why_not(one, wanted)) for one in shelves if one.location not in taken]
+    missing = tuple(Line(sku, units) for sku, units in chosen.left.items() if units)
     return Sourced(tuple(sources), missing, tuple(passed))
+
+
+def _with_those_to_come(
+    shelves: _Chosen,
+    wanted: Sequence[Line],
+    candidates: Sequence[Candidate],
+    choose: Callable[[Sequence[Line], Sequence[Candidate]], _Chosen],
+) -> _Chosen:
+    """Plan for what all shelves together lack, or all anew where that leaves less missing."""
+    in_all = [one.in_all() for one in candidates]
+    given = {one.location: served for one, served in shelves.places}
+    rest = [_after(one, given.get(one.location, {})) for one in in_all]
+    chosen = _Chosen([], shelves.left)
+    for some in (
+        [one for one in rest if one.location in given],
+        [one for one in rest if one.location not in given],
+    ):
+        more = choose([Line(sku, units) for sku, units in chosen.left.items() if units], some)
+        chosen = _Chosen([*chosen.places, *more.places], chosen.left | more.left)
+    anew = choose(wanted, in_all) if chosen.is_short else chosen
+    if sum(anew.left.values()) < sum(chosen.left.values()):
+        return anew
+    served = {one.location: dict(units) for one, units in shelves.places}
+    for one, units in chosen.places:
+        so_far = served.setdefault(one.location, {})
+        for sku, more_units in units.items():
+            so_far[sku] = so_far.get(sku, 0) + more_units
+    by_name = {one.location: one for one in candidates}
+    return _Chosen([(by_name[at], units) for at, units in served.items()], chosen.left)
+
+
+def _after(one: Candidate, served: Served) -> Candidate:
+    """Return what is left at a location that serves some already."""
+    most = {sku: units - served.get(sku, 0) for sku, units in one.most.items()}
+    lines = [Line(sku, units) for sku, units in served.items() if units]
+    return msgspec.structs.replace(one.without(lines), most=most)
+
+
+def _waiting(shelf: Candidate, lines: Sequence[Line]) -> tuple[Line, ...]:
+    """Return those units of lines that a location's shelf does not have."""
+    there = shelf.serve(lines)
+    short = [Line(x.sku, x.quantity - there[x.sku]) for x in lines if there[x.sku] < x.quantity]
+    return tuple(short)
+
+
+def _choose(
+    wanted: Sequence[Line],
+    candidates: Sequence[Candidate],
+    strategy: Strategy,
+    *,
+    destination: Coordinates | None,
+) -> _Chosen:
+    """Choose locations by a strategy, and say what each of them serves."""
+    useful = [one for one in candidates if _covered(one, wanted)]
+    ordered = sorted(useful, key=lambda one: _rank(one, wanted, strategy, destination=destination))
+    in_turn = _scarcest_first(useful, wanted)
+    budget = Budget()
+    some: Sequence[Candidate] = ordered
+    if strategy is Strategy.FEWEST_SPLITS:
+        some = _fewest(ordered, in_turn, budget)
+    layout = lay_out(some, in_turn, budget)
+    left = left_of(wanted, layout)
+    if any(left.values()) and len(some) < len(ordered):
+        every = lay_out(ordered, in_turn, budget)
+        left_by_all = left_of(wanted, every)
+        if sum(left_by_all.values()) < sum(left.values()):
+            some, layout, left = ordered, every, left_by_all
+    places = [
+        (one, served) for one, served in zip(some, layout, strict=True) if any(served.values())
+    ]
+    return _Chosen(places, left)
 
 
 def distance_km(one: Coordinates, other: Coordinates) -> float:
@@ -234,7 +226,9 @@ def _rank(
     return one.is_degraded, first, one.priority, one.location
 
 
-def _fewest(ordered: Sequence[Candidate], wanted: Sequence[Line]) -> list[Candidate]:
+def _fewest(
+    ordered: Sequence[Candidate], wanted: Sequence[Line], budget: Budget
+) -> Sequence[Candidate]:
     """Return the smallest set that has everything, the first such set in the given order.
 
     A set without degraded locations is taken before a smaller one with them.
@@ -242,15 +236,15 @@ def _fewest(ordered: Sequence[Candidate], wanted: Sequence[Line]) -> list[Candid
     live = [one for one in ordered if not one.is_degraded]
     for pool in (live, list(ordered)):
         near = pool[:MAX_TRIED_TOGETHER]
-        singles = [one for one in pool if _has_all([one], wanted)]
+        singles = [one for one in pool if has_all([one], wanted, budget)]
         if singles:
             return singles[:1]
         for size in range(2, MAX_EXACT_SPLITS + 1):
             for some in combinations(near, size):
-                if _has_all(some, wanted):
-                    return list(some)
+                if has_all(some, wanted, budget):
+                    return some
         chosen = _greedy(pool, wanted)
-        if _has_all(chosen, wanted):
+        if has_all(chosen, wanted, budget):
             return chosen
     return _greedy(ordered, wanted)
 
@@ -260,29 +254,17 @@ def _greedy(pool: Sequence[Candidate], wanted: Sequence[Line]) -> list[Candidate
     rest, chosen = list(pool), []
     while rest and left:
         best = max(rest, key=lambda one: _covered(one, left))
-        if not _covered(best, left):
+        served = best.serve(left)
+        if not any(served.values()):
             break
         rest.remove(best)
         chosen.append(best)
-        left = _left_after(best, left)
+        left = [
+            Line(line.sku, line.quantity - served[line.sku])
+            for line in left
+            if served[line.sku] < line.quantity
+        ]
     return chosen
-
-
-def _has_all(some: Sequence[Candidate], wanted: Sequence[Line]) -> bool:
-    left = list(wanted)
-    for one in some:
-        left = _left_after(one, left)
-    return not left
-
-
-def _left_after(one: Candidate, wanted: Sequence[Line]) -> list[Line]:
-    """Return what is still wanted once a location served what it can."""
-    served = one.serve(wanted)
-    return [
-        Line(line.sku, line.quantity - served[line.sku])
-        for line in wanted
-        if served[line.sku] < line.quantity
-    ]
 
 
 def _scarcest_first(some: Sequence[Candidate], wanted: Sequence[Line]) -> Sequence[Line]:
@@ -294,7 +276,8 @@ def _scarcest_first(some: Sequence[Candidate], wanted: Sequence[Line]) -> Sequen
 
 def _stock(one: Candidate, wanted: Sequence[Line]) -> int:
     """Return how many units of what is wanted there are, of each SKU by itself."""
-    return sum(sum(way.most(one.available) for way in one.ways_of(x.sku).ways) for x in wanted)
+    stock = one.stock()
+    return sum(sum(way.most(stock) for way in one.ways_of(x.sku).ways) for x in wanted)
 
 
 def _why(one: Candidate, strategy: Strategy, *, is_whole: bool) -> str:
@@ -310,9 +293,10 @@ def _why(one: Candidate, strategy: Strategy, *, is_whole: bool) -> str:
     return f"{why}, its tills are silent" if one.is_degraded else why
 
 
-def _why_not(one: Candidate, wanted: Sequence[Line], *, is_useful: bool) -> str:
-    if not is_useful:
+def _why_not(one: Candidate, wanted: Sequence[Line]) -> str:
+    units = _covered(one, wanted)
+    if not units:
         return "has none of it"
     if one.is_degraded:
         return "its tills are silent, and others have it"
-    return f"has {_covered(one, wanted)} of the units, and others come first"
+    return f"has {units} of the units, and others come first"

@@ -22,9 +22,12 @@ from engine.outcomes import (
     ProposalDecided,
     ProposalOpen,
 )
+from engine.sourcing import Strategy
 from engine.substitutes import Alternative, check_alternatives
 from engine.wishes import Fill, Substitution, Wish
 from tests.shop import ACTOR, LOCATION, Shop, new_key
+
+PRIORITY = Options(strategy=Strategy.PRIORITY)
 
 
 @pytest.fixture
@@ -299,6 +302,100 @@ async def test_an_order_says_what_has_not_come_yet(shop: Shop, orders: Orders) -
     await shop.receive("tea", 1)
     done = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
     assert (done.state, done.missing()) == (OrderState.FULFILLED, [])
+    await shop.audit()
+
+
+async def test_an_order_waits_only_for_what_all_shelves_together_lack(
+    shop: Shop, orders: Orders
+) -> None:
+    await stock(shop, annex={"tea": 2}, depot={"tea": 1})
+    await shop.receive("tea", 1)
+    await shop.set_terms("tea", Terms(backorder_limit=5))
+    order = await place(orders, shop, WantedLine("tea", 4))
+    assert held(order) == {"annex": {"tea": 2}, "depot": {"tea": 1}, LOCATION: {"tea": 1}}
+    assert not any(part.backordered for part in order.parts)
+    await orders.cancel(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(InsufficientStock) as refused:
+        await place(orders, shop, WantedLine("tea", 5), options=Options(stock_only=True))
+    assert refused.value.lines[0].available == 4
+    with pytest.raises(InsufficientStock) as refused:
+        await place(orders, shop, WantedLine("tea", 10))
+    assert refused.value.lines[0].available == 9
+    order = await place(orders, shop, WantedLine("tea", 6))
+    assert held(order) == {"annex": {"tea": 2}, "depot": {"tea": 1}, LOCATION: {"tea": 3}}
+    (late,) = [part for part in order.parts if part.backordered]
+    assert (late.location, late.backordered) == (LOCATION, (Line("tea", 2),))
+    assert late.why.endswith(
+        "; 2 of tea wait for what is to come, as all shelves together have too little"
+    )
+    # Moved from where nobody may wait to where one may.
+    order = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    order = (await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)).order
+    assert (await shop.row("tea")).backordered == 3
+    await shop.receive("tea", 3)
+    done = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
+    assert (done.state, done.missing()) == (OrderState.FULFILLED, [])
+    await shop.audit()
+
+
+async def test_what_stands_in_goes_before_a_backorder_and_after_what_comes_by_the_day(
+    shop: Shop, orders: Orders
+) -> None:
+    await stock(shop, depot={"soy": 2})
+    await shop.receive("oat", 1)
+    await shop.set_terms("oat", Terms(backorder_limit=5))
+    await shop.expect("oat", "po-1", "2026-12-07", 2)
+    soy = Alternative(sku="soy")
+    order = await place(orders, shop, line("oat", 3, "", soy))
+    assert held(order) == {"depot": {"soy": 2}, LOCATION: {"oat": 1}}
+    await orders.cancel(shop.merchant, order.id, actor=ACTOR)
+    order = await place(orders, shop, line("oat", 3, "", soy), options=Options(by="2026-12-07"))
+    assert held(order) == {LOCATION: {"oat": 3}}
+    await orders.cancel(shop.merchant, order.id, actor=ACTOR)
+    order = await place(orders, shop, line("oat", 7, "", soy))
+    assert held(order) == {"depot": {"soy": 2}, LOCATION: {"oat": 5}}
+    assert sum(x.quantity for part in order.parts for x in part.backordered) == 4
+    await shop.audit()
+
+
+async def test_a_part_of_shelves_waits_for_nothing_though_its_row_would_let_it(
+    shop: Shop, orders: Orders
+) -> None:
+    """Somebody takes the units after the plan: then the shelves of others are asked first."""
+    await stock(shop, annex={"tea": 3})
+    await shop.receive("tea", 2)
+    await shop.set_terms("tea", Terms(backorder_limit=5))
+
+    class Overtaken(Orders):
+        """Somebody takes what is on the shelf just before it is held."""
+
+        async def _take(self, step: str, call: Any) -> Any:
+            if step == "hold part 1":
+                await shop.reserve([("tea", 2)])
+            return await super()._take(step, call)
+
+    near = Options(strategy=Strategy.MOST_STOCK)
+    await shop.inventory.reserve(shop.merchant, "annex", [Line("tea", 2)], key="k", actor=ACTOR)
+    order = await place(Overtaken(shop.inventory), shop, WantedLine("tea", 1), options=near)
+    assert held(order) == {"annex": {"tea": 1}}
+    assert [part.state for part in order.parts] == [PartState.REFUSED, PartState.HELD]
+    order = await place(orders, shop, WantedLine("tea", 1), options=near)
+    assert [part.backordered for part in order.parts] == [(Line("tea", 1),)]
+    await shop.audit()
+
+
+async def test_kits_that_share_a_component_are_shared_out_so_that_all_can_be_had(
+    shop: Shop, orders: Orders
+) -> None:
+    await say_kit(shop, "box", mug=1, tea=2)
+    await say_kit(shop, "set", mug=1, jar=1)
+    # Boxes are the scarcer ones, and yet the depot may not make as many of them as it can.
+    await stock(shop, depot={"mug": 2, "tea": 4, "jar": 2}, soho={"mug": 2, "tea": 4})
+    order = await place(orders, shop, WantedLine("set", 1), WantedLine("box", 3), options=PRIORITY)
+    assert held(order) == {
+        "depot": {"mug": 2, "tea": 2, "jar": 1},
+        "soho": {"mug": 2, "tea": 4},
+    }
     await shop.audit()
 
 

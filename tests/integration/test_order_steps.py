@@ -16,6 +16,7 @@ from engine.candidates import Candidates
 from engine.inventory import Inventory
 from engine.keys import order_id
 from engine.kits import check_kit
+from engine.layouts import Candidate
 from engine.model import Line
 from engine.order_driver import OrderDriver
 from engine.order_records import (
@@ -30,7 +31,6 @@ from engine.order_records import (
 from engine.order_requests import Options
 from engine.orders import Orders
 from engine.outcomes import InsufficientStock, OrderNotFound
-from engine.sourcing import Candidate
 from engine.substitutes import Alternative, check_alternatives
 from engine.wishes import Substitution
 from tests.invariants import assert_invariants

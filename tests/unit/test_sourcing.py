@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.layouts import Candidate, Coordinates, Way, Ways
 from engine.model import Line
-from engine.sourcing import Candidate, Coordinates, Strategy, Way, Ways, distance_km, source
+from engine.sourcing import Strategy, distance_km, source
 
 LONDON = Coordinates(51.5074, -0.1278)
 PARIS = Coordinates(48.8566, 2.3522)
@@ -15,12 +16,17 @@ LEEDS = Coordinates(53.8008, -1.5491)
 
 
 def at(location: str, priority: int = 0, **fields: Any) -> Candidate:
-    """Make a candidate; fields in capitals are those of the location, others its units."""
+    """Make a candidate; fields in capitals are those of the location, others its units.
+
+    `tea_to_come` are units of tea that may be promised before they come.
+    """
     coordinates = fields.pop("PLACE", None)
     is_degraded = fields.pop("SILENT", False)
+    end = "_to_come"
     return Candidate(
         location=location,
-        available=fields,
+        available={name: units for name, units in fields.items() if not name.endswith(end)},
+        to_come={name[: -len(end)]: units for name, units in fields.items() if name.endswith(end)},
         priority=priority,
         coordinates=coordinates,
         is_degraded=is_degraded,
@@ -97,6 +103,38 @@ EXAMPLES: list[tuple[str, Strategy, dict[str, int], list[Candidate], dict[str, d
         {"tea": 4},
         [at("a", tea=9, SILENT=True), at("b", tea=3)],
         {"b": {"tea": 3}, "a": {"tea": 1}},
+    ),
+    (
+        "what is on a shelf, wherever it is, before what is to come",
+        Strategy.PRIORITY,
+        {"tea": 2},
+        [at("a", 0, tea_to_come=9), at("b", 9, tea=2)],
+        {"b": {"tea": 2}},
+    ),
+    (
+        "all shelves first, and what they lack waits where something comes from anyway",
+        Strategy.PRIORITY,
+        {"tea": 6},
+        [at("a", 0, tea_to_come=9), at("b", 1, tea=2, tea_to_come=1), at("c", 2, tea=1)],
+        {"b": {"tea": 3}, "c": {"tea": 1}, "a": {"tea": 2}},
+    ),
+    (
+        "what nobody has waits at as few locations as can be",
+        Strategy.FEWEST_SPLITS,
+        {"tea": 2, "milk": 3},
+        [
+            at("a", tea_to_come=2),
+            at("b", milk_to_come=3),
+            at("c", 9, tea_to_come=2, milk_to_come=3),
+        ],
+        {"c": {"tea": 2, "milk": 3}},
+    ),
+    (
+        "more is wanted than may wait",
+        Strategy.FEWEST_SPLITS,
+        {"tea": 5},
+        [at("a", tea=1, tea_to_come=2), at("b", tea_to_come=1)],
+        {"a": {"tea": 3}, "b": {"tea": 1}},
     ),
     ("nobody has it", Strategy.PRIORITY, {"tea": 1}, [at("a", milk=5)], {}),
     ("there is nobody", Strategy.FEWEST_SPLITS, {"tea": 1}, [], {}),
@@ -192,8 +230,72 @@ def test_a_plan_takes_no_unit_twice_and_leaves_nothing_that_would_still_serve(
             assert any(rows[row] < units for row, units in needed), f"{sku} was still to be had"
 
 
+few = st.integers(0, 3)
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"tea": few, "milk": few}), min_size=1, max_size=4),
+    st.lists(st.fixed_dictionaries({"tea": few, "milk": few}), min_size=4, max_size=4),
+    st.fixed_dictionaries({"tea": st.integers(1, 8), "milk": few}),
+    st.sampled_from(Strategy),
+)
+def test_no_unit_waits_that_a_shelf_has_and_nothing_is_refused_that_may_wait(
+    shelves: list[dict[str, int]],
+    coming: list[dict[str, int]],
+    wanted: dict[str, int],
+    strategy: Strategy,
+) -> None:
+    candidates = [
+        Candidate(location=str(i), available=rows, to_come=coming[i])
+        for i, rows in enumerate(shelves)
+    ]
+    lines = [Line(sku, units) for sku, units in wanted.items() if units]
+    plan = source(lines, candidates, strategy, destination=LONDON)
+    for sku, units in wanted.items():
+        on_shelves = sum(rows[sku] for rows in shelves)
+        may_wait = sum(rows[sku] for rows in coming[: len(shelves)])
+        waiting = sum(x.quantity for one in plan.sources for x in one.waiting if x.sku == sku)
+        missing = sum(x.quantity for x in plan.missing if x.sku == sku)
+        assert waiting == min(max(0, units - on_shelves), may_wait)
+        assert missing == max(0, units - on_shelves - may_wait)
+    for one in plan.sources:
+        shelf, to_come = shelves[int(one.location)], coming[int(one.location)]
+        late = {x.sku: x.quantity for x in one.waiting}
+        for line in one.lines:
+            assert line.quantity - late.get(line.sku, 0) <= shelf[line.sku]
+            assert late.get(line.sku, 0) <= to_come[line.sku]
+        assert ("wait for what is to come" in one.why) == bool(late)
+        assert one.is_firm == (not late and any(to_come.values()))
+
+
+def test_the_answer_says_what_waits() -> None:
+    candidates = [at("a", tea=2, tea_to_come=9), at("b", tea=1, tea_to_come=9), at("c", milk=1)]
+    plan = source([Line("tea", 5), Line("milk", 1)], candidates, Strategy.PRIORITY)
+    assert [(one.location, one.waiting, one.is_firm) for one in plan.sources] == [
+        ("a", (Line("tea", 2),), False),
+        ("b", (), True),
+        ("c", (), False),
+    ]
+    assert plan.sources[0].why == (
+        "priority 0; 2 of tea wait for what is to come, as all shelves together have too little"
+    )
+
+
+def test_nobody_waits_for_what_stands_in() -> None:
+    ways = {"oat": Ways((Way(1, 1, (("oat", 1),)), Way(1, 1, (("soy", 1),), is_substitute=True)))}
+    one = Candidate(
+        location="a", available={"oat": 1, "soy": 1}, to_come={"oat": 1, "soy": 9}, ways=ways
+    )
+    plan = source([Line("oat", 4)], [one], Strategy.PRIORITY)
+    assert (plan.sources[0].lines, plan.sources[0].waiting) == (
+        (Line("oat", 3),),
+        (Line("oat", 1),),
+    )
+    assert plan.missing == (Line("oat", 1),)
+
+
 def test_one_sku_serves_all_of_a_line_in_one_piece_or_none_of_it() -> None:
-    ways = {"oat": Ways((Way(1, 1, (("oat", 1),)), Way(2, 1, (("soy", 1),))), is_whole=True)}
+    ways = {"oat": Ways((Way(1, 1, (("oat", 1),)), Way(2, 1, (("soy", 1),), True)), is_whole=True)}
     some = Candidate(location="a", available={"oat": 2, "soy": 5}, ways=ways)
     more = Candidate(location="b", available={"oat": 2, "soy": 6}, ways=ways)
     plan = source([Line("oat", 3)], [some, more], Strategy.PRIORITY)
