@@ -1,11 +1,20 @@
 """The parts of an order: what each has, and what is still to become of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
 from engine.model import Line, Reservation
-from engine.order_records import Aim, Order, Part, PartState, Plan, Resourcing
+from engine.order_records import (
+    Aim,
+    Declined,
+    Order,
+    OrderState,
+    Part,
+    PartState,
+    Resourcing,
+)
 from engine.outcomes import (
     BuyerCapExceeded,
     HoldfastError,
@@ -13,6 +22,9 @@ from engine.outcomes import (
     InvalidCommand,
     ShortLine,
 )
+from engine.wishes import SUBSTITUTE
+
+_COULD_NOT: Final = "it could not fulfil its part"
 
 
 def as_held(part: Part, found: Reservation) -> Part:
@@ -34,14 +46,76 @@ def as_held(part: Part, found: Reservation) -> Part:
 
 
 def lost_part(order: Order, parts: Sequence[Part]) -> Part | None:
-    """Return a part that was ended, or made short, since the order was held; None if all is there.
+    """Return a part that was ended since the order was held; None if there is none.
 
     `parts` are those of the order as they are now.
     """
     for part, before in zip(parts, order.parts, strict=True):
-        if before.state.is_open and (not part.state.is_open or part.missing):
+        if before.state.is_open and not part.state.is_open:
             return part
     return None
+
+
+def declined_in(order: Order, parts: Sequence[Part], reservation: str = "") -> dict[int, set[str]]:
+    """Return the SKUs whose substitutes were declined by parts' own ids, by the parts' numbers.
+
+    A part of which nothing is left then is released, which alone does not tell why: that of
+    `reservation` was released so.
+    """
+    found = {}
+    for part, before in zip(parts, order.parts, strict=True):
+        skus = {line.sku for line in part.missing} - {line.sku for line in before.missing}
+        if part.state is PartState.RELEASED and part.reservation == reservation:
+            skus = set(before.proposed)
+        if before.state.is_open and skus:
+            found[part.number] = skus
+    return found
+
+
+def without_declined(
+    order: Order, parts: Sequence[Part], declined: Mapping[int, Collection[str]], key: str = ""
+) -> Order:
+    """Return an undecided order that is to do without what stands for SKUs in some of its parts.
+
+    Those parts are dropped whole, and what they were to serve is planned anew. `declined` has the
+    SKUs by the parts' numbers. A part that was ended by its own id is for the decision to find.
+    """
+    declines, kept = list(order.plan.declines), []
+    for part, before in zip(parts, order.parts, strict=True):
+        skus = declined.get(part.number, ())
+        for sku in sorted(skus):
+            stood = dict.fromkeys(
+                x.sku
+                for x in (*before.stands_for, *part.stands_for)
+                if x.asked == sku and x.kind == SUBSTITUTE
+            )
+            declines += [Declined(key, sku, stand_in) for stand_in in stood or ("",)]
+        kept.append(
+            msgspec.structs.replace(part, aim=Aim.DROP)
+            if skus
+            else msgspec.structs.replace(part, state=before.state)
+        )
+    plan = msgspec.structs.replace(
+        order.plan,
+        parts=tuple(kept),
+        declined=tuple(dict.fromkeys(one.sku for one in declines)),
+        declines=tuple(declines),
+    )
+    return msgspec.structs.replace(
+        order, state=OrderState.PLACING, settled=False, reason="", plan=plan
+    )
+
+
+def covers(order: Order) -> bool:
+    """Say whether the parts of an undecided order are to serve all that it asks for."""
+    units: dict[str, int] = {}
+    for wanted in order.body.lines:
+        units[wanted.sku] = units.get(wanted.sku, 0) + wanted.quantity
+    for part in order.parts:
+        if part.state.is_open and part.aim is not Aim.DROP:
+            for line in part.asks:
+                units[line.sku] = units.get(line.sku, 0) - line.quantity
+    return all(left <= 0 for left in units.values())
 
 
 def still_to_do(order: Order, parts: Sequence[Part]) -> list[Part]:
@@ -69,7 +143,7 @@ def dropping(part: Part) -> Part:
 def without_stand_ins(order: Order, move: Resourcing) -> Order:
     """Return an order as it was before a re-sourcing that came to nothing."""
     parts = tuple(dropping(p) if p.number >= move.first else p for p in order.parts)
-    plan = Plan(parts, order.plan.passed_over, order.plan.resourcings[:-1])
+    plan = msgspec.structs.replace(order.plan, parts=parts, resourcings=order.plan.resourcings[:-1])
     return msgspec.structs.replace(order, plan=plan)
 
 
@@ -95,14 +169,29 @@ def resourcing_under(order: Order, key: str) -> Resourcing | None:
     return next((one for one in order.plan.resourcings if one.key == key), None)
 
 
+def places_that_failed(order: Order) -> dict[str, str]:
+    """Return the locations that could not fulfil their parts, and that they could not."""
+    return {one.location: _COULD_NOT for one in order.plan.resourcings}
+
+
 def places_left_out(order: Order, move: Resourcing) -> dict[str, str]:
     """Return the locations that nothing may come from, and why."""
-    failed = {one.location: "it could not fulfil its part" for one in order.plan.resourcings}
-    return (
-        dict.fromkeys(move.without, "it was ruled out")
-        | failed
-        | {move.location: "it could not fulfil its part"}
-    )
+    ruled_out = dict.fromkeys(move.without, "it was ruled out")
+    return ruled_out | places_that_failed(order) | {move.location: _COULD_NOT}
+
+
+def open_proposals(order: Order, skus: Collection[str]) -> dict[int, set[str]]:
+    """Return of which of `skus` something is proposed, by the numbers of the open parts.
+
+    None are all of them. What was declined by a part's own id, and nothing came of it yet, is among
+    them.
+    """
+    found = {}
+    for part in order.parts:
+        proposed = {*part.proposed, *(line.sku for line in part.missing)}
+        if part.state.is_open and part.counts and (wanted := proposed & set(skus or proposed)):
+            found[part.number] = wanted
+    return found
 
 
 def check_proposed(order: Order, skus: Sequence[str]) -> None:

@@ -230,16 +230,31 @@ class Resourcing(msgspec.Struct, frozen=True, array_like=True):
     is_done: bool = False
 
 
+class Declined(msgspec.Struct, frozen=True, array_like=True):
+    """Somebody declined that `stand_in` stands for a SKU: it is not proposed for it again.
+
+    `key` is the digest of the idempotency key under which that was said; it is empty where it was
+    said to a part's own id. `stand_in` is empty where nobody knows any more what stood for the SKU:
+    from then on nothing does.
+    """
+
+    key: str
+    sku: str
+    stand_in: str
+
+
 class Plan(msgspec.Struct, frozen=True, array_like=True):
     """The parts of an order so far, which locations were passed over, what was sourced anew.
 
-    `declined` are the SKUs whose substitutes were declined, which ended the order.
+    `declined` are the SKUs whose substitutes were declined, and `declines` says which ones those
+    were.
     """
 
     parts: tuple[Part, ...]
     passed_over: tuple[PassedOver, ...] = ()
     resourcings: tuple[Resourcing, ...] = ()
     declined: tuple[str, ...] = ()
+    declines: tuple[Declined, ...] = ()
 
     @property
     def pending(self) -> Resourcing | None:

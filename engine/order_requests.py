@@ -8,7 +8,7 @@ from engine import reservations
 from engine.layouts import Coordinates
 from engine.limits import MAX_LINES
 from engine.model import Line
-from engine.order_records import OrderBody, PassedOver, WantedLine
+from engine.order_records import Declined, OrderBody, PassedOver, WantedLine
 from engine.outcomes import InvalidCommand, ShortLine
 from engine.places import check_coordinates
 from engine.sourcing import Sourced, Strategy
@@ -106,10 +106,23 @@ def is_firm(body: OrderBody, location: str, sourced: Sourced) -> bool:
     )
 
 
-def wish_of(body: OrderBody, line: Line, *, is_decided: bool) -> Wish:
-    """Return units of a SKU that others may stand for, as the order's line says how."""
+def wish_of(
+    body: OrderBody, line: Line, *, is_decided: bool, declines: Sequence[Declined] = ()
+) -> Wish:
+    """Return units of a SKU that others may stand for, as the order's line says how.
+
+    Of those others none may that somebody declined for it.
+    """
     wanted = next(one for one in body.lines if one.sku == line.sku)
-    return msgspec.structs.replace(wanted.wish, quantity=line.quantity, is_decided=is_decided)
+    wish = _without_declined(wanted.wish, declines)
+    return msgspec.structs.replace(wish, quantity=line.quantity, is_decided=is_decided)
+
+
+def _without_declined(wish: Wish, declines: Sequence[Declined]) -> Wish:
+    declined = tuple(dict.fromkeys(one.stand_in for one in declines if one.sku == wish.sku))
+    if "" in declined:
+        return Wish(sku=wish.sku, quantity=wish.quantity)
+    return msgspec.structs.replace(wish, declined=declined)
 
 
 def explained(sourced: Sourced, substituted: Sequence[str]) -> Sourced:
@@ -136,13 +149,24 @@ def terms_of(line: WantedLine) -> str:
     return "\0".join(["", *list(wish_texts([line.wish]))[1:]])
 
 
-def named_lines(body: OrderBody) -> dict[str, list[Wish]]:
+def named_lines(body: OrderBody, declines: Sequence[Declined] = ()) -> dict[str, list[Wish]]:
     """Return what lines ask for of the locations that they name."""
     named: dict[str, list[Wish]] = {}
     for line in body.lines:
         if line.location:
-            named.setdefault(line.location, []).append(line.wish)
+            named.setdefault(line.location, []).append(_without_declined(line.wish, declines))
     return named
+
+
+def without_places(body: OrderBody, places: Collection[str]) -> OrderBody:
+    """Return what is asked for where some locations cannot: lines that name one name none."""
+    if not places:
+        return body
+    lines = [
+        msgspec.structs.replace(line, location="") if line.location in places else line
+        for line in body.lines
+    ]
+    return msgspec.structs.replace(body, lines=summed_lines(lines))
 
 
 def free_lines(body: OrderBody) -> list[Line]:

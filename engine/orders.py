@@ -30,21 +30,27 @@ from engine.order_parts import (
     as_held,
     check_held,
     check_proposed,
+    covers,
+    declined_in,
     dropping,
     lost_part,
     may_change,
     next_number,
+    open_proposals,
     places_left_out,
+    places_that_failed,
     refused_lines,
     resourcing_under,
     shorts_of,
     still_to_do,
     with_parts,
     without_aim,
+    without_declined,
     without_stand_ins,
 )
 from engine.order_records import (
     Aim,
+    Declined,
     Order,
     OrderBody,
     OrderChanged,
@@ -75,6 +81,7 @@ from engine.order_requests import (
     summed_lines,
     told_apart,
     wish_of,
+    without_places,
 )
 from engine.outcomes import (
     BackorderUnfilled,
@@ -330,7 +337,13 @@ class Orders:
         )
 
     async def _place_again(self, order: Order, *, actor: str) -> tuple[Order, list[ShortLine]]:
-        plan = await self._first_plan(order.id, order.body, first=next_number(order.parts))
+        plan = await self._first_plan(
+            order.id,
+            order.body,
+            first=next_number(order.parts),
+            declined=order.plan.declined,
+            declines=order.plan.declines,
+        )
         again = msgspec.structs.replace(
             order, state=OrderState.PLACING, settled=False, reason="", plan=plan
         )
@@ -340,9 +353,19 @@ class Orders:
             order = changed.order
         return await self._drive(order, actor=actor)
 
-    async def _first_plan(self, the_id: str, body: OrderBody, *, first: int = 1) -> Plan:
+    async def _first_plan(
+        self,
+        the_id: str,
+        body: OrderBody,
+        *,
+        first: int = 1,
+        declined: tuple[str, ...] = (),
+        declines: tuple[Declined, ...] = (),
+    ) -> Plan:
         """Plan the parts of an order that holds nothing yet. Raises InsufficientStock."""
-        sourced = await self._source_once_more(lambda: self._source(body, free_lines(body)))
+        sourced = await self._source_once_more(
+            lambda: self._source(body, free_lines(body), declines=declines)
+        )
         if sourced.missing:
             raise InsufficientStock(short_lines(free_lines(body), sourced))
         wanted, why = laid_out(body, sourced)
@@ -360,7 +383,7 @@ class Orders:
             )
             for number, (location, lines) in enumerate(sorted(wanted.items()), first)
         )
-        return Plan(parts, passed_over(sourced, wanted))
+        return Plan(parts, passed_over(sourced, wanted), declined=declined, declines=declines)
 
     @staticmethod
     def _check_parts(wanted: dict[str, tuple[Line, ...]]) -> None:
@@ -417,6 +440,7 @@ class Orders:
         move: Resourcing | None = None,
         left_out: Mapping[str, str] | None = None,
         is_decided: bool = False,
+        declines: Sequence[Declined] = (),
     ) -> Sourced:
         """Plan where units come from, by the live rows.
 
@@ -424,7 +448,8 @@ class Orders:
         what may stand for a line, and then, without a day, what rows take backorders for.
         `own` parts hold units that count as free; `known` is what refusals said of rows. Of an
         order that is placed already, `move` has the options, and `left_out` says why not there;
-        once it `is_decided`, nobody is asked to accept anything any more.
+        once it `is_decided`, nobody is asked to accept anything any more. What `declines` name is
+        not to stand for a line.
         """
         if not wanted:
             return Sourced((), (), ())
@@ -432,7 +457,7 @@ class Orders:
 
         async def plan(substituted: Collection[str], *, waits: bool) -> Sourced:
             wishes = [
-                wish_of(body, line, is_decided=is_decided)
+                wish_of(body, line, is_decided=is_decided, declines=declines)
                 if line.sku in substituted
                 else Wish(sku=line.sku, quantity=line.quantity)
                 for line in wanted
@@ -447,7 +472,7 @@ class Orders:
                 stock_only=not waits,
                 own=own,
                 # What lines that name a location need there is held once the order is placed.
-                named={} if move is not None else named_lines(body),
+                named={} if move is not None else named_lines(body, declines),
             ):
                 why_not = (left_out or {}).get(candidate.location, ships_not)
                 if why_not or (candidate.is_degraded and not options.degraded):
@@ -578,6 +603,7 @@ class Orders:
                 move=move,
                 left_out=left_out,
                 is_decided=not order.state.is_undecided,
+                declines=order.plan.declines,
             )
         )
         if sourced.missing:
@@ -587,7 +613,12 @@ class Orders:
             raise LimitExceeded("location", most=MAX_ORDER_PARTS)
         places = {part.location for part in parts if part.brings or part.number >= move.first}
         passed = passed_over(sourced, places - {move.location})
-        return Plan(parts, passed, (*order.plan.resourcings, move))
+        return msgspec.structs.replace(
+            order.plan,
+            parts=parts,
+            passed_over=passed,
+            resourcings=(*order.plan.resourcings, move),
+        )
 
     def _stand_ins(self, order: Order, wanted: Iterable[StandIn], sourced: Sourced) -> list[Part]:
         sources = {one.location: one for one in sourced.sources}
@@ -624,6 +655,7 @@ class Orders:
                 move=move,
                 left_out=left_out,
                 is_decided=not order.state.is_undecided,
+                declines=order.plan.declines,
             )
         except LimitExceeded:
             return None
@@ -644,7 +676,7 @@ class Orders:
             return None
         places = {part.location for part in parts if part.counts and part.state.is_open}
         passed = passed_over(sourced, places - {move.location})
-        return Plan(tuple(parts), passed, order.plan.resourcings)
+        return msgspec.structs.replace(order.plan, parts=tuple(parts), passed_over=passed)
 
     async def _stand_in_or_next(
         self,
@@ -666,7 +698,9 @@ class Orders:
                 for part in order.parts
             )
             done = msgspec.structs.replace(move, is_done=True)
-            plan = Plan(parts, order.plan.passed_over, (*order.plan.resourcings[:-1], done))
+            plan = msgspec.structs.replace(
+                order.plan, parts=parts, resourcings=(*order.plan.resourcings[:-1], done)
+            )
             state = OrderState.HELD if order.state is OrderState.HELD else OrderState.CONFIRMED
             switched = msgspec.structs.replace(order, plan=plan, state=state)
             return await self._write(switched, "switch", actor=actor)
@@ -705,9 +739,8 @@ class Orders:
     async def _decide(self, order: Order, *, actor: str) -> Order:
         """Record the decision, or that a part was ended by its own id and so nothing is held."""
         parts = [await self._part_now(order, part) for part in order.parts]
-        lost = lost_part(order, parts)
-        if lost is not None:
-            return await self._fail(order, parts, lost, actor=actor)
+        if lost_part(order, parts) is not None or declined_in(order, parts):
+            return await self._without_lost(order, parts, actor=actor)
         for part in parts:
             if part.state.is_open and part.proposed:
                 raise ProposalOpen(part.reservation, skus=part.proposed)
@@ -718,18 +751,33 @@ class Orders:
         )
         return await self._write(decided, "confirm", actor=actor)
 
-    async def _fail(self, order: Order, parts: Sequence[Part], lost: Part, *, actor: str) -> Order:
-        """Record that an undecided order is short of a part, and so is to hold nothing."""
-        reason = f"the part at {lost.location} was {lost.state}"
-        if lost.state.is_open:
-            reason = f"{_declined([line.sku for line in lost.missing])} at {lost.location}"
-        failed = msgspec.structs.replace(
-            with_parts(order, parts), state=OrderState.FAILED, settled=False, reason=reason
-        )
-        return await self._write(failed, "fail", actor=actor)
+    async def _without_lost(
+        self, order: Order, parts: Sequence[Part], reservation: str = "", *, actor: str
+    ) -> Order:
+        """Record that an undecided order has not all of its parts any more.
 
-    async def heed(self, merchant: str, order: str, *, actor: str) -> None:
-        """End an undecided order of which a part was ended, or made short, by its own id.
+        What was declined by a part's own id is planned anew; with a part that was ended the order
+        fails. Of `reservation` it is known that it was declined.
+        """
+        declined = declined_in(order, parts, reservation)
+        ended = [
+            part
+            for part, before in zip(parts, order.parts, strict=True)
+            if before.state.is_open and not part.state.is_open and part.number not in declined
+        ]
+        if ended:
+            failed = msgspec.structs.replace(
+                with_parts(order, parts),
+                state=OrderState.FAILED,
+                settled=False,
+                reason=f"the part at {ended[0].location} was {ended[0].state}",
+            )
+            return await self._write(failed, "fail", actor=actor)
+        again = without_declined(order, parts, declined)
+        return await self._write(again, "decline", actor=actor)
+
+    async def heed(self, merchant: str, order: str, reservation: str, *, actor: str) -> None:
+        """Have an undecided order do without what was declined by the own id of one of its parts.
 
         Whoever did that calls this just after; if nobody comes to, the confirmation finds it, or
         the order expires.
@@ -740,11 +788,10 @@ class Orders:
             if found.state is not OrderState.HELD:
                 return
             parts = [await self._part_now(found, part) for part in found.parts]
-            lost = lost_part(found, parts)
-            if lost is None:
+            if not declined_in(found, parts, reservation):
                 return
             try:
-                found = await self._fail(found, parts, lost, actor=actor)
+                found = await self._without_lost(found, parts, reservation, actor=actor)
             except OrderChanged as changed:
                 found = changed.order
         raise OutcomeUnknown()
@@ -788,45 +835,47 @@ class Orders:
         raise OutcomeUnknown()
 
     async def decline(
-        self, merchant: str, order: str, *, skus: Sequence[str] = (), actor: str
+        self, merchant: str, order: str, *, key: str, skus: Sequence[str] = (), actor: str
     ) -> OrderResult:
-        """Decline that others stand for these SKUs, or for all of which that is proposed.
+        """Decline what stands for these SKUs, or for all of which that is proposed.
 
-        The order is short of them then, so it fails and gives back what it holds. Raises
-        OrderNotFound, OrderEnded, ProposalDecided where one was accepted, InvalidCommand.
+        What is short then is planned anew, without what was declined: the order is held again, with
+        other proposals perhaps, or it fails and gives back what it holds. A retry under the same
+        key declines nothing that was proposed since. Raises OrderNotFound, OrderEnded,
+        ProposalDecided where one was accepted, IdempotencyKeyReused, InvalidCommand.
         """
+        check_key(key)
         found = await self._find(merchant, order)
+        begun = False
         for _ in range(MAX_ROUNDS):
             found, _ = await self._drive(found, actor=actor)
-            if found.plan.declined and set(skus) <= set(found.plan.declined):
-                return OrderResult(found, replayed=True)
-            now = await self._seen_now(found)
+            said = {one.sku for one in found.plan.declines if one.key == digest(key)}
+            if said and not said.issuperset(skus):
+                raise IdempotencyKeyReused(key)
+            if said:
+                return OrderResult(found, replayed=not begun)
+            parts = [await self._part_now(found, part) for part in found.parts]
+            now = with_parts(found, parts)
+            declined = open_proposals(now, skus)
+            if not declined and found.plan.declined and set(skus) <= set(found.plan.declined):
+                return OrderResult(now, replayed=True)
             if now.state.gives_back:
                 raise _ended(now)
             check_proposed(now, skus)
-            open_now = {
-                sku
-                for part in now.parts
-                if part.state.is_open
-                for sku in (*part.proposed, *(line.sku for line in part.missing))
-            }
-            declined = tuple(dict.fromkeys(skus or sorted(open_now)))
-            for part in now.parts:
-                if part.counts and set(part.accepted) & set(declined or part.accepted):
+            for part in parts:
+                if part.counts and set(part.accepted) & set(skus or part.accepted):
                     raise ProposalDecided(part.reservation)
-            if not now.state.is_undecided:
+            if found.state is not OrderState.HELD:
                 raise _ended(now)
-            plan = msgspec.structs.replace(now.plan, declined=declined)
-            failed = msgspec.structs.replace(
-                now, state=OrderState.FAILED, settled=False, reason=_declined(declined), plan=plan
-            )
+            if not declined:
+                raise InvalidCommand("skus", "nothing is proposed for this order any more")
             try:
-                found = await self._write(failed, "decline", actor=actor)
+                again = without_declined(found, parts, declined, digest(key))
+                found = await self._write(again, "decline", actor=actor)
             except OrderChanged as changed:
                 found = changed.order
-                continue
-            found, _ = await self._drive(found, actor=actor)
-            return OrderResult(found, replayed=False)
+            else:
+                begun = True
         raise OutcomeUnknown()
 
     async def cancel(
@@ -1055,13 +1104,16 @@ class Orders:
         pending = order.plan.pending
         if pending is not None:
             return await self._stand_in_or_next(order, pending, known, short, actor=actor)
-        if not short:
+        if not short and covers(order):
             held = msgspec.structs.replace(order, state=OrderState.HELD, settled=True)
             return await self._write(held, "hold", actor=actor)
         plan = await self._next_plan(order, known)
         if plan is not None:
             return await self._write(msgspec.structs.replace(order, plan=plan), "plan", actor=actor)
-        reason = f"{short[0].sku}: requested {short[0].requested}, available {short[0].available}"
+        reason = f"the substitutes for {', '.join(order.plan.declined)} were declined"
+        if short:
+            first = short[0]
+            reason = f"{first.sku}: requested {first.requested}, available {first.available}"
         failed = msgspec.structs.replace(order, state=OrderState.FAILED, reason=reason)
         return await self._write(failed, "fail", actor=actor)
 
@@ -1073,7 +1125,7 @@ class Orders:
                 order.body.merchant,
                 part.location,
                 [
-                    wish_of(order.body, line, is_decided=is_decided)
+                    wish_of(order.body, line, is_decided=is_decided, declines=order.plan.declines)
                     if line.sku in part.substitutes
                     else line
                     for line in part.lines
@@ -1097,12 +1149,20 @@ class Orders:
         return await self._release_part(order, part, "another plan", actor=actor)
 
     async def _next_plan(self, order: Order, known: Known) -> Plan | None:
-        """Plan anew with what the refusals taught; None where nothing is left to try."""
-        body = order.body
+        """Plan anew with what refusals and declines taught; None where nothing is left to try."""
+        failed = places_that_failed(order)
+        body = without_places(order.body, failed)
         tried = sum(part.state is PartState.REFUSED for part in order.parts)
         held = [p for p in order.parts if p.state is PartState.HELD and p.aim is Aim.NONE]
         try:
-            sourced = await self._source(body, free_lines(body), own=held, known=known)
+            sourced = await self._source(
+                body,
+                free_lines(body),
+                own=held,
+                known=known,
+                left_out=failed,
+                declines=order.plan.declines,
+            )
         except LimitExceeded:
             # So many rows that may stand for others, no reserve looks at.
             return None
@@ -1140,7 +1200,8 @@ class Orders:
             )
             for number, (location, lines) in enumerate(sorted(wanted.items()), next_number(parts))
         ]
-        return Plan(tuple(parts), passed_over(sourced, places))
+        passed = passed_over(sourced, places)
+        return msgspec.structs.replace(order.plan, parts=tuple(parts), passed_over=passed)
 
     async def _carry_out(
         self, order: Order, refusals: list[HoldfastError] | None, *, actor: str
@@ -1266,10 +1327,6 @@ class Orders:
         ]
         settled = msgspec.structs.replace(with_parts(order, parts), settled=True)
         return await self._write(settled, "give back", actor=actor)
-
-
-def _declined(skus: Sequence[str]) -> str:
-    return f"the substitutes for {', '.join(skus)} were declined"
 
 
 def _refusal(order: Order, short: Sequence[ShortLine]) -> HoldfastError:

@@ -40,8 +40,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Units of one SKU, or of what may stand for it.
 
     `alternatives` take the place of the merchant's rules where there are any; the first comes
-    first, whatever priority it has. With `is_decided` only what nobody has to accept may stand for
-    it.
+    first, whatever priority it has. What is `declined` may not stand for it whatever they say. With
+    `is_decided` only what nobody has to accept may.
     """
 
     sku: str
@@ -50,6 +50,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     fill: Fill = Fill.MIXED
     alternatives: tuple[Alternative, ...] = ()
     is_decided: bool = False
+    declined: tuple[str, ...] = ()
 
 
 class Asked(NamedTuple):
@@ -147,6 +148,7 @@ def ask(
             for one in _alternatives(wish, choices, location)
             if one.sku not in parts
             and one.sku not in kits
+            and one.sku not in wish.declined
             and not (wish.is_decided and one.approval)
         ]
         parts |= {sku for candidate in others for sku, *_ in candidate[-1]}
@@ -188,6 +190,8 @@ def wish_texts(wishes: Sequence[Line | Wish]) -> Iterator[str]:
                 yield msgspec.json.encode(one).decode()
             if wish.is_decided:
                 yield "decided"
+            if wish.declined:
+                yield "declined\0" + "\0".join(wish.declined)
 
 
 def _own(

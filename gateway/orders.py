@@ -273,9 +273,9 @@ async def accept(call: Call, body: DecisionRequest) -> Answer:
 
 
 async def decline(call: Call, body: DecisionRequest) -> Answer:
-    """Decline that others stand for what was asked for: the order fails."""
+    """Decline what stands for what was asked for: the order is planned anew without it."""
     result = await _orders(call).decline(
-        call.merchant, call.path["order"], skus=body.skus, actor=call.actor
+        call.merchant, call.path["order"], key=key_of(call), skus=body.skus, actor=call.actor
     )
     return _answer(call, result)
 

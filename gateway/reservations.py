@@ -161,14 +161,14 @@ async def accept(call: Call, body: wire.DecisionRequest) -> Answer:
 async def decline(call: Call, body: wire.DecisionRequest) -> Answer:
     """Decline that others stand for what was asked for: their units go back.
 
-    An order that it was a part of is short then.
+    An order that it was a part of is planned anew without them.
     """
     answer = await _decide(call, body, ProposalDecision.DECLINED)
     reservation = call.path["reservation"]
     try:
         order = await call.inventory.order_of(reservation)
         if order:
-            await call.service.orders.heed(call.merchant, order, actor=call.actor)
+            await call.service.orders.heed(call.merchant, order, reservation, actor=call.actor)
     except HoldfastError as error:
         # What was asked for is done; the order finds it when it is to be confirmed.
         log.warning("an order was not told", reservation=reservation, error=str(error))

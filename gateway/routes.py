@@ -620,11 +620,17 @@ OPERATIONS: Final = (
             role=Role.RESERVE,
             changes=True,
             successes=(Success(200, orders.Order, "The order just after", (_REPLAYED,)),),
+            header_fields=header_fields,
             problems=(*_ORDER_ENDING, ProposalDecided),
         )
-        for verb, summary, handler in (
-            ("accept", "Accept that others stand for what was asked for", orders.accept),
-            ("decline", "Decline it: the order fails and gives everything back", orders.decline),
+        for verb, summary, handler, header_fields in (
+            ("accept", "Accept that others stand for what was asked for", orders.accept, ()),
+            (
+                "decline",
+                "Decline it: the order is planned anew without that, or fails",
+                orders.decline,
+                (IDEMPOTENCY_KEY,),
+            ),
         )
     ),
     Operation(

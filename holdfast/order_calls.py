@@ -176,9 +176,13 @@ def accept(merchant: str, order_id: str, *, skus: Sequence[str] = ()) -> Call[Or
     return _step(merchant, order_id, "accept", {"skus": list(skus)} if skus else {})
 
 
-def decline(merchant: str, order_id: str, *, skus: Sequence[str] = ()) -> Call[Order]:
-    """Decline that others stand for `skus`, or for all that is proposed: the order fails."""
-    return _step(merchant, order_id, "decline", {"skus": list(skus)} if skus else {})
+def decline(merchant: str, order_id: str, *, key: str, skus: Sequence[str] = ()) -> Call[Order]:
+    """Decline what stands for `skus`, or for all that is proposed.
+
+    The order is planned anew without that: it is held with what else there is, or it fails. The key
+    keeps a retry from declining what was proposed since.
+    """
+    return _step(merchant, order_id, "decline", {"skus": list(skus)} if skus else {}, key=key)
 
 
 def cancel(merchant: str, order_id: str, *, reason: str = "") -> Call[Order]:

@@ -59,7 +59,7 @@ GAVE_BACK: Final = ("failed", "cancelled", "expired")
 MAY_FOLLOW: Final = {
     "": ("placing",),
     "placing": ("placing", "held", "confirmed", *GAVE_BACK),
-    "held": ("held", "confirmed", *GAVE_BACK),
+    "held": ("placing", "held", "confirmed", *GAVE_BACK),
     "confirmed": ("confirmed", "fulfilled", "cancelled", "failed"),
     "fulfilled": ("fulfilled", "confirmed"),
     "failed": ("failed", "placing"),

@@ -194,18 +194,25 @@ def accept(
         _show(client.send(calls.accept(merchant, order_id, skus=skus)), output)
 
 
-@orders.command(short_help="Decline an order's substitutes: it fails.")
+@orders.command(short_help="Decline an order's substitutes: it is planned anew.")
 @_ID
 @click.argument("skus", metavar="[SKU]...", nargs=-1)
 @merchant_option
+@click.option("--idempotency-key", help="Makes a repeated command decline once.  [default: random]")
 @service_options
 @json_option
 def decline(
-    service: Service, order_id: str, skus: tuple[str, ...], merchant: str, output: Output
+    service: Service,
+    order_id: str,
+    skus: tuple[str, ...],
+    merchant: str,
+    idempotency_key: str | None,
+    output: Output,
 ) -> None:
-    """Decline what stands for SKU in order ID: it is short then, and gives everything back."""
+    """Decline what stands for SKU in order ID, which is held anew without that, or fails."""
+    call = calls.decline(merchant, order_id, key=idempotency_key or new_key(), skus=skus)
     with service.client() as client:
-        _show(client.send(calls.decline(merchant, order_id, skus=skus)), output)
+        _show(client.send(call), output)
 
 
 @orders.command(short_help="Give back what an order holds.")

@@ -100,7 +100,7 @@ async def test_what_cannot_be_sourced_anew_names_the_field(shelf: Shelf) -> None
     assert_problem(await resource(shelf, order[:-1] + "z", location="x"), 404, "order_not_found")
 
 
-async def test_an_order_fails_at_once_where_a_parts_substitutes_are_declined(shelf: Shelf) -> None:
+async def test_what_is_declined_is_planned_anew_or_the_order_fails(shelf: Shelf) -> None:
     await receive(shelf, "berlin", "soy", 4)
     await receive(shelf, "leeds", "tea", 1)
     lines = [
@@ -119,10 +119,25 @@ async def test_an_order_fails_at_once_where_a_parts_substitutes_are_declined(she
     refused = await shelf.client.post(f"{path}/{placed['id']}/confirm")
     problem = assert_problem(refused, 409, "proposal_open")
     assert [error["sku"] for error in problem["errors"]] == ["oat"]
+    decline = f"{path}/{placed['id']}/decline"
+    assert_problem(await shelf.client.post(decline), 400, "idempotency_key_required")
+    await receive(shelf, "leeds", "oat", 2)
+    answer = await shelf.client.post(decline, headers=shelf.key())
+    order = answer.json()
+    assert (order["state"], order["settled"]) == ("held", True)
+    assert {part["location"] for part in order["parts"]} == {"leeds"}
+    await shelf.client.post(f"{path}/{placed['id']}/cancel")
+    movement = {"type": "sale", "sku": "oat", "quantity": 2}
+    sold = f"{shelf.merchant_path}/locations/leeds/movements"
+    await shelf.client.post(sold, json=movement, headers=shelf.key())
+    # By the part's own id, too; and now nothing else can be had.
+    placed = (await shelf.client.post(path, json={"lines": lines}, headers=shelf.key())).json()
+    (soy,) = [part for part in placed["parts"] if "proposed" in part]
     declined = await shelf.client.post(
         f"{shelf.merchant_path}/reservations/{soy['reservation']}/decline"
     )
     assert declined.status_code == 200, declined.text
     now = (await shelf.client.get(f"{path}/{placed['id']}")).json()
     assert (now["state"], now["settled"]) == ("failed", True)
-    assert [part["state"] for part in now["parts"]] == ["released", "released"]
+    assert now["reason"] == "the substitutes for oat were declined"
+    assert {part["state"] for part in now["parts"]} == {"released"}

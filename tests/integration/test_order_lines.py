@@ -188,7 +188,7 @@ async def test_an_order_waits_for_whoever_accepts_its_substitutes(
         assert (accepted.order.state, accepted.replayed) == (OrderState.HELD, replayed)
         assert not any(part.proposed for part in accepted.order.parts)
     with pytest.raises(ProposalDecided):
-        await orders.decline(shop.merchant, order.id, actor=ACTOR)
+        await orders.decline(shop.merchant, order.id, key=new_key(), actor=ACTOR)
     confirmed = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
     assert (confirmed.state, confirmed.missing()) == (OrderState.CONFIRMED, [])
     again = await orders.accept(shop.merchant, order.id, skus=["oat"], actor=ACTOR)
@@ -205,12 +205,16 @@ async def test_an_order_whose_substitutes_are_declined_holds_nothing(
     rows = [("depot", "oat"), ("depot", "soy"), ("soho", "milk")]
     order = await place(orders, shop, *wanted)
     for replayed in (False, True):
-        declined = await orders.decline(shop.merchant, order.id, skus=["oat"], actor=ACTOR)
+        declined = await orders.decline(
+            shop.merchant, order.id, key="no", skus=["oat"], actor=ACTOR
+        )
         assert (declined.order.state, declined.replayed) == (OrderState.FAILED, replayed)
         assert declined.order.reason == "the substitutes for oat were declined"
     assert await reserved(shop, *rows) == 0
     with pytest.raises(OrderEnded):
         await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    with pytest.raises(IdempotencyKeyReused):
+        await orders.decline(shop.merchant, order.id, key="no", skus=["milk"], actor=ACTOR)
     # By the part's own id nobody tells the order, until somebody wants it.
     order = await place(orders, shop, *wanted)
     await shop.inventory.decide(
@@ -222,8 +226,93 @@ async def test_an_order_whose_substitutes_are_declined_holds_nothing(
         await orders.accept(shop.merchant, order.id, actor=ACTOR)
     with pytest.raises(OrderEnded) as refused:
         await orders.confirm(shop.merchant, order.id, actor=ACTOR)
-    assert refused.value.reason == "the substitutes for oat were declined at depot"
+    assert refused.value.reason == "the substitutes for oat were declined"
     assert await reserved(shop, *rows) == 0
+    await shop.audit()
+
+
+async def test_what_is_declined_is_not_proposed_again_and_something_else_is(
+    shop: Shop, orders: Orders
+) -> None:
+    soy, rice = Alternative(sku="soy"), Alternative(sku="rice", priority=200)
+    await say(shop, "oat", soy, rice)
+    await stock(shop, depot={"oat": 1, "soy": 9}, soho={"rice": 3}, york={"milk": 2})
+    order = await place(orders, shop, wants_approval("oat", 3), WantedLine("milk", 1, "york"))
+    assert held(order) == {"depot": {"oat": 1, "soy": 2}, "york": {"milk": 1}}
+    milk = order.parts[1].reservation
+    for replayed in (False, True):
+        answer = await orders.decline(shop.merchant, order.id, key="no soy", actor=ACTOR)
+        assert (answer.order.state, answer.replayed) == (OrderState.HELD, replayed)
+        assert held(answer.order) == {"soho": {"rice": 3}, "york": {"milk": 1}}
+    assert answer.order.expires_at_ms == order.expires_at_ms
+    assert answer.order.parts[1].reservation == milk, "what nobody declined stays"
+    assert [part.proposed for part in answer.order.parts if part.counts] == [(), ("oat",)]
+    with pytest.raises(ProposalOpen):
+        await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    # What was asked for itself has come since.
+    await stock(shop, depot={"oat": 2})
+    answer = await orders.decline(shop.merchant, order.id, key="no rice", skus=["oat"], actor=ACTOR)
+    assert held(answer.order) == {"depot": {"oat": 3}, "york": {"milk": 1}}
+    assert (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order.missing() == []
+    assert await reserved(shop, ("depot", "soy"), ("soho", "rice")) == 0
+    await shop.audit()
+
+
+async def test_a_line_that_names_its_location_is_declined_there_and_moved_it_is_planned_elsewhere(
+    shop: Shop, orders: Orders
+) -> None:
+    soy, rice = Alternative(sku="soy"), Alternative(sku="rice", priority=200)
+    await say(shop, "oat", soy, rice)
+    await stock(shop, depot={"soy": 4, "rice": 4}, soho={"soy": 4, "rice": 4})
+    order = await place(orders, shop, wants_approval("oat", 2, "depot"))
+    answer = await orders.decline(shop.merchant, order.id, key="a", actor=ACTOR)
+    assert held(answer.order) == {"depot": {"rice": 2}}
+    answer = await orders.decline(shop.merchant, order.id, key="b", actor=ACTOR)
+    assert (answer.order.state, held(answer.order)) == (OrderState.FAILED, {})
+    # The depot could not: what is declined after that is not asked of it again.
+    order = await place(orders, shop, wants_approval("oat", 2, "depot"))
+    await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)
+    answer = await orders.decline(shop.merchant, order.id, key="c", actor=ACTOR)
+    assert held(answer.order) == {"soho": {"rice": 2}}
+    assert (await orders.cancel(shop.merchant, order.id, actor=ACTOR)).order.settled
+    # Where the SKU itself has come elsewhere, nothing is proposed any more.
+    order = await place(orders, shop, wants_approval("oat", 2, "depot"))
+    await stock(shop, york={"oat": 2})
+    await orders.resource(shop.merchant, order.id, "depot", key="move", actor=ACTOR)
+    with pytest.raises(InvalidCommand) as nothing:
+        await orders.decline(shop.merchant, order.id, key="d", actor=ACTOR)
+    assert nothing.value.field == "skus"
+    assert (await orders.read(shop.merchant, order.id)).state is OrderState.HELD
+    order = await place(orders, shop, wants_approval("oat", 4, "soho"))
+    await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    confirmed = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    assert (confirmed.state, confirmed.missing()) == (OrderState.CONFIRMED, [])
+    await shop.audit()
+
+
+@pytest.mark.parametrize("oats", [0, 1], ids=["all of the part", "some of the part"])
+async def test_what_is_declined_by_a_parts_own_id_is_planned_anew(
+    shop: Shop, orders: Orders, oats: int
+) -> None:
+    soy, rice = Alternative(sku="soy"), Alternative(sku="rice", priority=200)
+    await say(shop, "oat", soy, rice)
+    await stock(shop, depot={"soy": 4}, soho={"rice": 4})
+    if oats:
+        await stock(shop, depot={"oat": oats})
+    order = await place(orders, shop, wants_approval("oat", 2))
+    (soy_part,) = [part for part in order.parts if part.proposed]
+    await shop.inventory.decide(
+        shop.merchant, soy_part.reservation, ProposalDecision.DECLINED, actor=ACTOR
+    )
+    for _ in range(2):
+        await orders.heed(shop.merchant, order.id, soy_part.reservation, actor=ACTOR)
+    now = await orders.read(shop.merchant, order.id)
+    assert (now.state, now.settled) == (OrderState.HELD, True)
+    units = {sku: n for lines in held(now).values() for sku, n in lines.items()}
+    assert units == {"rice": 2}
+    assert not {"soy"} & {line.sku for part in now.parts if part.counts for line in part.lines}
+    await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    assert (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order.missing() == []
     await shop.audit()
 
 

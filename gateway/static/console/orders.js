@@ -57,7 +57,7 @@ export async function openOrder(root, context, id) {
         context.can("reserve") && open.length > 0 && h("div", { class: "actions" },
           h("button", { type: "button", class: "danger", onclick: cancel }, "Cancel the order"))),
       proposals({ held: open, asked: one.lines, path, mayDecide: context.can("reserve"), done: decided,
-        declined: "The substitutes are given back, and the order is short of what they stood for." }),
+        declined: "The substitutes are given back, and the order is planned anew without them; it fails where nothing else can be had." }),
       h("section", { class: "card" }, h("dl", { class: "tiles" },
         tile("Parts", count(one.parts.length)), tile("Units", count(one.lines.reduce((sum, line) => sum + line.quantity, 0))),
         one.by && tile("By", one.by, { note: "the day that was asked for" }),
