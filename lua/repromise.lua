@@ -49,10 +49,11 @@ local function is_as_seen(reservation, ask, seen)
   return is_same_list(known, seen)
 end
 
--- The units of each row that serve what is wanted: those are free for it. Or nil and the SKU that is
--- wanted though nobody asked for it, as it only stands for another.
+-- The units of each row that serve what is wanted: those are free for it; and how many of them are
+-- substitutes, which are on the shelf. Or nil and the SKU that is wanted though nobody asked for it, as
+-- it only stands for another.
 local function units_freed(reservation, held, units)
-  local freed, is_served, stand_ins = {}, {}, {}
+  local freed, substitutes, is_served, stand_ins = {}, {}, {}, {}
   for sku in pairs(units) do freed[sku] = held[sku] or 0 end
   for _, one in ipairs(stands_for(reservation) or {}) do
     local asked, sku = one[STANDS_ASKED], one[STANDS_SKU]
@@ -67,25 +68,32 @@ local function units_freed(reservation, held, units)
   end
   for _, one in ipairs(stands_for(reservation) or {}) do
     local sku = one[STANDS_SKU]
-    if units[one[STANDS_ASKED]] then freed[sku] = (freed[sku] or 0) + one[STANDS_UNITS] end
+    if units[one[STANDS_ASKED]] then
+      freed[sku] = (freed[sku] or 0) + one[STANDS_UNITS]
+      if one[STANDS_KIND] == 'substitute' then
+        substitutes[sku] = (substitutes[sku] or 0) + one[STANDS_UNITS]
+      end
+    end
   end
-  return freed
+  return freed, substitutes
 end
 
 -- Reads the rows of the command, and what room they have for it. nil where one is not declared.
-local function rows_of_command(first, reservation, id, ask, skus, held, freed)
+local function rows_of_command(first, reservation, id, ask, skus, held, freed, substitutes)
   local lines, declared = {}, {}
   local keys_of_a_row = ask.buyer == '' and 2 or 3
   for i, sku in ipairs(skus) do
     local at = first + 2 + (i - 1) * keys_of_a_row
     local row = row_at(KEYS[at])
     local waits = reservation.waiting and reservation.waiting[sku]
+    local waiting, units_free = waits and waits[WAIT_UNITS] or 0, freed[sku] or 0
     local own = {
       id = id,
       units = held[sku] or 0,
-      waiting = waits and waits[WAIT_UNITS] or 0,
+      waiting = waiting,
       wait = waits,
-      freed = freed[sku] or 0,
+      freed = units_free,
+      freed_waiting = math.min(waiting, units_free - (substitutes[sku] or 0)),
       is_pooled = is_pooled(reservation.extras, sku),
     }
     declared[sku] = true
@@ -210,25 +218,23 @@ local function forget_line(extras, sku)
   extras.pooled, extras.capped[sku] = pooled, nil
 end
 
--- Gives back units of a line, those first that nothing has come for. Returns the ledger's line.
-local function give_back(reservation, id, extras, line, units)
+-- Has no more units of a line held than before, and no more of them wait. Returns the ledger's line.
+local function give_back(reservation, id, extras, line, units, unfilled)
   local row, sku, own = line.row, line.sku, line.own
-  local left, unfilled = own.units - units, math.min(units, own.waiting)
+  local fewer, come = own.units - units, own.waiting - unfilled
   if reservation.extras then
-    count_less(reservation, id, row, sku, units, left, false, {line.queue, line.count_key})
+    count_less(reservation, id, row, sku, fewer, units, false, {line.queue, line.count_key})
   end
-  if unfilled > 0 then wait_less(reservation, id, row, sku, unfilled, line.queue) end
-  if left == 0 then forget_line(extras, sku) end
-  return change_row(row, sku, 0, unfilled - units, 0, 0, nil, unfilled > 0 and 0 or nil,
-    unfilled > 0 and -unfilled or nil)
+  if come > 0 then wait_less(reservation, id, row, sku, come, line.queue) end
+  if units == 0 then forget_line(extras, sku) end
+  return change_row(row, sku, 0, come - fewer, 0, 0, nil, come > 0 and 0 or nil,
+    come > 0 and -come or nil)
 end
 
 -- Has more units of a line held, and all of it on the terms that the row has now. Where it waits for
 -- more than before, it does so behind all others. Returns the ledger's line.
-local function take_more(reservation, id, ask, extras, line, units)
+local function take_more(reservation, id, ask, extras, line, units, unfilled)
   local row, sku, own = line.row, line.sku, line.own
-  local unfilled = math.max(0, own.waiting - own.freed)
-    + math.max(0, line.quantity - line.room.shelf)
   local terms, waits = row.terms or {}, unfilled - own.waiting
   if terms.channels and terms.channels[extras.channel] then
     count_in_pool(row, extras.channel, own.is_pooled and units - own.units or units)
@@ -251,15 +257,20 @@ local function take_more(reservation, id, ask, extras, line, units)
     waits ~= 0 and waits or nil)
 end
 
--- Has a reservation hold so many units of each row. Returns the ledger's lines.
+-- Has a reservation hold so many units of each row. Fewer of a row give back those first that nothing
+-- has come for. Returns the ledger's lines.
 local function hold(reservation, id, ask, extras, lines, totals)
   local changes = {}
   for _, line in ipairs(lines) do
-    local units, before = totals[line.sku], line.own.units
-    if units < before then
-      changes[#changes + 1] = give_back(reservation, id, extras, line, before - units)
-    elseif units > before then
-      changes[#changes + 1] = take_more(reservation, id, ask, extras, line, units)
+    local units, own = totals[line.sku], line.own
+    local unfilled = own.waiting - own.freed_waiting + math.max(0, line.quantity - line.room.shelf)
+    if units > own.units then
+      changes[#changes + 1] = take_more(reservation, id, ask, extras, line, units, unfilled)
+    else
+      unfilled = math.min(unfilled, math.max(0, own.waiting - (own.units - units)))
+      if units < own.units or unfilled < own.waiting then
+        changes[#changes + 1] = give_back(reservation, id, extras, line, units, unfilled)
+      end
     end
   end
   return changes
@@ -285,9 +296,9 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if not units then return {'invalid', field} end
   if not is_as_seen(reservation, ask, seen) then return {'lines_changed'} end
   local held = units_held(reservation)
-  local freed, stand_in = units_freed(reservation, held, units)
-  if not freed then return {'invalid', 'stands_for', stand_in} end
-  local lines = rows_of_command(first, reservation, id, ask, skus, held, freed)
+  local freed, substitutes = units_freed(reservation, held, units)
+  if not freed then return {'invalid', 'stands_for', substitutes} end
+  local lines = rows_of_command(first, reservation, id, ask, skus, held, freed, substitutes)
   if not lines then return {'lines_changed'} end
 
   local outcome, elsewhere, is_substituted = nil, {}, false

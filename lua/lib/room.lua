@@ -66,13 +66,13 @@ end
 
 -- The same for who has units of the row already: those that are `freed` count as free. So there is
 -- always room for them. Where a row has a cap a buyer and nobody is named there is room for no more.
---   own  {id, units, waiting, wait, freed, is_pooled}: what the reservation has of the row, how many
---        of these it waits for and how, how many are freed, and whether they count in the channel's
---        pool
+--   own  {id, units, waiting, wait, freed, freed_waiting, is_pooled}: what the reservation has of the
+--        row, how many of these it waits for and how, how many are freed and how many of these it
+--        waits for, and whether they count in the channel's pool
 -- What was promised by a day is promised more by that day alone; of what has a day and stays in part
 -- nothing more is promised before it comes, or it would be served at two turns.
 local function room_beside(row, ask, count_key, own)
-  local waits = math.min(own.waiting, own.freed)
+  local waits = own.freed_waiting
   local shelf, stays = own.freed - waits, own.units - own.freed
   local terms = row.terms
   local pool = terms and terms.channels and terms.channels[ask.channel]

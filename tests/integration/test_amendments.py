@@ -301,6 +301,35 @@ async def test_what_was_asked_for_is_amended_on_the_terms_of_the_rows(shop: Shop
     await shop.audit()
 
 
+async def test_what_stands_in_is_on_the_shelf_while_more_of_the_same_row_waits(shop: Shop) -> None:
+    await shop.receive("mint", 6)
+    await shop.set_terms("mint", Terms(backorder_limit=9))
+    other = await reserve(shop, Line("mint", 3))
+    wish = Wish(
+        sku="sage",
+        quantity=2,
+        substitutes=Substitution.APPROVE,
+        alternatives=(Alternative(sku="mint"),),
+    )
+    held = await reserve(shop, wish, Line("mint", 1))
+    held = await amend(shop, held, Line("mint", 5))
+    assert (units(held), held.backordered) == ({"mint": 7}, (Line("mint", 4),))
+    held = await amend(shop, held, Line("sage", 1))
+    assert (units(held), held.backordered) == ({"mint": 6}, (Line("mint", 3),))
+    # Units are free, and nobody was filled yet: a substitute does not wait for that.
+    await shop.release(other.id)
+    four = msgspec.structs.replace(wish, quantity=4)
+    held = await amend(shop, held, four, Line("mint", 2))
+    assert (units(held), held.backordered) == ({"mint": 6}, ())
+    await shop.audit()
+    declined = await shop.inventory.decide(
+        shop.merchant, held.id, ProposalDecision.DECLINED, actor=ACTOR
+    )
+    assert units(declined.reservation) == {"mint": 2}
+    assert await levels(shop, "mint") == (2, 0, 4)
+    await shop.audit()
+
+
 # Again
 
 
