@@ -5,7 +5,7 @@ what stands for it, is promised anew by `lua/repromise.lua`.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from engine.definitions import Definitions
 from engine.dispatch import Command
@@ -35,6 +35,9 @@ from engine.wishes import (
     summed_wishes,
     wish_texts,
 )
+
+OTHER_BUYER: Final = "other_buyer"
+"""What `lua/repromise.lua` refuses where a reservation is promised to somebody else."""
 
 
 class Defined(NamedTuple):
@@ -67,14 +70,14 @@ class Amendment(NamedTuple):
             # It is at a part of a split row, which has nothing else.
             remedy = "is no line of it, and this row is split: make a reservation of its own for it"
             raise InvalidCommand("lines.sku", remedy)
+
+    def _conflict(self, held: LinesOf) -> str:
+        """Return what it says otherwise than the reservation, which the script refuses; or ''."""
         if self.channel and held.channel and self.channel != held.channel:
-            raise InvalidCommand(
-                "channel", f"it was promised through {held.channel} and stays so: leave this out"
-            )
+            return "channel"
         if self.buyer and held.buyer and self.buyer != held.buyer:
-            raise InvalidCommand(
-                "buyer", "it is promised to somebody else: make a reservation of its own for them"
-            )
+            return OTHER_BUYER
+        return ""
 
     def command(
         self, keys: PartitionKeys, reservation: str, held: LinesOf, *, final: bool
@@ -108,6 +111,8 @@ class Amendment(NamedTuple):
             "channel": held.channel or self.channel or DEFAULT_CHANNEL,
             "buyer": held.buyer or self.buyer,
         }
+        if conflict := self._conflict(held):
+            asker["conflict"] = conflict
         work, most_lines = 0, MAX_LINES
         if defined is not None:
             wishes = summed_wishes(self.lines)
@@ -144,6 +149,13 @@ class Amendment(NamedTuple):
         match field:
             case "lines":
                 return InvalidCommand(field, "would leave nothing: release the reservation instead")
+            case "channel":
+                return InvalidCommand(
+                    field, "it was promised through another and stays so: leave this out"
+                )
+            case _ if field == OTHER_BUYER:
+                remedy = "it is promised to somebody else: make a reservation of its own for them"
+                return InvalidCommand("buyer", remedy)
             case "buyer":
                 return InvalidCommand(field, "say who buys: a row of the cart has a cap a buyer")
             case "stands_for":

@@ -7,8 +7,9 @@
 --   wanted, most_lines, reclaimed  as for `amend`; where others stand for a SKU, or it is a kit, its
 --            quantity is how much is asked for, by whatever it is served
 --   plan     ANYWHERE, or GATHERED once the units of split rows were fetched as far as that could be
---   ask      {promise, channel, buyer, wishes} as for `promise`. A reservation keeps the channel and
---            the buyer that it has. With wishes there is one for each of `wanted`
+--   ask      {promise, channel, buyer, wishes, conflict} as for `promise`. A reservation keeps the
+--            channel and the buyer that it has; conflict is which of them the caller says otherwise,
+--            if there is one. With wishes there is one for each of `wanted`
 --   seen     what stands for what, as the caller knows it
 --   skus     the rows of the command
 -- Keys     reservation, idempotency record, then of each of `skus` the row and its queue, and where
@@ -23,7 +24,7 @@
 --          {'split', {{sku, units}, ...}}  as for `promise`
 --          {'limit_exceeded', 'lines', most_lines}
 --          {'invalid', field}             buyer: a row has a cap a buyer, and nobody is named;
---            lines: none would be left
+--            lines: none would be left; or the conflict
 --          {'invalid', 'stands_for', sku}  it is wanted, and only stands for another
 -- Ledger   as `amend`, with extras and waiting at the end of its detail
 -- What is asked for is served anew, as a reserve would serve it now, with the units that it has as
@@ -295,6 +296,7 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   local units, field = wanted_units(wanted)
   if not units then return {'invalid', field} end
   if not is_as_seen(reservation, ask, seen) then return {'lines_changed'} end
+  if ask.conflict then return {'invalid', ask.conflict} end
   local held = units_held(reservation)
   local freed, substitutes = units_freed(reservation, held, units)
   if not freed then return {'invalid', 'stands_for', substitutes} end

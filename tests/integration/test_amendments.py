@@ -17,6 +17,7 @@ from engine.outcomes import (
     InvalidCommand,
     ProposalOpen,
     ReservationEnded,
+    ReservationNotFound,
     ShortLine,
 )
 from engine.substitutes import Alternative
@@ -369,6 +370,31 @@ async def test_a_retry_is_told_what_the_first_answer_was(shop: Shop) -> None:
     assert await amend(shop, held, Line("tea", 3), key="a") == amended
     with pytest.raises(ReservationEnded):
         await amend(shop, held, Line("tea", 3), key="c")
+
+
+async def test_a_retry_comes_before_what_is_said_otherwise(shop: Shop) -> None:
+    await shop.receive("tea", 9)
+    held = await reserve(shop, Line("tea", 1))
+    amended = await amend(shop, held, Line("tea", 2), key="a", channel="partner", buyer="ann")
+    await shop.set_terms("tea", Terms(buyer_cap=BuyerCap(9, HOUR_MS)))
+    await amend(shop, held, Line("tea", 3), channel="store", buyer="bob")
+    again = await amend(shop, held, Line("tea", 2), key="a", channel="partner", buyer="ann")
+    assert again == amended
+    others: dict[str, dict[str, Any]] = {
+        "channel": {"channel": "partner"},
+        "buyer": {"buyer": "ann"},
+    }
+    for field, said in others.items():
+        with pytest.raises(InvalidCommand) as invalid:
+            await amend(shop, held, Line("tea", 4), **said)
+        assert invalid.value.field == field
+        with pytest.raises(ReservationNotFound):
+            await shop.inventory.amend(
+                "somebody else", held.id, [Line("tea", 4)], key="b", actor=ACTOR, **said
+            )
+    await shop.release(held.id)
+    with pytest.raises(ReservationEnded):
+        await amend(shop, held, Line("tea", 4), channel="partner")
 
 
 async def say_kit(shop: Shop, sku: str, **components: int) -> None:
