@@ -27,8 +27,8 @@ from gateway.bodies import ClientGone, decode, read
 from gateway.calls import Answer, Call, Header
 from gateway.logs import AccessLog
 from gateway.metrics import REQUEST_SECONDS, REQUESTS
+from gateway.operations import Operation
 from gateway.problems import InvalidRequest, MethodNotAllowed, headers, kind_of, problem
-from gateway.routes import Operation
 from gateway.service import Service
 from gateway.trail import TRAIL, Trail
 from gateway.wire import ProblemError

@@ -13,9 +13,10 @@ from gateway.authentication import SESSION_COOKIE
 from gateway.feed_bodies import FeedEvent
 from gateway.freshness import DEFAULT_MAX_STALENESS_MS
 from gateway.interests import MAX_NAMES
+from gateway.operations import HeaderField, Operation, Success
 from gateway.paging import MAX_CURSOR_CHARACTERS
 from gateway.problems import kind_of
-from gateway.routes import OPERATIONS, HeaderField, Operation, Success, by_path
+from gateway.routes import OPERATIONS, by_path
 from gateway.search_wire import MAX_QUESTION_CHARACTERS
 from gateway.wire import MAX_STALENESS_MS, BatchMovement, Consistency, Problem
 from projection.database import Stocked

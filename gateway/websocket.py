@@ -37,8 +37,8 @@ from gateway.frames import (
 )
 from gateway.interests import interest_of
 from gateway.listening import Anew, Beginning
+from gateway.operations import Operation
 from gateway.problems import ForeignOrigin, NotFound
-from gateway.routes import Operation
 from gateway.service import Service
 from gateway.sse import MAX_EVENTS_AT_ONCE, RECHECK_SECONDS, SNAPSHOT_ROWS_AT_ONCE
 from gateway.subscriptions import CutOff, Subscription

@@ -9,7 +9,8 @@ import pytest
 from engine.access import Role, revoke_key
 from engine.boot import DEFAULT_PARTITIONS as PARTITIONS
 from engine.keys import API_KEYS_KEY, digest, order_id
-from gateway.routes import OPERATIONS, Operation
+from gateway.operations import Operation
+from gateway.routes import OPERATIONS
 from tests.gateways import Api, Shelf, assert_problem, lines_of
 
 GUARDED = [operation for operation in OPERATIONS if "{merchant}" in operation.path]

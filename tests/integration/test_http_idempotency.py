@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.routes import IDEMPOTENCY_KEY, OPERATIONS
+from gateway.operations import IDEMPOTENCY_KEY
+from gateway.routes import OPERATIONS
 from tests.gateways import Shelf, assert_problem
 
 RETRIES = 200

@@ -1,0 +1,138 @@
+"""The operations of substitutes and kits."""
+
+from typing import Final
+
+from engine.access import Role
+from engine.outcomes import KitNotFound, LimitExceeded, SubstitutesNotFound
+from gateway import definition_wire, definitions
+from gateway.operations import Operation, Success
+from gateway.paging import QUERY
+from gateway.routes.paths import MERCHANT
+
+_SUBSTITUTES: Final = MERCHANT + "/substitutes"
+_KITS: Final = MERCHANT + "/kits"
+
+OPERATIONS: Final = (
+    Operation(
+        name="listSubstitutes",
+        method="GET",
+        path=_SUBSTITUTES,
+        tag="Substitutes and kits",
+        summary="List what may stand for which SKU",
+        handler=definitions.SUBSTITUTES.list,
+        role=Role.READ,
+        successes=(Success(200, definition_wire.SubstitutesPage, "A page"),),
+        query=QUERY,
+    ),
+    Operation(
+        name="importSubstitutes",
+        method="POST",
+        path=_SUBSTITUTES,
+        tag="Substitutes and kits",
+        summary="Say what may stand for up to 1,000 SKUs, all or none",
+        handler=definitions.import_substitutes,
+        request=definition_wire.SubstitutesImportRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, definition_wire.Imported, "How many were taken"),),
+        problems=(LimitExceeded,),
+        items=lambda body: len(body.substitutes),
+    ),
+    Operation(
+        name="readSubstitutes",
+        method="GET",
+        path=_SUBSTITUTES + "/{sku}",
+        tag="Substitutes and kits",
+        summary="Read what may stand for a SKU",
+        handler=definitions.SUBSTITUTES.read,
+        role=Role.READ,
+        successes=(Success(200, definition_wire.Substitutes, "The rules"),),
+        problems=(SubstitutesNotFound,),
+    ),
+    Operation(
+        name="putSubstitutes",
+        method="PUT",
+        path=_SUBSTITUTES + "/{sku}",
+        tag="Substitutes and kits",
+        summary="Say what may stand for a SKU",
+        handler=definitions.SUBSTITUTES.write,
+        request=definition_wire.SubstitutesRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, definition_wire.Substitutes, "The rules"),),
+        problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="deleteSubstitutes",
+        method="DELETE",
+        path=_SUBSTITUTES + "/{sku}",
+        tag="Substitutes and kits",
+        summary="Let nothing stand for a SKU any more",
+        handler=definitions.SUBSTITUTES.delete,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(204, None, "They are gone"),),
+        problems=(SubstitutesNotFound,),
+    ),
+    Operation(
+        name="listKits",
+        method="GET",
+        path=_KITS,
+        tag="Substitutes and kits",
+        summary="List kits and what they are made of",
+        handler=definitions.KITS.list,
+        role=Role.READ,
+        successes=(Success(200, definition_wire.KitPage, "A page"),),
+        query=QUERY,
+    ),
+    Operation(
+        name="importKits",
+        method="POST",
+        path=_KITS,
+        tag="Substitutes and kits",
+        summary="Say what up to 1,000 kits are made of, all or none",
+        handler=definitions.import_kits,
+        request=definition_wire.KitsImportRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, definition_wire.Imported, "How many were taken"),),
+        problems=(LimitExceeded,),
+        items=lambda body: len(body.kits),
+    ),
+    Operation(
+        name="readKit",
+        method="GET",
+        path=_KITS + "/{sku}",
+        tag="Substitutes and kits",
+        summary="Read what a kit is made of",
+        handler=definitions.KITS.read,
+        role=Role.READ,
+        successes=(Success(200, definition_wire.KitAnswer, "The kit"),),
+        problems=(KitNotFound,),
+    ),
+    Operation(
+        name="putKit",
+        method="PUT",
+        path=_KITS + "/{sku}",
+        tag="Substitutes and kits",
+        summary="Say what a kit is made of",
+        handler=definitions.KITS.write,
+        request=definition_wire.KitRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, definition_wire.KitAnswer, "The kit"),),
+        problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="deleteKit",
+        method="DELETE",
+        path=_KITS + "/{sku}",
+        tag="Substitutes and kits",
+        summary="Take a kit's definition away",
+        handler=definitions.KITS.delete,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(204, None, "It is gone"),),
+        problems=(KitNotFound,),
+    ),
+)

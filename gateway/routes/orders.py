@@ -1,0 +1,166 @@
+"""The operations of orders and of the sourcing that they go by."""
+
+from typing import Final
+
+from engine.access import Role
+from engine.outcomes import (
+    BackorderUnfilled,
+    BuyerCapExceeded,
+    InsufficientOnHand,
+    InsufficientStock,
+    LimitExceeded,
+    OrderEnded,
+    OrderNotFound,
+    ProposalDecided,
+    ProposalOpen,
+    ReservationEnded,
+)
+from gateway import orders, wire
+from gateway.operations import IDEMPOTENCY_KEY, REPLAYED, Operation, Success
+from gateway.routes.paths import LOCATION, MERCHANT
+
+_ORDER_ENDING: Final = (OrderNotFound, OrderEnded)
+_ORDERS: Final = MERCHANT + "/orders"
+_ORDER: Final = _ORDERS + "/{order}"
+
+OPERATIONS: Final = (
+    Operation(
+        name="placeOrder",
+        method="POST",
+        path=_ORDERS,
+        tag="Orders",
+        summary="Hold an order over any number of locations, whole or not at all",
+        handler=orders.place,
+        request=orders.OrderRequest,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(201, orders.Order, "The order, held", ("Location", REPLAYED)),),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(InsufficientStock, BuyerCapExceeded, LimitExceeded, OrderEnded),
+        items=lambda body: len(body.lines),
+    ),
+    Operation(
+        name="listOrders",
+        method="GET",
+        path=_ORDERS,
+        tag="Orders",
+        summary="List a merchant's orders, oldest first",
+        handler=orders.list_all,
+        role=Role.READ,
+        successes=(Success(200, orders.OrderPage, "A page"),),
+        query=orders.QUERY,
+    ),
+    Operation(
+        name="readOrder",
+        method="GET",
+        path=_ORDER,
+        tag="Orders",
+        summary="Read an order and its parts",
+        handler=orders.read,
+        role=Role.READ,
+        successes=(Success(200, orders.Order, "The order"),),
+        problems=(OrderNotFound,),
+    ),
+    Operation(
+        name="confirmOrder",
+        method="POST",
+        path=_ORDER + "/confirm",
+        tag="Orders",
+        summary="The order is placed: keep all of its parts until commit or cancel",
+        handler=orders.confirm,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, orders.Order, "The order, confirmed", (REPLAYED,)),),
+        problems=(*_ORDER_ENDING, ProposalOpen),
+    ),
+    *(
+        Operation(
+            name=f"{verb}Order",
+            method="POST",
+            path=f"{_ORDER}/{verb}",
+            tag="Orders",
+            summary=summary,
+            handler=handler,
+            request=wire.DecisionRequest,
+            body_required=False,
+            role=Role.RESERVE,
+            changes=True,
+            successes=(Success(200, orders.Order, "The order just after", (REPLAYED,)),),
+            header_fields=header_fields,
+            problems=(*_ORDER_ENDING, ProposalDecided),
+        )
+        for verb, summary, handler, header_fields in (
+            ("accept", "Accept that others stand for what was asked for", orders.accept, ()),
+            (
+                "decline",
+                "Decline it: the order is planned anew without that, or fails",
+                orders.decline,
+                (IDEMPOTENCY_KEY,),
+            ),
+        )
+    ),
+    Operation(
+        name="cancelOrder",
+        method="POST",
+        path=_ORDER + "/cancel",
+        tag="Orders",
+        summary="Give back what the order holds",
+        handler=orders.cancel,
+        request=orders.CancelRequest,
+        body_required=False,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, orders.Order, "The order, cancelled", (REPLAYED,)),),
+        problems=_ORDER_ENDING,
+    ),
+    Operation(
+        name="commitOrder",
+        method="POST",
+        path=_ORDER + "/commit",
+        tag="Orders",
+        summary="The units of one part, or of all, left the shelf",
+        handler=orders.commit,
+        request=orders.CommitOrderRequest,
+        body_required=False,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, orders.Order, "The order just after", (REPLAYED,)),),
+        problems=(*_ORDER_ENDING, ProposalOpen, BackorderUnfilled, InsufficientOnHand),
+    ),
+    Operation(
+        name="resourceOrder",
+        method="POST",
+        path=_ORDER + "/resource",
+        tag="Orders",
+        summary="Hold elsewhere what a location cannot fulfil",
+        handler=orders.resource,
+        request=orders.ResourceRequest,
+        role=Role.RESERVE,
+        changes=True,
+        successes=(Success(200, orders.Order, "The order, held elsewhere", (REPLAYED,)),),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(*_ORDER_ENDING, InsufficientStock, ReservationEnded, LimitExceeded),
+    ),
+    Operation(
+        name="readSourcing",
+        method="GET",
+        path=LOCATION + "/sourcing",
+        tag="Orders",
+        summary="Read a location's settings for sourcing",
+        handler=orders.read_sourcing,
+        role=Role.READ,
+        successes=(Success(200, orders.LocationSourcing, "The settings"),),
+    ),
+    Operation(
+        name="writeSourcing",
+        method="PUT",
+        path=LOCATION + "/sourcing",
+        tag="Orders",
+        summary="Say where a location is, which comes first, and whether it ships",
+        handler=orders.write_sourcing,
+        request=orders.LocationSourcing,
+        role=Role.ADMIN,
+        successes=(Success(200, orders.LocationSourcing, "The settings"),),
+        problems=(LimitExceeded,),
+    ),
+)

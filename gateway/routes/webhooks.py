@@ -1,0 +1,142 @@
+"""The operations of webhooks."""
+
+from typing import Final
+
+from engine.access import Role
+from engine.outcomes import LimitExceeded, WebhookNotFound
+from gateway import webhook_wire, webhooks
+from gateway.operations import IDEMPOTENCY_KEY, REPLAYED, Operation, Success
+from gateway.paging import QUERY
+from gateway.routes.paths import MERCHANT
+
+_WEBHOOKS: Final = MERCHANT + "/webhooks"
+_WEBHOOK: Final = _WEBHOOKS + "/{webhook}"
+
+OPERATIONS: Final = (
+    Operation(
+        name="createWebhook",
+        method="POST",
+        path=_WEBHOOKS,
+        tag="Webhooks",
+        summary="Have events sent to a URL",
+        handler=webhooks.create,
+        request=webhook_wire.WebhookRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(201, webhook_wire.WebhookWithSecret, "It and its secret", (REPLAYED,)),),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(LimitExceeded,),
+    ),
+    Operation(
+        name="listWebhooks",
+        method="GET",
+        path=_WEBHOOKS,
+        tag="Webhooks",
+        summary="List a merchant's webhooks and how they do",
+        handler=webhooks.list_all,
+        role=Role.ADMIN,
+        successes=(Success(200, webhook_wire.WebhookPage, "All of them"),),
+    ),
+    Operation(
+        name="readWebhook",
+        method="GET",
+        path=_WEBHOOK,
+        tag="Webhooks",
+        summary="Read a webhook and how it does",
+        handler=webhooks.read,
+        role=Role.ADMIN,
+        successes=(Success(200, webhook_wire.Webhook, "The webhook"),),
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="changeWebhook",
+        method="PATCH",
+        path=_WEBHOOK,
+        tag="Webhooks",
+        summary="Change a webhook, pause or resume it",
+        handler=webhooks.change,
+        request=webhook_wire.WebhookChangeRequest,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, webhook_wire.Webhook, "The webhook just after"),),
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="deleteWebhook",
+        method="DELETE",
+        path=_WEBHOOK,
+        tag="Webhooks",
+        summary="Remove a webhook and what waits for it",
+        handler=webhooks.delete,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(204, None, "It is gone"),),
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="rotateWebhookSecret",
+        method="POST",
+        path=_WEBHOOK + "/secret",
+        tag="Webhooks",
+        summary="Make a new secret; the old one stays valid for a while",
+        handler=webhooks.rotate_secret,
+        request=webhook_wire.WebhookSecretRequest,
+        body_required=False,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(
+            Success(200, webhook_wire.WebhookWithSecret, "It and its new secret", (REPLAYED,)),
+        ),
+        header_fields=(IDEMPOTENCY_KEY,),
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="testWebhook",
+        method="POST",
+        path=_WEBHOOK + "/test",
+        tag="Webhooks",
+        summary="Send a test event now, and tell what came of it",
+        handler=webhooks.test,
+        role=Role.ADMIN,
+        successes=(Success(200, webhook_wire.TestDelivery, "What came of it"),),
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="listWebhookAttempts",
+        method="GET",
+        path=_WEBHOOK + "/attempts",
+        tag="Webhooks",
+        summary="List the last attempts to deliver, newest first",
+        handler=webhooks.list_attempts,
+        role=Role.ADMIN,
+        successes=(Success(200, webhook_wire.WebhookAttemptPage, "A page"),),
+        query=QUERY,
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="listDeadLetters",
+        method="GET",
+        path=_WEBHOOK + "/dead-letters",
+        tag="Webhooks",
+        summary="List the events that were given up, oldest first",
+        handler=webhooks.list_dead_letters,
+        role=Role.ADMIN,
+        successes=(Success(200, webhook_wire.DeadLetterPage, "A page"),),
+        query=QUERY,
+        problems=(WebhookNotFound,),
+    ),
+    Operation(
+        name="replayDeadLetters",
+        method="POST",
+        path=_WEBHOOK + "/dead-letters/replay",
+        tag="Webhooks",
+        summary="Send given-up events again",
+        handler=webhooks.replay,
+        request=webhook_wire.ReplayRequest,
+        body_required=False,
+        role=Role.ADMIN,
+        changes=True,
+        successes=(Success(200, webhook_wire.Replayed, "How many are on their way"),),
+        problems=(WebhookNotFound, LimitExceeded),
+    ),
+)
