@@ -73,7 +73,8 @@ class Definitions(Generic[Definition, Known]):
     """One kind of definitions of all merchants.
 
     `check` raises InvalidCommand where a merchant's definitions, taken together, make no sense; it
-    is told which SKUs are new. `arrange` makes of them what a reserve looks things up in.
+    is told which SKUs are new. `arrange` makes of them what a reserve looks things up in. `stamp`
+    writes the revision that says it into a definition, where that is kept.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Definitions(Generic[Definition, Known]):
         *,
         check: Callable[[Mapping[str, Definition], Sequence[str]], None],
         arrange: Callable[[Mapping[str, Definition]], Known],
+        stamp: Callable[[Definition, int], Definition] = lambda definition, _: definition,
     ) -> None:
         """Remember nothing yet."""
         self._what = what
@@ -93,6 +95,7 @@ class Definitions(Generic[Definition, Known]):
         self._keys = keys
         self._check = check
         self._arrange = arrange
+        self._stamp = stamp
         self._cached: OrderedDict[str, _Cached[Known]] = OrderedDict()
         self._cached_skus = 0
         self._loads: dict[str, asyncio.Task[Known]] = {}
@@ -172,6 +175,20 @@ class Definitions(Generic[Definition, Known]):
         text = await self._dispatcher.read("HGET", self._key(merchant), f"s{sku}")
         return None if text is None else self._definition(text)
 
+    async def read_some(
+        self, merchant: str, skus: Sequence[str]
+    ) -> tuple[int, dict[str, Definition]]:
+        """Read the definitions of those SKUs that have one, and the merchant's revision."""
+        check_id("merchant", merchant)
+        names = [f"s{sku}" for sku in skus]
+        revision, *texts = await self._dispatcher.read("HMGET", self._key(merchant), "", *names)
+        found = {
+            sku: self._definition(text)
+            for sku, text in zip(skus, texts, strict=True)
+            if text is not None
+        }
+        return int(revision or 0), found
+
     async def list(
         self, merchant: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[tuple[str, Definition]]:
@@ -196,7 +213,9 @@ class Definitions(Generic[Definition, Known]):
             check_id("sku", sku)
         for _ in range(MAX_ATTEMPTS):
             revision, definitions = await self.read_all(merchant)
-            new = {sku: one for sku, one in changes.items() if definitions.get(sku) != one}
+            new = {
+                sku: one for sku, one in changes.items() if self._differ(definitions.get(sku), one)
+            }
             if not new:
                 return
             for sku, definition in new.items():
@@ -221,7 +240,10 @@ class Definitions(Generic[Definition, Known]):
         """Say whether they were written, which they are not where the revision is another."""
         keys = self._partition(merchant)
         texts = [
-            (sku, "" if one is None else msgspec.json.encode(one).decode())
+            (
+                sku,
+                "" if one is None else msgspec.json.encode(self._stamp(one, revision + 1)).decode(),
+            )
             for sku, one in changes.items()
         ]
         operation = digest("define", self._what, merchant, str(revision + 1))
@@ -238,6 +260,12 @@ class Definitions(Generic[Definition, Known]):
         if code is not Outcome.OK:
             raise refusal(reply)
         return True
+
+    def _differ(self, found: Definition | None, said: Definition | None) -> bool:
+        """Say whether two definitions are not the same, whichever revisions say them."""
+        if found is None or said is None:
+            return found is not said
+        return self._stamp(found, 0) != self._stamp(said, 0)
 
     def _keep(self, merchant: str, fresh: _Cached[Known]) -> None:
         self._forget(merchant)

@@ -17,8 +17,15 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine.keys import is_move_id
-from engine.ledger import Levels, Operation, OperationKind, RowChange, row_after
-from engine.model import ProposalDecision, ReservationState, StandsFor, time_text
+from engine.ledger import (
+    Levels,
+    Operation,
+    OperationKind,
+    RowChange,
+    levels_before,
+    row_after,
+)
+from engine.model import ProposalDecision, ReservationState, Row, StandsFor, time_text
 from engine.outlook import LATER, Wait
 
 SPEC_VERSION: Final = "1.0"
@@ -73,7 +80,7 @@ class StockData(msgspec.Struct, frozen=True, kw_only=True):
     `operation` is the kind of the operation that changed the row. Of a row with supplies, or where
     somebody waits for some, `incoming` units are to come, `available_to_promise` says what can be
     promised by each day that brings some, and `late` units were promised by a day that cannot be
-    kept any more.
+    kept any more. Of a kit, which has `kit` true, `on_hand` is what its components allow.
     """
 
     merchant: str
@@ -94,6 +101,7 @@ class StockData(msgspec.Struct, frozen=True, kw_only=True):
     incoming: int | UnsetType = UNSET
     available_to_promise: tuple[PromisableData, ...] | UnsetType = UNSET
     late: int | UnsetType = UNSET
+    kit: bool | UnsetType = UNSET
 
 
 class StandsForData(msgspec.Struct, frozen=True):
@@ -583,6 +591,57 @@ def events_of(operation: Operation, *, sequence: int, at_ms: int, partition: int
     return events
 
 
+def events_of_kit(
+    before: Row | None,
+    after: Row | None,
+    operation: Operation,
+    *,
+    sequence: int,
+    at_ms: int,
+    partition: int,
+) -> list[AnyEvent]:
+    """Return what an operation tells of a kit, by what there was of it just before and after.
+
+    Nothing where that is the same, whatever became of its components.
+    """
+    if after is None or (before is not None and before.available == after.available):
+        return []
+    told: list[type[Any]] = [StockChanged]
+    if after.available == 0 and before is not None:
+        told.append(StockOut)
+    elif after.available > 0 and (before is None or before.available == 0):
+        told.append(StockBack)
+    time = time_text(at_ms)
+    data = StockData(
+        merchant=after.merchant,
+        location=after.location,
+        sku=after.sku,
+        version=after.version,
+        on_hand=after.on_hand,
+        reserved=0,
+        safety_stock=0,
+        available=after.available,
+        shortfall=0,
+        deficit=0,
+        low_stock_threshold=0,
+        operation=operation.kind,
+        as_of=time,
+        kit=True,
+    )
+    return [
+        event(
+            # Of one operation a kit is told of beside its rows, which are counted.
+            id=f"{at_ms}-{partition}-{sequence}-{quote(after.sku, safe='')}-{i}",
+            source=source_of(after.merchant, after.location),
+            subject=after.sku,
+            time=time,
+            traceparent=operation.traceparent or UNSET,
+            data=data,
+        )
+        for i, event in enumerate(told)
+    ]
+
+
 def source_of(merchant: str, location: str) -> str:
     """Return the `source` of a location's events: the path that it has in the API."""
     return f"/v1/merchants/{quote(merchant, safe='')}/locations/{quote(location, safe='')}"
@@ -591,7 +650,7 @@ def source_of(merchant: str, location: str) -> str:
 def _stock_classes(change: RowChange) -> list[type[Any]]:
     """Return the classes of the events that one row's change has."""
     after = change.levels
-    before = _before(after, change.deltas)
+    before = levels_before(change)
     found: list[type[Any]] = [StockChanged]
     found += [event for event, crossed in _CROSSINGS if crossed(before, after)]
     return found
@@ -886,18 +945,6 @@ _STATES: Final[Mapping[OperationKind, ReservationState]] = {
     OperationKind.RELEASE: ReservationState.RELEASED,
     OperationKind.EXPIRE: ReservationState.EXPIRED,
 }
-
-
-def _before(after: Levels, deltas: Levels) -> Levels:
-    return Levels(
-        after.on_hand - deltas.on_hand,
-        after.reserved - deltas.reserved,
-        after.safety_stock - deltas.safety_stock,
-        after.deficit - deltas.deficit,
-        after.low_stock_threshold - deltas.low_stock_threshold,
-        after.offline_buffer - deltas.offline_buffer,
-        after.backordered - deltas.backordered,
-    )
 
 
 def _available(levels: Levels) -> int:

@@ -12,7 +12,7 @@ from engine.backorders import Backorders
 from engine.definitions import Definitions, What
 from engine.expiry import Expiry
 from engine.keys import STORE_KEY, digest_of_buyer
-from engine.kits import Kit, Kits, check_kits
+from engine.kits import Kit, Kits, check_kits, stamped
 from engine.lifecycle import Lifecycle
 from engine.movements import Movements
 from engine.order_records import OrderRecords
@@ -45,7 +45,13 @@ class Inventory:
         self.splits = shared.splits
         self.order_records = OrderRecords(store, self.dispatcher, self.keys)
         self.kits: Definitions[Kit, Kits] = Definitions(
-            What.KITS, Kit, self.dispatcher, self.keys, check=check_kits, arrange=dict
+            What.KITS,
+            Kit,
+            self.dispatcher,
+            self.keys,
+            check=check_kits,
+            arrange=dict,
+            stamp=stamped,
         )
         self.substitutes: Definitions[Rules, Choices] = Definitions(
             What.SUBSTITUTES,
@@ -64,6 +70,7 @@ class Inventory:
         rows = Rows(shared)
         self.row = rows.row
         self.rows = rows.rows
+        self.rows_together = rows.rows_together
         self.list_rows = rows.list_rows
         self.list_merchants = rows.list_merchants
         self.list_locations = rows.list_locations

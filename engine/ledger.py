@@ -106,6 +106,29 @@ def row_after(merchant: str, location: str, change: RowChange) -> Row:
     )
 
 
+def levels_before(change: RowChange) -> Levels:
+    """Return a row's units as they were just before an operation."""
+    after, deltas = change.levels, change.deltas
+    return Levels(
+        after.on_hand - deltas.on_hand,
+        after.reserved - deltas.reserved,
+        after.safety_stock - deltas.safety_stock,
+        after.deficit - deltas.deficit,
+        after.low_stock_threshold - deltas.low_stock_threshold,
+        after.offline_buffer - deltas.offline_buffer,
+        after.backordered - deltas.backordered,
+    )
+
+
+def row_before(merchant: str, location: str, change: RowChange) -> Row | None:
+    """Return a row as an operation found it, but for its terms; None where it made the row."""
+    if change.version <= 1:
+        return None
+    levels = levels_before(change)
+    before = RowChange(change.sku, change.version - 1, levels, change.deltas)
+    return row_after(merchant, location, before)
+
+
 class Operation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One effect. `detail` is the kind's own array; docs/reference/ledger.md names its elements.
 

@@ -12,6 +12,7 @@ from engine.limits import DEFAULT_PAGE, MAX_BATCH_ROWS
 from engine.model import Configured, Page, Row, Terms
 from engine.outcomes import Outcome, RowNotFound, StoreFault
 from engine.partitions import Partitions
+from engine.scripts import script
 from engine.splits import Plan, RowName
 from engine.validation import check_batch, check_id, check_page
 
@@ -59,6 +60,28 @@ class Rows:
         """Read up to 500 rows, named by (location, sku), in order; None where there is none."""
         check_batch("rows", len(wanted), MAX_BATCH_ROWS)
         return await self._rows(merchant, wanted)
+
+    async def rows_together(
+        self, merchant: str, location: str, skus: Sequence[str]
+    ) -> dict[str, Row]:
+        """Read rows of one location as they are at one moment; those that there are, by SKU."""
+        keys = self._partitions.keys_of(merchant, location)
+        names = []
+        for sku in skus:
+            check_id("sku", sku)
+            names.append(keys.stock(merchant, location, sku))
+        store = self._partitions.store
+        replies: Any = await store.call(script("together"), names, *ROW_FIELDS)
+        split = [sku for sku, fields in zip(skus, replies, strict=True) if fields[-1] is not None]
+        if split:
+            for sku in split:
+                await self._splits.report((merchant, location, sku))
+            replies = await store.call(script("together"), names, *ROW_FIELDS)
+        rows = {
+            sku: _row(merchant, location, sku, fields)
+            for sku, fields in zip(skus, replies, strict=True)
+        }
+        return {sku: row for sku, row in rows.items() if row is not None}
 
     async def _rows(self, merchant: str, wanted: Sequence[tuple[str, str]]) -> list[Row | None]:
         row_keys = []

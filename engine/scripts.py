@@ -43,6 +43,7 @@ OTHERS: Final = (
     "advance",
     "archived",
     "inspect",
+    "together",
     "seek",
     "rebuild_begin",
     "restore",

@@ -8,20 +8,21 @@ how many others listen.
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, TypeVar
 
 import msgspec
 import structlog
 
-from engine.events import AnyEvent, events_of
+from engine.events import AnyEvent, StockData, events_of
 from engine.inventory import Inventory
-from engine.ledger import Operation
+from engine.ledger import Operation, OperationKind
 from engine.metrics import SHEDS
 from engine.outcomes import Overloaded, StoreUnavailable
 from engine.store import StoreSettings
 from engine.tail import Batch, Cursor, Fork, Gap, Tail, TailEntry, current_ends, stream_position
 from engine.tasks import end_task
+from gateway.followed_kits import FollowedKits
 from gateway.subscriptions import (
     MAX_LISTED,
     CutOff,
@@ -32,7 +33,7 @@ from gateway.subscriptions import (
     Told,
     skus_of,
 )
-from gateway.view import View
+from gateway.view import UNTOLD, View
 
 BLOCK_MS: Final = 100
 """How long a read of the tail waits. What it has seen is proven current that often while nothing
@@ -92,6 +93,9 @@ class Fanout:
         self._by_sku: dict[tuple[str, str], dict[Subscription, None]] = {}
         self._all: dict[Subscription, str] = {}
         self._of_key: dict[str, int] = {}
+        self.kits = FollowedKits(inventory, self._followers, self.catch_up)
+        self._awaited: dict[asyncio.Future[None], dict[int, int]] = {}
+        """Who waits until the tail has come to an operation of these partitions."""
         self._settling: set[Subscription] = set()
         """Those that were given a snapshot which the tail has not come up to yet."""
 
@@ -121,6 +125,35 @@ class Fanout:
         if self._following is not None:
             await end_task(self._following)
             self._following = None
+        await self.kits.stop()
+
+    async def catch_up(self, partitions: Iterable[int]) -> None:
+        """Wait until the tail has given all that is in these partitions now.
+
+        Raises StoreUnavailable.
+        """
+        keys, numbers = self._inventory.keys, sorted(partitions)
+        if not numbers:
+            return
+        counts = await self._inventory.store.read(
+            [("HGET", keys[number].meta, "sequence") for number in numbers]
+        )
+        wanted = {number: int(count or 0) for number, count in zip(numbers, counts, strict=True)}
+        if self._has_come_to(wanted):
+            return
+        coming = asyncio.get_running_loop().create_future()
+        self._awaited[coming] = wanted
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await coming
+        except TimeoutError as error:
+            raise StoreUnavailable() from error
+        finally:
+            del self._awaited[coming]
+
+    def _has_come_to(self, wanted: dict[int, int]) -> bool:
+        positions = self.positions
+        return all((positions[number].sequence or 0) >= count for number, count in wanted.items())
 
     async def say_goodbye(self) -> None:
         """Tell every subscriber that this process ends, and give them a moment to hear it.
@@ -157,6 +190,7 @@ class Fanout:
         else:
             for sku in interest.skus:
                 self._by_sku.setdefault((interest.merchant, sku), {})[subscription] = None
+            self.kits.enter(interest)
         return subscription
 
     def start_above(
@@ -181,6 +215,10 @@ class Fanout:
         else:
             for sku in interest.skus:
                 _discard(self._by_sku, (interest.merchant, sku), subscription)
+            self.kits.leave(interest)
+
+    def _followers(self, merchant: str, sku: str) -> Collection[Subscription]:
+        return self._by_sku.get((merchant, sku), {})
 
     # The tail
 
@@ -224,6 +262,7 @@ class Fanout:
     def _end(self) -> None:
         self._ready.clear()
         self.view.close()
+        self.kits.clear()
 
     def _start_at(self, ends: dict[int, Cursor]) -> None:
         self.positions = dict(ends)
@@ -249,6 +288,10 @@ class Fanout:
         if batch.signals:
             self._move_edge(whole=len(batch.caught_up) == len(self.positions))
         self.view.prove(batch.caught_up, batch.sent_at)
+        if self._awaited:
+            for coming, wanted in self._awaited.items():
+                if not coming.done() and self._has_come_to(wanted):
+                    coming.set_result(None)
         if self._settling:
             proven_at = self.view.proven_at
             self._settling = {one for one in self._settling if not one.tail_is_at(proven_at)}
@@ -279,6 +322,22 @@ class Fanout:
                     entry.partition,
                     place,
                 )
+            if self.kits or operation.kind is OperationKind.DEFINE:
+                self._take_kits(operation, entry, entry.sequence + i, place)
+
+    def _take_kits(
+        self, operation: Operation, entry: TailEntry, sequence: int, place: Place
+    ) -> None:
+        """Tell of the kits that an operation changed, or have their followers start anew."""
+        if operation.kind is OperationKind.DEFINE:
+            self.kits.redefine(operation)
+        elif operation.kind in UNTOLD:
+            self.kits.forget_rows(entry.partition)
+        else:
+            events = self.kits.tell(
+                operation, sequence=sequence, at_ms=entry.at_ms, partition=entry.partition
+            )
+            self._tell(events, entry.partition, place)
 
     def _has_listeners(self, operation: Operation) -> bool:
         merchant = operation.merchant
@@ -289,18 +348,27 @@ class Fanout:
 
     def _tell(self, events: Iterable[AnyEvent], partition: int, place: Place) -> None:
         for event in events:
-            merchant = event.data.merchant
             told: Told | None = None
-            concerned = dict(self._whole.get(merchant, {}))
-            for sku in skus_of(event):
-                concerned.update(self._by_sku.get((merchant, sku), {}))
-            for subscription in concerned:
+            for subscription in self._concerned(event):
                 if subscription.interest.wants(event):
                     if told is None:
                         told = Told(event, partition, place)
                     subscription.offer(told)
 
+    def _concerned(self, event: AnyEvent) -> Iterable[Subscription]:
+        data = event.data
+        merchant = data.merchant
+        whole = self._whole.get(merchant, {})
+        if self.kits and isinstance(data, StockData) and (merchant, data.sku) in self.kits:
+            # Who names a kit hears of the kit, and who hears of all rows of the row of its own.
+            return self._followers(merchant, data.sku) if data.kit is True else whole
+        concerned = dict(whole)
+        for sku in skus_of(event):
+            concerned.update(self._by_sku.get((merchant, sku), {}))
+        return concerned
+
     def _reset_all(self, reason: str) -> None:
+        self.kits.forget_rows()
         for subscription in self._all:
             subscription.reset(reason)
 

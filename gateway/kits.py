@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from engine.kits import Kit
+from engine.kits import Kit, kit_row
 from engine.limits import MAX_BATCH_ROWS
-from engine.model import Row
 from gateway.calls import Call
 from gateway.freshness import read_row, read_rows
 from gateway.wire import Reading, Source
@@ -28,8 +27,7 @@ async def read_all(call: Call, wanted: Wanted, *, max_age_ms: int) -> list[Readi
     """Read rows and what there is of kits, in order.
 
     Each kit is answered as if nothing else were asked for: two that share a component may each be
-    available, and not both. Of a kit `on_hand` is what is available, and its version the sum of its
-    rows' versions, so it rises with each of them.
+    available, and not both. Of a kit `on_hand` is what is available.
     """
     kits = await call.inventory.kits.known_for_reading(call.merchant)
     if not any(sku in kits for _, sku in wanted):
@@ -61,25 +59,14 @@ def _put_together(
     kit: Kit,
     readings: dict[tuple[str, str], Reading],
 ) -> Reading:
-    """Make the reading of a kit; its row is None where neither it nor all its components have one.
-
-    Units that the kit's own row has were stocked before it became one; they are promised first.
-    """
-    own = readings[location, sku]
-    used = [own, *[readings[location, part.sku] for part in kit.components]]
-    allowed = min(
-        0 if reading.row is None else reading.row.available // part.quantity
-        for part, reading in zip(kit.components, used[1:], strict=True)
-    )
-    units = allowed + (0 if own.row is None else own.row.available)
-    row = None
-    if own.row is not None or all(reading.row is not None for reading in used[1:]):
-        version = sum(reading.row.version for reading in used if reading.row is not None)
-        row = Row(merchant, location, sku, units, 0, 0, 0, version)
-    in_view = all(reading.source is Source.VIEW for reading in used)
+    """Make the reading of a kit of those of its own row and of its components."""
+    names = (sku, *[part.sku for part in kit.components])
+    used = {name: readings[location, name] for name in names}
+    row = kit_row(merchant, location, sku, kit, {name: one.row for name, one in used.items()})
+    in_view = all(reading.source is Source.VIEW for reading in used.values())
     return Reading(
         row,
-        min(reading.as_of_ms for reading in used),
-        max(reading.age_ms for reading in used),
+        min(reading.as_of_ms for reading in used.values()),
+        max(reading.age_ms for reading in used.values()),
         Source.VIEW if in_view else Source.STORE,
     )

@@ -12,22 +12,22 @@ from enum import StrEnum
 from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from engine.events import events_of
+from engine.events import AnyEvent, StockData, events_of
 from engine.inventory import Inventory
 from engine.keys import partition_of
 from engine.ledger import Entry, read_entries
 from engine.limits import MAX_BATCH_ROWS, MAX_PAGE
 from engine.metrics import SHEDS
 from engine.model import Row, time_text
-from engine.outcomes import LimitExceeded, Overloaded
+from engine.outcomes import Overloaded
 from engine.tail import Cursor, cursors_before, stream_position
 from gateway.fanout import Fanout
+from gateway.followed_kits import FollowedKits, kits_said
+from gateway.interests import check_rows, locations_of
 from gateway.subscriptions import Interest, Place, Position, Subscription, Told
-
-MAX_SNAPSHOT_ROWS: Final = 10_000
-"""Rows that a stream opens with: a list of 3 MB. Who wants to hear of more than that asks for no
-snapshot, and reads the rows in pages."""
+from gateway.view import UNTOLD
 
 MAX_SNAPSHOTS_AT_ONCE: Final = 4
 """Being read in one process, for when everyone comes back at once."""
@@ -47,13 +47,17 @@ class Anew(StrEnum):
     WINDOW_PASSED = "window_passed"
     TOO_FAR_BEHIND = "too_far_behind"
     UNKNOWN_POSITION = "unknown_position"
+    KIT_CHANGED = "kit_changed"
     GAP = "gap"
     FORK = "fork"
     UNREADABLE = "unreadable"
 
 
 class RowState(msgspec.Struct, frozen=True, kw_only=True):
-    """A row as a snapshot has it, in units; `version` 0 is of a row that does not exist."""
+    """A row as a snapshot has it, in units; `version` 0 is of a row that does not exist.
+
+    Of a kit, which has `kit` true, `on_hand` is what its components allow.
+    """
 
     merchant: str
     location: str
@@ -69,6 +73,7 @@ class RowState(msgspec.Struct, frozen=True, kw_only=True):
     as_of: str
     offline_buffer: int = 0
     backordered: int = 0
+    kit: bool | UnsetType = UNSET
 
 
 class Beginning(msgspec.Struct, frozen=True):
@@ -104,42 +109,66 @@ class Listening:
         try:
             anew: Anew | None = Anew.OPENED
             if last_event_id is not None:
-                anew = await self._go_on(subscription, last_event_id)
-            beginning = await self.begin(subscription, anew, snapshot=snapshot)
+                has_kits = await self._fanout.kits.follow(subscription)
+                # What comes from here on is not in the ledger that is read for it.
+                subscription.start_over(self._fanout.edge)
+                anew = await self._go_on(subscription, last_event_id, has_kits=has_kits)
+            if anew is None:
+                beginning = Beginning(None, None, time_text(time.time_ns() // 1_000_000))
+            else:
+                beginning = await self.begin(subscription, anew, snapshot=snapshot)
         except BaseException:
             self._fanout.unsubscribe(subscription)
             raise
         return subscription, beginning
 
-    async def begin(
-        self, subscription: Subscription, anew: Anew | None, *, snapshot: bool
-    ) -> Beginning:
+    async def begin(self, subscription: Subscription, anew: Anew, *, snapshot: bool) -> Beginning:
         """Return what to tell a subscriber that starts, or starts anew; see `subscribe`."""
         subscription.reset_because = None
         interest = subscription.interest
         as_of = time_text(time.time_ns() // 1_000_000)
-        if anew is None or not snapshot or not interest.has_rows:
+        await self._fanout.kits.follow(subscription)
+        if not snapshot or not interest.has_rows:
+            if anew is Anew.OPENED:
+                # Of a kit, what came before it was known as one was told of its own row.
+                subscription.start_over(self._fanout.edge)
             return Beginning(anew, None, as_of)
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS), self._turns:
-                as_of = time_text(time.time_ns() // 1_000_000)
                 rows = await self._rows(interest)
         except TimeoutError as error:
             SHEDS.add(("snapshots",))
             raise Overloaded(retry_after_ms=5_000) from error
-        versions = {(row.location, row.sku): row.version for row in rows}
+        # As the tail has them now: whatever it gives from here on is newer.
+        kits = self._kits(interest)
+        versions = {(row.location, row.sku): row.version for row in (*rows, *kits)}
         self._fanout.start_above(subscription, versions, read_at=time.monotonic())
-        return Beginning(anew, [_state(row, as_of) for row in rows], as_of)
+        states = [_state(row, as_of) for row in rows]
+        states += [msgspec.structs.replace(_state(row, as_of), kit=True) for row in kits]
+        return Beginning(anew, states, as_of)
 
     # A snapshot
 
+    def _kits(self, interest: Interest) -> list[Row]:
+        rows = []
+        for place in self._fanout.kits.places(interest):
+            row = place.row
+            if row is None and interest.locations is not None:
+                row = Row(place.merchant, place.location, place.sku, 0, 0, 0, 0, 0)
+            if row is not None:
+                rows.append(row)
+        return rows
+
     async def _rows(self, interest: Interest) -> list[Row]:
         merchant = interest.merchant
-        locations: Iterable[str] = interest.locations or await self._locations(merchant)
+        locations: Iterable[str] = interest.locations or await locations_of(
+            self._inventory, merchant
+        )
         rows: list[Row] = []
         if interest.skus is not None:
             names = [(place, sku) for place in sorted(locations) for sku in sorted(interest.skus)]
-            _check_rows(len(names))
+            check_rows(len(names))
+            names = [name for name in names if (merchant, name[1]) not in self._fanout.kits]
             for i in range(0, len(names), MAX_BATCH_ROWS):
                 some = names[i : i + MAX_BATCH_ROWS]
                 found = await self._inventory.rows(merchant, some)
@@ -157,26 +186,17 @@ class Listening:
                     merchant, location, after=after, limit=MAX_PAGE
                 )
                 rows += page.items
-                _check_rows(len(rows))
+                check_rows(len(rows))
                 after = page.next_after
                 if after is None:
                     break
         return rows
 
-    async def _locations(self, merchant: str) -> Sequence[str]:
-        found: list[str] = []
-        after: str | None = None
-        while True:
-            page = await self._inventory.list_locations(merchant, after=after, limit=MAX_PAGE)
-            found += page.items
-            _check_rows(len(found))
-            after = page.next_after
-            if after is None:
-                return found
-
     # Where it left off
 
-    async def _go_on(self, subscription: Subscription, last_event_id: str) -> Anew | None:
+    async def _go_on(
+        self, subscription: Subscription, last_event_id: str, *, has_kits: bool
+    ) -> Anew | None:
         """Put what the subscriber missed ahead of what waits; or say why that cannot be."""
         position = Position.parse(last_event_id)
         if position is None:
@@ -184,10 +204,14 @@ class Listening:
         # As the tail stood when the subscription was made: nothing was awaited since.
         until = dict(self._fanout.positions)
         inventory, interest = self._inventory, subscription.interest
+        missed = _Missed(self._fanout.kits, interest)
         keys = inventory.keys
         if interest.locations is not None:
             merchant, count = interest.merchant, inventory.partitions
             numbers = {partition_of(merchant, place, count) for place in interest.locations}
+            if has_kits:
+                # Which says whether they were others meanwhile.
+                numbers.add(partition_of(merchant, "", count))
             keys = [keys[number] for number in sorted(numbers)]
         try:
             before = await cursors_before(inventory.store, keys, position.base_ms)
@@ -207,8 +231,11 @@ class Listening:
             if isinstance(entries, Anew):
                 return entries
             left -= len(entries)
-            for entry in entries:
-                told += _told(entry, one.partition, interest)
+            if has_kits and missed.has_other_kits(entries, one.partition):
+                return Anew.KIT_CHANGED
+            told += missed.told(entries, one.partition)
+        if subscription.reset_because is not None:
+            return Anew(subscription.reset_because)
         if not subscription.go_on_behind(told):
             return Anew.TOO_FAR_BEHIND
         subscription.stand_at(position)
@@ -239,22 +266,54 @@ class Listening:
         return entries
 
 
-def _told(entry: Entry, partition: int, interest: Interest) -> list[Told]:
-    place = Place(*stream_position(entry.stream_id))
-    return [
-        Told(event, partition, place)
-        for i, operation in enumerate(entry.operations)
-        if operation.merchant == interest.merchant
-        for event in events_of(
-            operation, sequence=entry.sequence + i, at_ms=entry.at_ms, partition=partition
+class _Missed:
+    """What a subscriber missed, made anew of the entries that told of it."""
+
+    def __init__(self, kits: FollowedKits, interest: Interest) -> None:
+        """Take what there is of its kits where the entries end."""
+        self._interest = interest
+        self._kits = [place.before(()) for place in kits.places(interest)]
+        self._skus = {sku for sku in interest.skus or () if (interest.merchant, sku) in kits}
+
+    def has_other_kits(self, entries: Iterable[Entry], partition: int) -> bool:
+        """Say whether its kits were defined anew, or their rows changed otherwise than is told."""
+        merchant, skus = self._interest.merchant, self._interest.skus or ()
+        operations = [operation for entry in entries for operation in entry.operations]
+        if any(place.partition == partition for place in self._kits) and any(
+            operation.kind in UNTOLD for operation in operations
+        ):
+            return True
+        return any(
+            sku in skus
+            for operation in operations
+            if operation.merchant == merchant
+            for sku, _ in kits_said(operation)
         )
-        if interest.wants(event)
-    ]
 
+    def told(self, entries: Sequence[Entry], partition: int) -> list[Told]:
+        """Return the events of a partition's entries, in their order."""
+        interest = self._interest
+        kits = [place.before(entries) for place in self._kits if place.partition == partition]
+        told: list[Told] = []
+        for entry in entries:
+            place = Place(*stream_position(entry.stream_id))
+            for i, operation in enumerate(entry.operations):
+                if operation.merchant != interest.merchant:
+                    continue
+                where: dict[str, int] = {
+                    "sequence": entry.sequence + i,
+                    "at_ms": entry.at_ms,
+                    "partition": partition,
+                }
+                events = [one for one in events_of(operation, **where) if not self._is_hidden(one)]
+                for kit in kits:
+                    events += kit.tell(operation, **where)
+                told += [Told(one, partition, place) for one in events if interest.wants(one)]
+        return told
 
-def _check_rows(count: int) -> None:
-    if count > MAX_SNAPSHOT_ROWS:
-        raise LimitExceeded("rows", most=MAX_SNAPSHOT_ROWS)
+    def _is_hidden(self, event: AnyEvent) -> bool:
+        """Say whether it is about the own row of a kit, of which the kit is told instead."""
+        return isinstance(event.data, StockData) and event.data.sku in self._skus
 
 
 def _state(row: Row, as_of: str) -> RowState:

@@ -233,6 +233,10 @@ class Subscription:
         self.cut_off: CutOff | None = None
         self.reset_because: str | None = None
         """Set where what the reader knows may be wrong, and it must start anew."""
+        self.kits_read: int | None = None
+        """The revision of its merchant's kits that it was told by; None until that is known."""
+        self.kits_told = 0
+        """That of the last change of what it names, as the tail has told."""
         self._awake = asyncio.Event()
 
     def __len__(self) -> int:
@@ -300,6 +304,11 @@ class Subscription:
         now = time.monotonic()
         # All of them as long as they may wait, since they are read in one go.
         return all(self._add(one, now, self._most_pending) for one in (*told, *waiting))
+
+    def start_over(self, edge: Position) -> None:
+        """Hear from `edge` on, as if it was made only now; nothing was told yet."""
+        self._clear()
+        self.stand_at(edge)
 
     def stand_at(self, position: Position) -> None:
         """Count positions from where a reader that came back stood."""

@@ -25,7 +25,7 @@ MAX_VIEW_ROWS: Final = 100_000
 RowKey = tuple[str, str, str]
 """(merchant, location, SKU)."""
 
-_UNTOLD: Final = frozenset({OperationKind.REPAIR, OperationKind.REBUILD})
+UNTOLD: Final = frozenset({OperationKind.REPAIR, OperationKind.REBUILD})
 """Kinds that may change rows otherwise than their `rows` say, as when a repair removes one."""
 
 
@@ -167,7 +167,7 @@ class View:
 
     def apply(self, partition: int, operation: Operation) -> None:
         """Take over what an operation did to the rows that are held."""
-        if operation.kind in _UNTOLD:
+        if operation.kind in UNTOLD:
             self.drop_partition(partition)
             return
         for change in operation.rows:

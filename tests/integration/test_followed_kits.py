@@ -1,0 +1,349 @@
+"""Kits that are followed: what their followers hear is what a read says, and each change of it."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from typing import Final
+
+import pytest
+
+from engine.events import EventType
+from engine.kits import VERSIONS_OF_A_REVISION, Kit
+from engine.model import Line, MovementType
+from engine.outcomes import HoldfastError, Overloaded
+from gateway.listening import Anew
+from gateway.subscriptions import CONFLATE_FROM, CutOff
+from tests.shop import ACTOR, LOCATION, Shop
+from tests.shoppers import Follows, Heard, Name, Shopper, following, what_a_read_says
+from tests.stores import RealStore
+
+GIFT: Final = (LOCATION, "gift")
+PAIR: Final = (LOCATION, "pair")
+PLACES: Final = (LOCATION, "low street", "pier")
+PARTS: Final = ("mug", "tea", "cup", "box")
+
+
+@pytest.fixture
+async def gateway(store: RealStore) -> AsyncIterator[Follows]:
+    async with following(store.settings) as made:
+        yield made
+
+
+async def define(shop: Shop, **kits: Mapping[str, int] | None) -> None:
+    changes = {
+        sku: None
+        if parts is None
+        else Kit(components=tuple(Line(part, units) for part, units in parts.items()))
+        for sku, parts in kits.items()
+    }
+    await shop.inventory.kits.write(shop.merchant, changes, actor=ACTOR)
+
+
+async def heard_by(shopper: Shopper, gateway: Follows) -> dict[Name, Heard]:
+    await gateway.catch_up()
+    await shopper.hear()
+    return shopper.known
+
+
+def available(shopper: Shopper, name: Name = GIFT) -> list[int]:
+    return [heard.available for heard in shopper.told.get(name, ())]
+
+
+async def test_a_kit_sells_out_and_comes_back_as_its_components_do(
+    shop: Shop, gateway: Follows
+) -> None:
+    await shop.receive("mug", 5)
+    await shop.receive("tea", 3)
+    await define(shop, gift={"mug": 2, "tea": 1}, pair={"mug": 2})
+    shopper = Shopper(shop.merchant, ["gift", "pair"], [LOCATION])
+    await shopper.open(gateway)
+    assert {name: heard.available for name, heard in shopper.known.items()} == {GIFT: 2, PAIR: 2}
+    await shop.move(MovementType.SALE, "tea", 2)
+    # Still two pairs, and no other gift: nobody is told what does not change it.
+    await shop.move(MovementType.SALE, "mug", 1)
+    held = await shop.reserve([("gift", 1)])
+    await shop.receive("tea", 4)
+    await shop.inventory.release(shop.merchant, held.reservation.id, actor=ACTOR)
+    known = await heard_by(shopper, gateway)
+    assert (available(shopper), available(shopper, PAIR)) == ([1, 0, 1, 2], [1, 2])
+    assert [kind for kind, name, _ in shopper.events if name == GIFT] == [
+        EventType.STOCK_CHANGED,
+        EventType.STOCK_CHANGED,
+        EventType.STOCK_OUT,
+        EventType.STOCK_CHANGED,
+        EventType.STOCK_BACK,
+        EventType.STOCK_CHANGED,
+    ]
+    assert known == await what_a_read_says(shop.inventory, shop.merchant, [GIFT, PAIR])
+    for units in range(3, 10):
+        # However far behind its tail is, no gateway begins with less than was answered before.
+        await shop.receive("mug", 2)
+        late = Shopper(shop.merchant, ["pair"], [LOCATION])
+        await late.open(gateway)
+        assert late.known[PAIR].available == units
+        late.close()
+    shopper.close()
+    assert len(gateway.fanout.kits) == 0
+
+
+async def test_a_component_that_is_not_there_yet_is_made_and_so_is_a_location(
+    shop: Shop, gateway: Follows
+) -> None:
+    await define(shop, gift={"mug": 1, "tea": 1})
+    await shop.receive("mug", 5)
+    named, everywhere = (
+        Shopper(shop.merchant, ["gift"], [LOCATION]),
+        Shopper(shop.merchant, ["gift"]),
+    )
+    await named.open(gateway)
+    await everywhere.open(gateway)
+    assert (named.known, everywhere.known) == ({GIFT: Heard(0, 0)}, {})
+    await shop.receive("tea", 1, location="pier")
+    await shop.receive("mug", 2, location="pier")
+    await shop.receive("tea", 2)
+    await shop.move(MovementType.SALE, "tea", 1, location="pier")
+    assert set(await heard_by(named, gateway)) == {GIFT}
+    known = await heard_by(everywhere, gateway)
+    assert (available(everywhere), available(everywhere, ("pier", "gift"))) == ([2], [1, 0])
+    assert known == await what_a_read_says(shop.inventory, shop.merchant, [GIFT, ("pier", "gift")])
+
+
+async def test_what_the_kits_own_row_has_is_told_as_part_of_it_to_who_names_it(
+    shop: Shop, gateway: Follows
+) -> None:
+    await shop.receive("gift", 2)
+    await shop.receive("mug", 1)
+    await define(shop, gift={"mug": 1})
+    shopper = Shopper(shop.merchant, ["gift", "mug"], [LOCATION])
+    dashboard = Shopper(shop.merchant, [], [LOCATION])
+    await shopper.open(gateway)
+    await dashboard.open(gateway)
+    assert shopper.known[GIFT].available == 3
+    assert dashboard.known[GIFT] == Heard(1, 2)
+    await shop.reserve([("gift", 3)])
+    await heard_by(shopper, gateway)
+    await heard_by(dashboard, gateway)
+    assert (available(shopper), available(shopper, (LOCATION, "mug"))) == ([0], [0])
+    assert dashboard.known[GIFT] == Heard(2, 0)
+
+
+async def test_who_follows_a_kit_that_is_defined_anew_starts_anew_at_what_it_is_now(
+    shop: Shop, gateway: Follows
+) -> None:
+    await shop.receive("gift", 1)
+    for sku, units in (("mug", 6), ("tea", 2)):
+        await shop.receive(sku, units)
+    shopper, other = (Shopper(shop.merchant, [sku], [LOCATION]) for sku in ("gift", "pair"))
+    await shopper.open(gateway)
+    await define(shop, pair={"mug": 2})
+    await other.open(gateway)
+    assert shopper.known[GIFT] == Heard(1, 1)
+    expected = []
+    for turn, parts in enumerate(({"mug": 1}, {"mug": 3, "tea": 2}, {"tea": 1}, None)):
+        await define(shop, gift=parts)
+        if turn == 1:
+            # The same once more is no change.
+            await define(shop, gift=parts)
+        await heard_by(shopper, gateway)
+        expected.append(shopper.known[GIFT])
+        assert shopper.known == await what_a_read_says(shop.inventory, shop.merchant, [GIFT])
+        await shop.receive("mug", 3)
+        await heard_by(shopper, gateway)
+        await assert_heard(shop, shopper)
+    assert [heard.available for heard in expected] == [7, 2, 3, 1]
+    # Each definition is above the one before, whatever its components' versions are.
+    assert [heard.version // VERSIONS_OF_A_REVISION for heard in expected] == [2, 3, 4, 0]
+    assert shopper.beginnings == [Anew.OPENED, *[Anew.KIT_CHANGED] * 4]
+    await heard_by(other, gateway)
+    assert other.beginnings == [Anew.OPENED]
+
+
+async def test_who_was_away_hears_each_change_and_starts_anew_where_the_kit_is_another(
+    shop: Shop, gateway: Follows, store: RealStore
+) -> None:
+    await shop.receive("mug", 1)
+    await define(shop, gift={"mug": 1})
+    shopper = Shopper(shop.merchant, ["gift"], [LOCATION])
+    await shopper.open(gateway)
+    shopper.close()
+    for units in (4, 2):
+        await shop.receive("mug", units)
+    await shop.move(MovementType.SALE, "mug", 7)
+    await shop.receive("mug", 1)
+    async with following(store.settings) as other:
+        await shopper.open(other)
+        await heard_by(shopper, other)
+        assert (available(shopper), shopper.beginnings) == ([5, 7, 0, 1], [Anew.OPENED, None])
+        shopper.close()
+        await define(shop, gift={"mug": 2})
+        await shop.receive("mug", 7)
+        await define(shop, gift=None)
+        await define(shop, gift={"mug": 2})
+        await shopper.open(gateway)
+        assert shopper.beginnings[-1] is Anew.KIT_CHANGED
+        assert shopper.known[GIFT].available == 4
+
+
+async def test_a_slow_reader_gets_the_latest_and_a_crowd_is_told_one_event(
+    shop: Shop, gateway: Follows
+) -> None:
+    await shop.receive("mug", 1)
+    await define(shop, gift={"mug": 1})
+    slow, *crowd = (Shopper(shop.merchant, ["gift"], [LOCATION]) for _ in range(50))
+    for shopper in (slow, *crowd):
+        await shopper.open(gateway)
+    for _ in range(CONFLATE_FROM + 20):
+        await shop.receive("mug", 1)
+    await gateway.catch_up()
+    texts = set()
+    for shopper in crowd:
+        (*_, last) = shopper.subscription.take(1_000, gateway.fanout.edge)
+        texts.add(id(last.told.json))
+    assert len(texts) == 1
+    assert (len(slow.subscription), slow.subscription.cut_off) == (CONFLATE_FROM, None)
+    assert (await heard_by(slow, gateway))[GIFT].available == CONFLATE_FROM + 21
+
+
+async def test_as_long_as_nobody_names_a_kit_nothing_is_kept_or_looked_at(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.receive("mug", 1)
+    await define(shop, gift={"mug": 1})
+    rows = Shopper(shop.merchant, ["mug"], [LOCATION])
+    dashboard = Shopper(shop.merchant, [])
+    await rows.open(gateway)
+    await dashboard.open(gateway)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("an operation on a row was looked at for kits")
+
+    monkeypatch.setattr(gateway.fanout.kits, "tell", never)
+    monkeypatch.setattr(gateway.fanout, "_take_kits", never)
+    await shop.receive("mug", 1)
+    assert (await heard_by(rows, gateway))[LOCATION, "mug"].available == 2
+    assert len(gateway.fanout.kits) == 0
+    assert set(await heard_by(dashboard, gateway)) == {(LOCATION, "mug")}
+
+
+async def test_a_kit_with_more_rows_than_are_kept_is_refused_and_nothing_stays(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.followed_kits.MAX_KEPT_ROWS", 3)
+    await define(shop, gift={"mug": 1}, trio={"mug": 1, "tea": 1, "cup": 1})
+    small, large = Shopper(shop.merchant, ["gift"], [LOCATION]), Shopper(shop.merchant, ["trio"])
+    await small.open(gateway)
+    await shop.receive("mug", 1)
+    with pytest.raises(Overloaded):
+        await large.open(gateway)
+    assert (await heard_by(small, gateway))[GIFT].available == 1
+    assert len(gateway.fanout.kits) == 1
+    assert small.subscription.cut_off is not CutOff.TOO_FAR_BEHIND
+
+
+class Trade:
+    """Random doings of a merchant with two kits that share a component."""
+
+    def __init__(self, shop: Shop, draw: random.Random) -> None:
+        self.shop = shop
+        self.draw = draw
+        self.held: list[str] = []
+
+    async def step(self) -> None:
+        draw, shop = self.draw, self.shop
+        place = draw.choice(PLACES)
+        try:
+            what = draw.random()
+            if what < 0.35:
+                await shop.receive(draw.choice(PARTS), draw.randint(1, 4), location=place)
+            elif what < 0.6:
+                kind = draw.choice((MovementType.SALE, MovementType.COUNT))
+                await shop.move(kind, draw.choice(PARTS), draw.randint(1, 3), location=place)
+            elif what < 0.85:
+                skus = draw.sample((*PARTS, "gift", "pair"), draw.randint(1, 3))
+                made = await shop.reserve([(sku, 1) for sku in skus], location=place)
+                self.held.append(made.reservation.id)
+            elif self.held:
+                ended = self.held.pop(draw.randrange(len(self.held)))
+                end = draw.choice((shop.inventory.release, shop.inventory.commit))
+                await end(shop.merchant, ended, actor=ACTOR)
+        except HoldfastError:
+            # Refused as it should be: nothing happened.
+            return
+
+    async def redefine(self) -> None:
+        draw = self.draw
+        sku = draw.choice(("gift", "pair"))
+        parts = {part: draw.randint(1, 2) for part in draw.sample(PARTS, draw.randint(1, 3))}
+        await define(self.shop, **{sku: None if draw.random() < 0.3 else parts})
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("redefined", [False, True])
+async def test_what_was_heard_last_is_what_a_read_says_whatever_happens(
+    shop: Shop, store: RealStore, seed: int, redefined: bool
+) -> None:
+    draw = random.Random(seed)
+    trade = Trade(shop, draw)
+    await shop.receive("gift", 1)
+    await define(shop, gift={"mug": 1, "tea": 2}, pair={"mug": 2, "cup": 1})
+    wanted = (["gift"], ["gift", "pair", "mug"], ["pair"])
+    async with AsyncExitStack() as stack:
+        gateways = [await stack.enter_async_context(following(store.settings)) for _ in range(2)]
+        steady = [
+            Shopper(shop.merchant, ["gift", "pair", "mug"]),
+            Shopper(shop.merchant, ["gift", "pair", "mug"], PLACES),
+        ]
+        for shopper, gateway in zip(steady, gateways, strict=True):
+            await shopper.open(gateway)
+        fickle = [
+            Shopper(shop.merchant, skus, locations)
+            for skus in wanted
+            for locations in (None, PLACES[:2])
+        ]
+        for _ in range(100):
+            doing = [trade.step(), trade.step()]
+            if redefined and draw.random() < 0.1:
+                doing.append(trade.redefine())
+            shopper = draw.choice(fickle)
+            if not shopper.is_open:
+                doing.append(shopper.open(draw.choice(gateways)))
+            elif draw.random() < 0.6:
+                doing.append(shopper.hear(draw.randint(1, 20)))
+            else:
+                shopper.close()
+            draw.shuffle(doing)
+            await asyncio.gather(*doing)
+        for shopper in fickle:
+            if not shopper.is_open:
+                await shopper.open(draw.choice(gateways))
+        for gateway in gateways:
+            await gateway.catch_up()
+        for shopper in (*steady, *fickle):
+            await shopper.hear()
+        for shopper in (*steady, *fickle):
+            await assert_heard(shop, shopper, f"seed {seed}")
+        if not redefined:
+            for shopper in (*steady, *fickle):
+                assert_nothing_missed(shopper, steady[0], seed)
+
+
+async def assert_heard(shop: Shop, shopper: Shopper, why: str = "") -> None:
+    interest = shopper.interest
+    names = [(place, sku) for place in interest.locations or PLACES for sku in interest.skus or ()]
+    for name, said in (await what_a_read_says(shop.inventory, shop.merchant, names)).items():
+        known = shopper.known.get(name)
+        if said is None:
+            assert known in (None, Heard(0, 0)), (why, name)
+            continue
+        assert known is not None, (why, name)
+        assert (known.available, known.version <= said.version) == (said.available, True), (
+            f"{why}: of {name} {known} was heard, and a read says {said}"
+        )
+
+
+def assert_nothing_missed(shopper: Shopper, steady: Shopper, seed: int) -> None:
+    """Whoever comes and goes hears what one hears that stays, from where it began."""
+    for name, told in shopper.told.items():
+        expected = [heard for heard in steady.told[name] if heard.version >= told[0].version]
+        assert told == expected, (seed, name)
