@@ -130,6 +130,22 @@ def store_settings(redis_url: str | None, data_dir: Path) -> StoreSettings:
     return StoreSettings.from_url(url, username=USER, password=password)
 
 
+def key_option(effect: str) -> Callable[[Command], Command]:
+    """Make `--idempotency-key`; `effect` is what a repeated command does with it."""
+    return click.option(
+        "--idempotency-key", help=f"Makes a repeated command {effect}.  [default: random]"
+    )
+
+
+def limit_option(
+    default: int, *, most: int | None = None, told: str = "How many at most."
+) -> Callable[[Command], Command]:
+    """Make `--limit`, as it is `told`; of `most` where one page has to do."""
+    return click.option(
+        "--limit", type=click.IntRange(1, most), default=default, show_default=True, help=told
+    )
+
+
 def json_option(command: Command) -> Command:
     """Add `--json`; the command gets an `output`."""
 

@@ -3,7 +3,7 @@
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import IO, Any, Final, TypeVar
 
@@ -62,10 +62,7 @@ def import_substitutes(service: Service, merchant: str, path: str, output: Outpu
     was said before; other SKUs stay as they are. A file with a mistake in it is refused; up to
     1,000 SKUs are taken at once or not at all.
     """
-    with _opened(path) as file:
-        by_sku: defaultdict[str, list[calls.Alternative]] = defaultdict(list)
-        for line, row in _rows(file, SUBSTITUTES_COLUMNS, required=2):
-            by_sku[row["sku"]].append(_alternative(line, row))
+    by_sku = _by_sku(path, SUBSTITUTES_COLUMNS, _alternative, required=2)
     said = [calls.Substitutes(sku, tuple(some)) for sku, some in by_sku.items()]
     _send(service, output, merchant, said, calls.import_substitutes)
 
@@ -76,27 +73,26 @@ def import_substitutes(service: Service, merchant: str, path: str, output: Outpu
 @json_option
 def list_substitutes(service: Service, merchant: str, output: Output) -> None:
     """List all rules of a merchant, by SKU."""
-    with service.client() as client:
-        found = list(_all(client, merchant, calls.substitutes_page))
-    output.document({"data": found})
-    if not output.as_json:
-        output.table(
-            ["sku", "alternative", "of", "for", "priority", "direction", "where", "approval"],
+    _list(
+        service,
+        output,
+        merchant,
+        calls.substitutes_page,
+        ["sku", "alternative", "of", "for", "priority", "direction", "where", "approval"],
+        lambda one: [
             [
-                [
-                    one.sku,
-                    rule.sku,
-                    rule.of,
-                    rule.for_,
-                    rule.priority,
-                    rule.direction.value,
-                    ", ".join(rule.locations) or "everywhere",
-                    "needed" if rule.approval else "-",
-                ]
-                for one in found
-                for rule in one.alternatives
-            ],
-        )
+                one.sku,
+                rule.sku,
+                rule.of,
+                rule.for_,
+                rule.priority,
+                rule.direction.value,
+                ", ".join(rule.locations) or "everywhere",
+                "needed" if rule.approval else "-",
+            ]
+            for rule in one.alternatives
+        ],
+    )
 
 
 @substitutes.command("delete", short_help="Let nothing stand for a SKU.")
@@ -126,10 +122,7 @@ def import_kits(service: Service, merchant: str, path: str, output: Output) -> N
     said before; other kits stay as they are. A file with a mistake in it is refused; up to 1,000
     kits are taken at once or not at all.
     """
-    with _opened(path) as file:
-        by_sku: defaultdict[str, list[Line]] = defaultdict(list)
-        for line, row in _rows(file, KITS_COLUMNS, required=3):
-            by_sku[row["sku"]].append(Line(row["component"], _number(line, row, "quantity", 0)))
+    by_sku = _by_sku(path, KITS_COLUMNS, _component, required=3)
     said = [calls.Kit(sku, tuple(some)) for sku, some in by_sku.items()]
     _send(service, output, merchant, said, calls.import_kits)
 
@@ -140,14 +133,14 @@ def import_kits(service: Service, merchant: str, path: str, output: Output) -> N
 @json_option
 def list_kits(service: Service, merchant: str, output: Output) -> None:
     """List all kits of a merchant and what they are made of, by SKU."""
-    with service.client() as client:
-        found = list(_all(client, merchant, calls.kits_page))
-    output.document({"data": found})
-    if not output.as_json:
-        output.table(
-            ["kit", "component", "units"],
-            [[one.sku, part.sku, part.quantity] for one in found for part in one.components],
-        )
+    _list(
+        service,
+        output,
+        merchant,
+        calls.kits_page,
+        ["kit", "component", "units"],
+        lambda one: [[one.sku, part.sku, part.quantity] for part in one.components],
+    )
 
 
 @kits.command("delete", short_help="Take a kit's definition away.")
@@ -175,6 +168,21 @@ def _send(
         output.text(f"{len(said):,} SKUs taken.")
 
 
+def _list(
+    service: Service,
+    output: Output,
+    merchant: str,
+    page_of: Callable[..., Call[Page[Said]]],
+    heads: Sequence[str],
+    rows_of: Callable[[Said], Sequence[Sequence[Any]]],
+) -> None:
+    with service.client() as client:
+        found = list(_all(client, merchant, page_of))
+    output.document({"data": found})
+    if not output.as_json:
+        output.table(heads, [row for one in found for row in rows_of(one)])
+
+
 def _delete(service: Service, output: Output, merchant: str, what: str, sku: str) -> None:
     with service.client() as client:
         client.send(calls.remove(merchant, what, sku))
@@ -191,6 +199,21 @@ def _all(client: Client, merchant: str, page_of: Callable[..., Call[Page[Said]]]
         cursor = page.next_cursor
         if cursor is None:
             return
+
+
+def _by_sku(
+    path: str,
+    columns: Sequence[str],
+    read: Callable[[int, Row], Said],
+    *,
+    required: int,
+) -> Mapping[str, Sequence[Said]]:
+    """Read what a file says of each SKU. Raises FileRefused."""
+    by_sku: defaultdict[str, list[Said]] = defaultdict(list)
+    with _opened(path) as file:
+        for line, row in _rows(file, columns, required=required):
+            by_sku[row["sku"]].append(read(line, row))
+    return by_sku
 
 
 def _opened(path: str) -> "nullcontext[IO[str]] | IO[str]":
@@ -238,6 +261,10 @@ def _alternative(line: int, row: Row) -> calls.Alternative:
         locations=tuple(place for place in places if place),
         approval=approval,
     )
+
+
+def _component(line: int, row: Row) -> Line:
+    return Line(row["component"], _number(line, row, "quantity", 0))
 
 
 def _number(line: int, row: Row, name: str, default: int) -> int:

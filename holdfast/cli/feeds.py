@@ -8,7 +8,13 @@ import click
 from engine.limits import MAX_PAGE
 from engine.policies import OnShortfall, WhenOffline
 from holdfast import feed_calls
-from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.connection import (
+    Service,
+    json_option,
+    limit_option,
+    merchant_option,
+    service_options,
+)
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output, moment
 from holdfast.feed_file import send_file
@@ -78,13 +84,7 @@ def skip(
 @feeds.command(short_help="List events that were set aside.")
 @merchant_option
 @location_option
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_PAGE),
-    default=100,
-    show_default=True,
-    help="How many to list.",
-)
+@limit_option(100, most=MAX_PAGE, told="How many to list.")
 @service_options
 @json_option
 def quarantine(service: Service, merchant: str, location: str, limit: int, output: Output) -> None:

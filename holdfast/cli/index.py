@@ -18,6 +18,7 @@ from holdfast.cli.connection import (
     Service,
     data_dir_option,
     json_option,
+    limit_option,
     merchant_option,
     service_options,
     store_settings,
@@ -51,13 +52,7 @@ MAX_SHOWN_PROBLEMS: Final = 20
     type=click.Choice([one.value for one in Stocked]),
     help="Only what can be promised (in), cannot (out), is low, or is owed (backordered).",
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=DEFAULT_SHOWN,
-    show_default=True,
-    help="How many at most.",
-)
+@limit_option(DEFAULT_SHOWN)
 @merchant_option
 @service_options
 @json_option

@@ -11,7 +11,13 @@ import click
 from engine.history import Missing, Order
 from engine.ledger import OperationKind
 from engine.limits import MAX_PAGE
-from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.connection import (
+    Service,
+    json_option,
+    limit_option,
+    merchant_option,
+    service_options,
+)
 from holdfast.cli.moments import time_options
 from holdfast.cli.output import Output, moment
 from holdfast.client import Client
@@ -49,13 +55,7 @@ _KINDS: Final = [kind.value for kind in OperationKind]
 @click.option("--kind", type=click.Choice(_KINDS), help="Only operations of this kind.")
 @time_options
 @click.option("--oldest-first", is_flag=True, help="Start with the oldest.  [default: newest]")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="How many operations to show.",
-)
+@limit_option(50, told="How many operations to show.")
 @service_options
 @json_option
 def history(

@@ -7,7 +7,14 @@ import click
 
 from engine.limits import MAX_PAGE, MAX_TTL_MS, MIN_TTL_MS
 from holdfast.calls import HeldLine, Line, Reservation
-from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.connection import (
+    Service,
+    json_option,
+    key_option,
+    limit_option,
+    merchant_option,
+    service_options,
+)
 from holdfast.cli.output import Output, moment
 
 DEFAULT_RESERVATIONS: Final = 100
@@ -49,7 +56,7 @@ LINE: Final = _LineType()
 @click.option("--channel", default="", help="Through which they are asked for.  [default: online]")
 @click.option("--buyer", default="", help="Who buys, where a row has a cap a buyer.")
 @click.option("--by", metavar="DAY", default="", help="Promise what is expected by then, too.")
-@click.option("--idempotency-key", help="Makes a repeated command hold once.  [default: random]")
+@key_option("hold once")
 @service_options
 @json_option
 def reserve(
@@ -103,7 +110,7 @@ def confirm(
 @click.argument("reservation_id", metavar="ID")
 @merchant_option
 @click.option("--ttl-seconds", type=TTL_SECONDS, required=True, help="How long from now.")
-@click.option("--idempotency-key", help="Makes a repeated command extend once.  [default: random]")
+@key_option("extend once")
 @service_options
 @json_option
 def extend(
@@ -127,7 +134,7 @@ def extend(
 @click.option("--stock-only", is_flag=True, help="Promise nothing that is not on the shelf.")
 @click.option("--channel", default="", help="Through which units are asked for, if none was named.")
 @click.option("--buyer", default="", help="Who buys, if a row has a cap and nobody was named.")
-@click.option("--idempotency-key", help="Makes a repeated command amend once.  [default: random]")
+@key_option("amend once")
 @service_options
 @json_option
 def amend(
@@ -159,7 +166,7 @@ def amend(
 @click.argument("reservation_id", metavar="ID")
 @click.argument("location")
 @merchant_option
-@click.option("--idempotency-key", help="Makes a repeated command move once.  [default: random]")
+@key_option("move once")
 @service_options
 @json_option
 def relocate(
@@ -224,13 +231,7 @@ def reservation(service: Service, reservation_id: str, merchant: str, output: Ou
 @click.command(short_help="List a location's open reservations.")
 @click.argument("location")
 @merchant_option
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_PAGE),
-    default=DEFAULT_RESERVATIONS,
-    show_default=True,
-    help="Reservations to show at most.",
-)
+@limit_option(DEFAULT_RESERVATIONS, most=MAX_PAGE, told="Reservations to show at most.")
 @service_options
 @json_option
 def reservations(

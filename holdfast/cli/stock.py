@@ -22,6 +22,8 @@ from holdfast.cli.connection import (
     JSON_ASKED,
     Service,
     json_option,
+    key_option,
+    limit_option,
     merchant_option,
     service_options,
 )
@@ -64,13 +66,7 @@ _COLUMNS: Final = (
 @click.argument("location", required=False)
 @click.argument("sku", required=False)
 @merchant_option
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=DEFAULT_ROWS,
-    show_default=True,
-    help="Rows or locations to show at most.",
-)
+@limit_option(DEFAULT_ROWS, told="Rows or locations to show at most.")
 @service_options
 @json_option
 def stock(
@@ -124,7 +120,7 @@ def stock(
 @click.option("--reason", default="", help="Why; `adjust` needs one.")
 @click.option("--reference", default="", help="The document behind it, such as a delivery note.")
 @click.option("--supply", default="", help="Of what arrives, the supply that it came with.")
-@click.option("--idempotency-key", help="Makes a repeated command book once.  [default: random]")
+@key_option("book once")
 @service_options
 @json_option
 def move(

@@ -6,16 +6,19 @@ import click
 
 from engine.limits import MAX_PAGE, MAX_QUANTITY
 from holdfast import supply_calls as calls
-from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.connection import (
+    Service,
+    json_option,
+    key_option,
+    limit_option,
+    merchant_option,
+    service_options,
+)
 from holdfast.cli.output import Output
 from holdfast.client import new_key
 from holdfast.supply_calls import SupplyChange
 
 DEFAULT_SHOWN: Final = 50
-
-_KEY: Final = click.option(
-    "--idempotency-key", help="Makes a repeated command change once.  [default: random]"
-)
 
 
 @click.group(short_help="Say what is to come, and see who waits.")
@@ -30,7 +33,7 @@ def supplies() -> None:
 @click.argument("expected_on", metavar="DAY")
 @click.argument("quantity", type=click.IntRange(1, MAX_QUANTITY))
 @merchant_option
-@_KEY
+@key_option("change once")
 @service_options
 @json_option
 def expect(
@@ -67,7 +70,7 @@ def expect(
 @click.argument("sku")
 @click.argument("supply")
 @merchant_option
-@_KEY
+@key_option("change once")
 @service_options
 @json_option
 def cancel(
@@ -107,13 +110,7 @@ def list_(service: Service, location: str, sku: str, merchant: str, output: Outp
 @click.argument("location")
 @click.argument("sku")
 @merchant_option
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_PAGE),
-    default=DEFAULT_SHOWN,
-    show_default=True,
-    help="How many to show.",
-)
+@limit_option(DEFAULT_SHOWN, most=MAX_PAGE, told="How many to show.")
 @service_options
 @json_option
 def waiting(

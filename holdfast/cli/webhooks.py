@@ -8,7 +8,14 @@ from engine.events import EventType
 from engine.limits import MAX_PAGE
 from engine.outbox import MAX_DEAD, MAX_LOGGED
 from holdfast import webhook_calls as calls
-from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.connection import (
+    Service,
+    json_option,
+    key_option,
+    limit_option,
+    merchant_option,
+    service_options,
+)
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output, moment
 from holdfast.client import new_key
@@ -47,7 +54,7 @@ def _interest_options(command: Any) -> Any:
 @click.argument("address", metavar="URL")
 @_interest_options
 @click.option("--description", default="", help="What it is for, to know it again.")
-@click.option("--idempotency-key", help="Makes a repeated command make one.  [default: random]")
+@key_option("make one")
 @merchant_option
 @service_options
 @json_option
@@ -169,7 +176,7 @@ def delete(service: Service, merchant: str, webhook: str, output: Output) -> Non
     show_default=True,
     help="How long the old secret stays valid.",
 )
-@click.option("--idempotency-key", help="Makes a repeated command make one.  [default: random]")
+@key_option("make one")
 @merchant_option
 @service_options
 @json_option
@@ -212,13 +219,7 @@ def test(service: Service, merchant: str, webhook: str, output: Output) -> None:
 
 @webhooks.command(short_help="List the last attempts to deliver.")
 @_ID
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_LOGGED),
-    default=DEFAULT_SHOWN,
-    show_default=True,
-    help="How many at most.",
-)
+@limit_option(DEFAULT_SHOWN, most=MAX_LOGGED)
 @merchant_option
 @service_options
 @json_option
@@ -249,13 +250,7 @@ def attempts(service: Service, merchant: str, webhook: str, limit: int, output: 
 
 @webhooks.command("dead-letters", short_help="List the events that were given up.")
 @_ID
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_DEAD),
-    default=DEFAULT_SHOWN,
-    show_default=True,
-    help="How many at most.",
-)
+@limit_option(DEFAULT_SHOWN, most=MAX_DEAD)
 @merchant_option
 @service_options
 @json_option
