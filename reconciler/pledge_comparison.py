@@ -154,19 +154,15 @@ class PledgeComparison:
             detail = f"it waits at {evidence.place}, and the queue of the row does not name it"
         else:
             detail = f"the queue of the row has it at {evidence.found}, not at {evidence.place}"
-        return Finding(
-            invariant=Invariant.INDEX_MATCH,
-            code=Code.QUEUE_DIFFERS,
+        return self._finding(
+            Invariant.INDEX_MATCH,
+            Code.QUEUE_DIFFERS,
+            key,
+            at=self._keys.waiting(*key),
             detail=detail,
             remedy="the queue is made to say what the reservation waits for, in order of promise",
-            partition=self._keys.partition,
-            merchant=key[0],
-            location=key[1],
-            sku=key[2],
             reservation=the_id,
-            key=self._keys.waiting(*key),
-            sequence=self._account.state.sequence,
-            queue=evidence,
+            evidence=evidence,
         )
 
     # What counts for buyers
@@ -192,19 +188,44 @@ class PledgeComparison:
             texts = [f"{the_id} {_text(live, ledger, the_id)}" for the_id in named[:MAX_NAMED]]
             more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
             detail = f"for buyer {key[3]} of the row {'; '.join(texts)}{more}"
-        return Finding(
-            invariant=Invariant.HOLDS_SUM,
-            code=Code.BUYER_COUNT_DIFFERS,
+        return self._finding(
+            Invariant.HOLDS_SUM,
+            Code.BUYER_COUNT_DIFFERS,
+            key[:3],
+            at=self._keys.buyer(*key),
             detail=detail,
             remedy="what counts for the buyer is written again as the ledger says",
-            partition=self._keys.partition,
-            merchant=key[0],
-            location=key[1],
-            sku=key[2],
             reservation=named[0] if named else "",
-            key=self._keys.buyer(*key),
+            evidence=evidence,
+        )
+
+    def _finding(
+        self,
+        invariant: Invariant,
+        code: Code,
+        row: RowKey,
+        *,
+        at: str,
+        detail: str,
+        remedy: str,
+        reservation: str,
+        evidence: QueueEvidence | CountEvidence,
+    ) -> Finding:
+        """Make a finding about what a row's key says at the place where the ledger was read to."""
+        return Finding(
+            invariant=invariant,
+            code=code,
+            detail=detail,
+            remedy=remedy,
+            partition=self._keys.partition,
+            merchant=row[0],
+            location=row[1],
+            sku=row[2],
+            reservation=reservation,
+            key=at,
             sequence=self._account.state.sequence,
-            count=evidence,
+            queue=evidence if isinstance(evidence, QueueEvidence) else None,
+            count=evidence if isinstance(evidence, CountEvidence) else None,
         )
 
     def _bounded(self, suspects: Iterable[Item]) -> list[Item]:
