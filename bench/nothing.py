@@ -17,16 +17,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine.model import Line, Reservation, ReservationState, Row
-from gateway import wire
+from gateway import reservation_wire, wire
 
 _LOCATION = "/v1/merchants/{merchant}/locations/{location}"
 _JSON = "application/json"
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(wire.ReserveRequest).decode
+_decode = msgspec.json.Decoder(reservation_wire.ReserveRequest).decode
 
 _ROW = wire.stock(Row("bench", "store-0", "sku-0", 1_000_000_000, 12_345, 0, 0, 12_346))
-_RESERVATION = wire.reservation(
+_RESERVATION = reservation_wire.reservation(
     Reservation(
         id="rsv_0_0123456789abcdef01234567",
         merchant="bench",

@@ -10,7 +10,7 @@ from engine.outcomes import (
     HoldfastError,
     StoreFault,
 )
-from gateway import wire
+from gateway import movement_wire, wire
 from gateway.batches import raise_if_store_failed
 from gateway.bodies import decode
 from gateway.calls import Answer, Call, answer_once
@@ -26,19 +26,21 @@ class _Named(msgspec.Struct, frozen=True):
     id: str
 
 
-_items: msgspec.json.Decoder[wire.BatchMovement] = msgspec.json.Decoder(wire.BatchMovement)
+_items: msgspec.json.Decoder[movement_wire.BatchMovement] = msgspec.json.Decoder(
+    movement_wire.BatchMovement
+)
 _names: msgspec.json.Decoder[_Named] = msgspec.json.Decoder(_Named)
 
 
-async def move(call: Call, body: wire.MovementRequest) -> Answer:
+async def move(call: Call, body: movement_wire.MovementRequest) -> Answer:
     """Book one movement under the request's idempotency key."""
     movement = _movement(body, key=key_of(call), location=call.path["location"])
     moved = await call.inventory.move(call.merchant, movement, actor=call.actor)
     call.service.fanout.view.learn(moved.row)
-    return answer_once(201, wire.movement(movement, moved), replayed=moved.replayed)
+    return answer_once(201, movement_wire.movement(movement, moved), replayed=moved.replayed)
 
 
-async def move_batch(call: Call, body: wire.MovementBatchRequest) -> Answer:
+async def move_batch(call: Call, body: movement_wire.MovementBatchRequest) -> Answer:
     """Book movements that stand or fall alone; a malformed one is refused and the rest booked.
 
     Where the store failed in mid-course the answer is a refusal of the whole, since nobody could
@@ -61,24 +63,24 @@ async def move_batch(call: Call, body: wire.MovementBatchRequest) -> Answer:
     statuses = [outcome.status for outcome in data]
     return Answer(
         200,
-        wire.MovementBatch(
+        movement_wire.MovementBatch(
             data,
-            applied=statuses.count(wire.BatchStatus.APPLIED),
-            replayed=statuses.count(wire.BatchStatus.REPLAYED),
-            refused=statuses.count(wire.BatchStatus.REFUSED),
+            applied=statuses.count(movement_wire.BatchStatus.APPLIED),
+            replayed=statuses.count(movement_wire.BatchStatus.REPLAYED),
+            refused=statuses.count(movement_wire.BatchStatus.REFUSED),
         ),
     )
 
 
 def _item(raw: msgspec.Raw) -> model.Movement | HoldfastError:
     try:
-        request: wire.BatchMovement = decode(bytes(raw), _items)
+        request: movement_wire.BatchMovement = decode(bytes(raw), _items)
         return _movement(request, key=request.id, location=request.location)
     except InvalidRequest as refusal:
         return refusal
 
 
-def _movement(request: wire.MovementRequest, *, key: str, location: str) -> model.Movement:
+def _movement(request: movement_wire.MovementRequest, *, key: str, location: str) -> model.Movement:
     """Make the engine's movement. Raises InvalidRequest."""
     occurred_at_ms = 0
     if request.occurred_at is not None:
@@ -106,16 +108,22 @@ def _outcome(
     raw: msgspec.Raw,
     item: model.Movement | HoldfastError,
     result: model.Moved | HoldfastError,
-) -> wire.BatchOutcome:
+) -> movement_wire.BatchOutcome:
     if isinstance(item, model.Movement) and isinstance(result, model.Moved):
-        status = wire.BatchStatus.REPLAYED if result.replayed else wire.BatchStatus.APPLIED
-        return wire.BatchOutcome(id=item.key, status=status, movement=wire.movement(item, result))
+        status = (
+            movement_wire.BatchStatus.REPLAYED
+            if result.replayed
+            else movement_wire.BatchStatus.APPLIED
+        )
+        return movement_wire.BatchOutcome(
+            id=item.key, status=status, movement=movement_wire.movement(item, result)
+        )
     if isinstance(result, StoreFault):
         log.error("a movement failed", call=result.call, reply=result.reply)
     assert isinstance(result, HoldfastError)  # noqa: S101 - what is not booked was refused
-    return wire.BatchOutcome(
+    return movement_wire.BatchOutcome(
         id=item.key if isinstance(item, model.Movement) else _name(raw),
-        status=wire.BatchStatus.REFUSED,
+        status=movement_wire.BatchStatus.REFUSED,
         error=item_problem(result, body=item, prefix=place),
     )
 

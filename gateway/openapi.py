@@ -13,12 +13,13 @@ from gateway.authentication import SESSION_COOKIE
 from gateway.feed_bodies import FeedEvent
 from gateway.freshness import DEFAULT_MAX_STALENESS_MS
 from gateway.interests import MAX_NAMES
+from gateway.movement_wire import BatchMovement
 from gateway.operations import HeaderField, Operation, Success
 from gateway.paging import MAX_CURSOR_CHARACTERS
 from gateway.problems import kind_of
 from gateway.routes import OPERATIONS, by_path
 from gateway.search_wire import MAX_QUESTION_CHARACTERS
-from gateway.wire import MAX_STALENESS_MS, BatchMovement, Consistency, Problem
+from gateway.wire import MAX_STALENESS_MS, Consistency, Problem
 from projection.database import Stocked
 
 _REFERENCE: Final = "#/components/schemas/{name}"

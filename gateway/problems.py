@@ -49,7 +49,8 @@ from engine.outcomes import (
     VersionConflict,
     WebhookNotFound,
 )
-from gateway.wire import ConfirmRequest, ItemProblem, Problem, ProblemError
+from gateway.reservation_wire import ConfirmRequest
+from gateway.wire import ItemProblem, Problem, ProblemError
 
 MAX_DETAIL_CHARACTERS: Final = 500
 """Of a problem's texts: some quote the caller, who may have sent anything."""

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from engine.limits import DEFAULT_CHANNEL
 from engine.model import ProposalDecision, Reservation, ReservationResult
 from engine.outcomes import HoldfastError, InvalidCommand
-from gateway import wire
+from gateway import reservation_wire, wire
 from gateway.calls import Answer, Call, answer_once
 from gateway.idempotency import is_first_attempt, key_of
 from gateway.paging import limit_of, page_answer, place_of
@@ -23,7 +23,7 @@ PLACE = re.compile(r"[0-9]{1,15}:[!-~]{1,100}")
 """Where a page of open reservations starts: when the last one was made, in ms, and its id."""
 
 
-async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
+async def reserve(call: Call, body: reservation_wire.ReserveRequest) -> Answer:
     """Hold a cart at one location."""
     result = await call.inventory.reserve(
         call.merchant,
@@ -45,7 +45,7 @@ async def reserve(call: Call, body: wire.ReserveRequest) -> Answer:
     path = f"/v1/merchants/{quote(held.merchant, safe='')}/reservations/{held.id}"
     return answer_once(
         201,
-        wire.reservation(held),
+        reservation_wire.reservation(held),
         replayed=result.replayed,
         headers=[(b"location", path.encode())],
     )
@@ -61,16 +61,18 @@ async def list_open(call: Call, _body: None) -> Answer:
         after=place_of(call, listing, is_place=PLACE.fullmatch),
         limit=limit_of(call),
     )
-    return page_answer(wire.ReservationPage, listing, page, wire.reservation)
+    return page_answer(
+        reservation_wire.ReservationPage, listing, page, reservation_wire.reservation
+    )
 
 
 async def read(call: Call, _body: None) -> Answer:
     """Read one reservation; ended ones for 24 hours."""
     found = await call.inventory.reservation(call.merchant, call.path["reservation"])
-    return Answer(200, wire.reservation(found))
+    return Answer(200, reservation_wire.reservation(found))
 
 
-async def confirm(call: Call, body: wire.ConfirmRequest) -> Answer:
+async def confirm(call: Call, body: reservation_wire.ConfirmRequest) -> Answer:
     """Keep a hold until it is committed or released."""
     result = await call.inventory.confirm(
         call.merchant, call.path["reservation"], order_ref=body.order_ref, actor=call.actor
@@ -78,7 +80,7 @@ async def confirm(call: Call, body: wire.ConfirmRequest) -> Answer:
     return _answer(result)
 
 
-async def extend(call: Call, body: wire.ExtendRequest) -> Answer:
+async def extend(call: Call, body: reservation_wire.ExtendRequest) -> Answer:
     """Let a hold run for longer."""
     result = await call.inventory.extend(
         call.merchant,
@@ -90,7 +92,7 @@ async def extend(call: Call, body: wire.ExtendRequest) -> Answer:
     return _answer(result)
 
 
-async def amend(call: Call, body: wire.AmendRequest) -> Answer:
+async def amend(call: Call, body: reservation_wire.AmendRequest) -> Answer:
     """Hold other quantities of some lines."""
     refuse_repeated(body.lines)
     result = await call.inventory.amend(
@@ -112,7 +114,7 @@ async def amend(call: Call, body: wire.AmendRequest) -> Answer:
     return _answer(result)
 
 
-async def relocate(call: Call, body: wire.RelocateRequest) -> Answer:
+async def relocate(call: Call, body: reservation_wire.RelocateRequest) -> Answer:
     """Hold the same at another location."""
     moved = await call.service.relocation.relocate(
         call.merchant, call.path["reservation"], body.location, key=key_of(call), actor=call.actor
@@ -123,13 +125,13 @@ async def relocate(call: Call, body: wire.RelocateRequest) -> Answer:
     path = f"/v1/merchants/{quote(there.merchant, safe='')}/reservations/{there.id}"
     return answer_once(
         201,
-        wire.relocated(there, moved.before, moved.location_before),
+        reservation_wire.relocated(there, moved.before, moved.location_before),
         replayed=moved.result.replayed,
         headers=[(b"location", path.encode())],
     )
 
 
-async def commit(call: Call, body: wire.CommitRequest) -> Answer:
+async def commit(call: Call, body: reservation_wire.CommitRequest) -> Answer:
     """End a reservation: its units, or those that were picked, left the shelf."""
     picks = [] if body.lines is UNSET else body.lines
     refuse_repeated(picks)
@@ -144,7 +146,7 @@ async def commit(call: Call, body: wire.CommitRequest) -> Answer:
     return _answer(result)
 
 
-async def release(call: Call, body: wire.ReleaseRequest) -> Answer:
+async def release(call: Call, body: reservation_wire.ReleaseRequest) -> Answer:
     """End a reservation by giving its units back."""
     result = await call.inventory.release(
         call.merchant, call.path["reservation"], reason=body.reason, actor=call.actor
@@ -191,7 +193,9 @@ def _forget(call: Call, changed: Reservation) -> None:
 
 
 def _answer(result: ReservationResult) -> Answer:
-    return answer_once(200, wire.reservation(result.reservation), replayed=result.replayed)
+    return answer_once(
+        200, reservation_wire.reservation(result.reservation), replayed=result.replayed
+    )
 
 
 def refuse_repeated(picks: Sequence[wire.PickRequest | wire.AmendedLine]) -> None:

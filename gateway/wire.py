@@ -15,17 +15,12 @@ from msgspec import UNSET, Meta, UnsetType
 from engine import model
 from engine.feeds import SourceState
 from engine.limits import (
-    DEFAULT_CHANNEL,
-    DEFAULT_TTL_MS,
     MAX_ALTERNATIVES,
-    MAX_BATCH_MOVEMENTS,
     MAX_BATCH_ROWS,
     MAX_BUYER_UNITS,
     MAX_BUYER_WINDOW_MS,
     MAX_ID_BYTES,
-    MAX_KEY_CHARACTERS,
     MAX_LINES,
-    MAX_NAME_BYTES,
     MAX_PARTS,
     MAX_QUANTITY,
     MAX_RATIO,
@@ -33,7 +28,7 @@ from engine.limits import (
     MAX_TTL_MS,
     MIN_TTL_MS,
 )
-from engine.model import MovementType, ReservationState, time_text
+from engine.model import time_text
 from engine.splits import Spread
 from engine.substitutes import Alternative
 from engine.wishes import Fill, Substitution, Wish
@@ -105,10 +100,6 @@ KitMark = (
     | UnsetType
 )
 
-UndecodedMovement = Annotated[
-    msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/BatchMovement"})
-]
-"""Decoded one by one, so that a malformed one is refused alone."""
 
 Day = Annotated[
     str,
@@ -189,52 +180,6 @@ class WishRequest(_SubstitutesRequest, frozen=True, kw_only=True):
     quantity: Units
 
 
-StockOnly = Annotated[
-    bool, Meta(description="Promise nothing that is not on the shelf, whatever the rows allow.")
-]
-Channel = Annotated[
-    str, Meta(max_length=MAX_NAME_BYTES, description="Through which units are asked for.")
-]
-Buyer = Annotated[
-    str,
-    Meta(
-        max_length=MAX_NAME_BYTES,
-        description="Who buys, where a row has a cap a buyer; only a digest of it is kept.",
-    ),
-]
-
-
-class ReserveRequest(Request, frozen=True, kw_only=True):
-    """A cart at one location. Lines of one SKU are summed.
-
-    With `partial` whatever there is gets held, and the rest is named as `missing`.
-    """
-
-    lines: Annotated[list[WishRequest], Meta(min_length=1, max_length=MAX_LINES)]
-    ttl_seconds: TtlSeconds = DEFAULT_TTL_MS // 1000
-    order_ref: Text = ""
-    partial: bool = False
-    stock_only: StockOnly = False
-    channel: Channel = DEFAULT_CHANNEL
-    buyer: Buyer = ""
-    by: Annotated[
-        Day | UnsetType,
-        Meta(description="Promise what is expected by this day, too, and nothing that is later."),
-    ] = UNSET
-
-
-class ConfirmRequest(Request, frozen=True, kw_only=True):
-    """The order was placed: keep the units until commit or release."""
-
-    order_ref: Text = ""
-
-
-class ExtendRequest(Request, frozen=True, kw_only=True):
-    """Let the hold run for so long from now, if that is longer than it would."""
-
-    ttl_seconds: TtlSeconds
-
-
 class AmendedLine(_SubstitutesRequest, frozen=True, kw_only=True):
     """How many units of one SKU are asked for from now on; 0 drops the line.
 
@@ -245,24 +190,6 @@ class AmendedLine(_SubstitutesRequest, frozen=True, kw_only=True):
     quantity: AmendedUnits
 
 
-class AmendRequest(Request, frozen=True, kw_only=True):
-    """Hold other quantities of the lines that are named; the others stay as they are.
-
-    A reservation that was promised on terms keeps its `channel`, and its `buyer` where it has one.
-    """
-
-    lines: Annotated[list[AmendedLine], Meta(min_length=1, max_length=MAX_LINES)]
-    stock_only: StockOnly = False
-    channel: Channel = ""
-    buyer: Buyer = ""
-
-
-class RelocateRequest(Request, frozen=True, kw_only=True):
-    """Hold the same at another location."""
-
-    location: Id
-
-
 class PickRequest(Request, frozen=True, kw_only=True):
     """Units of one SKU that were picked."""
 
@@ -270,58 +197,10 @@ class PickRequest(Request, frozen=True, kw_only=True):
     quantity: PickedUnits
 
 
-class CommitRequest(Request, frozen=True, kw_only=True):
-    """The units left the shelf. Without `lines` all of them; with `lines` only those named."""
-
-    lines: Annotated[list[PickRequest], Meta(min_length=1, max_length=MAX_LINES)] | UnsetType = (
-        UNSET
-    )
-
-
-class ReleaseRequest(Request, frozen=True, kw_only=True):
-    """Give the units back."""
-
-    reason: Text = ""
-
-
 class DecisionRequest(Request, frozen=True, kw_only=True):
     """The SKUs whose substitutes are accepted or declined; without any, all that are proposed."""
 
     skus: Annotated[tuple[Id, ...], Meta(max_length=MAX_LINES)] = ()
-
-
-class MovementRequest(Request, frozen=True, kw_only=True):
-    """A physical event at a shelf. `adjust` needs a `reason`."""
-
-    type: MovementType
-    sku: Id
-    quantity: MovementQuantity
-    reason: Text = ""
-    reference: Text = ""
-    occurred_at: OccurredAt | None = None
-    expected_version: Version | None = None
-    supply: Annotated[
-        str,
-        Meta(
-            max_length=MAX_ID_BYTES,
-            description="Of what arrives, the supply that it came with: so many fewer are to come.",
-        ),
-    ] = ""
-
-
-class BatchMovement(MovementRequest, frozen=True, kw_only=True):
-    """A movement of a batch; `id` is its idempotency key at its location."""
-
-    id: Annotated[str, Meta(min_length=1, max_length=MAX_KEY_CHARACTERS)]
-    location: Id
-
-
-class MovementBatchRequest(Request, frozen=True, kw_only=True):
-    """Movements that stand or fall alone; see BatchMovement for one."""
-
-    movements: Annotated[
-        list[UndecodedMovement], Meta(min_length=1, max_length=MAX_BATCH_MOVEMENTS)
-    ]
 
 
 class SettingsRequest(Request, frozen=True, kw_only=True):
@@ -575,23 +454,6 @@ class Availability(msgspec.Struct, frozen=True):
     source: Source
 
 
-class Movement(msgspec.Struct, frozen=True):
-    """A booked movement, its `sequence` in the ledger, and the row just after it."""
-
-    id: str
-    merchant: str
-    location: str
-    type: MovementType
-    sku: str
-    quantity: int
-    on_hand_change: int
-    reason: str
-    reference: str
-    at: Time
-    sequence: int
-    stock: Stock
-
-
 class StandsFor(msgspec.Struct, frozen=True):
     """`units` of a line that are held for `quantity` units of another SKU.
 
@@ -643,39 +505,6 @@ class MissingLine(msgspec.Struct, frozen=True):
     quantity: int
 
 
-class Reservation(msgspec.Struct, frozen=True):
-    """Units of one location promised to one order; `expires_at` is null unless it is held.
-
-    `proposed` are SKUs whose substitutes have to be accepted before it can be confirmed.
-    """
-
-    id: str
-    merchant: str
-    location: str
-    state: ReservationState
-    lines: list[ReservationLine]
-    missing: list[MissingLine]
-    order_ref: str
-    created_at: Time
-    expires_at: Time | None
-    confirmed_at: Time | None
-    ended_at: Time | None
-    proposed: list[str] | UnsetType = UNSET
-
-
-class MovedFrom(msgspec.Struct, frozen=True):
-    """Which reservation held the units before, and where."""
-
-    reservation: str
-    location: str
-
-
-class RelocatedReservation(Reservation, frozen=True, kw_only=True):
-    """The reservation at the new location; the one of before is released."""
-
-    moved_from: MovedFrom
-
-
 class Location(msgspec.Struct, frozen=True):
     """A location that has or had stock."""
 
@@ -706,10 +535,6 @@ class MerchantPage(Page[Merchant], frozen=True):
 
 class LocationPage(Page[Location], frozen=True):
     """Locations of a merchant."""
-
-
-class ReservationPage(Page[Reservation], frozen=True):
-    """Open reservations of a location, oldest first."""
 
 
 class ProblemError(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -762,32 +587,6 @@ class ItemProblem(msgspec.Struct, frozen=True, kw_only=True):
     errors: list[ProblemError]
 
 
-class BatchStatus(StrEnum):
-    """What became of one movement of a batch."""
-
-    APPLIED = "applied"
-    REPLAYED = "replayed"
-    REFUSED = "refused"
-
-
-class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One movement's outcome; `id` is null where it could not be read."""
-
-    id: str | None
-    status: BatchStatus
-    movement: Movement | UnsetType = UNSET
-    error: ItemProblem | UnsetType = UNSET
-
-
-class MovementBatch(msgspec.Struct, frozen=True):
-    """Outcomes in the order of the request, and how many there are of each."""
-
-    data: list[BatchOutcome]
-    applied: int
-    replayed: int
-    refused: int
-
-
 class Health(StrEnum):
     """How the process, or the service, is."""
 
@@ -812,10 +611,6 @@ class Readiness(msgspec.Struct, frozen=True):
     reasons: list[str]
     warnings: list[str]
     store: str | None
-
-
-def _optional_time(time_ms: int | None) -> str | None:
-    return None if time_ms is None else time_text(time_ms)
 
 
 def stock(
@@ -925,49 +720,6 @@ def terms(found: model.Terms) -> Terms:
         {name: Pool(pool.held, pool.minimum, pool.cap) for name, pool in found.channels.items()}
         or UNSET,
         UNSET if cap is None else BuyerCap(units=cap.units, window_seconds=cap.window_ms // 1000),
-    )
-
-
-def movement(booked: model.Movement, moved: model.Moved) -> Movement:
-    """Make the answer of a booked movement."""
-    return Movement(
-        moved.id,
-        moved.row.merchant,
-        moved.row.location,
-        booked.type,
-        booked.sku,
-        booked.quantity,
-        moved.on_hand_change,
-        booked.reason,
-        booked.reference,
-        time_text(moved.at_ms),
-        moved.sequence,
-        stock(moved.row),
-    )
-
-
-def reservation(found: model.Reservation) -> Reservation:
-    """Make the answer of a reservation."""
-    return Reservation(
-        found.id,
-        found.merchant,
-        found.location,
-        found.state,
-        held_lines(found.lines, found.picked, found.stands_for, found.backordered, found.promised),
-        [MissingLine(x.sku, x.quantity) for x in found.missing],
-        found.order_ref,
-        time_text(found.created_at_ms),
-        _optional_time(found.expires_at_ms),
-        _optional_time(found.confirmed_at_ms),
-        _optional_time(found.ended_at_ms),
-        list(found.proposed) or UNSET,
-    )
-
-
-def relocated(found: model.Reservation, before: str, location: str) -> RelocatedReservation:
-    """Make the answer of a reservation that was moved."""
-    return RelocatedReservation(
-        *msgspec.structs.astuple(reservation(found)), moved_from=MovedFrom(before, location)
     )
 
 

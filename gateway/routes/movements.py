@@ -4,7 +4,7 @@ from typing import Final
 
 from engine.access import Role
 from engine.outcomes import InsufficientOnHand, LimitExceeded, SupplyNotFound, VersionConflict
-from gateway import movements, wire
+from gateway import movement_wire, movements
 from gateway.operations import IDEMPOTENCY_KEY, REPLAYED, Operation, Success
 from gateway.routes.paths import LOCATION, MERCHANT
 
@@ -16,10 +16,10 @@ OPERATIONS: Final = (
         tag="Movements",
         summary="Book units that came to the shelf or left it",
         handler=movements.move,
-        request=wire.MovementRequest,
+        request=movement_wire.MovementRequest,
         role=Role.FEED,
         changes=True,
-        successes=(Success(201, wire.Movement, "The booked movement", (REPLAYED,)),),
+        successes=(Success(201, movement_wire.Movement, "The booked movement", (REPLAYED,)),),
         header_fields=(IDEMPOTENCY_KEY,),
         problems=(InsufficientOnHand, VersionConflict, SupplyNotFound, LimitExceeded),
     ),
@@ -30,10 +30,10 @@ OPERATIONS: Final = (
         tag="Movements",
         summary="Book up to 1,000 movements that stand or fall alone",
         handler=movements.move_batch,
-        request=wire.MovementBatchRequest,
+        request=movement_wire.MovementBatchRequest,
         role=Role.FEED,
         changes=True,
-        successes=(Success(200, wire.MovementBatch, "What became of each movement"),),
+        successes=(Success(200, movement_wire.MovementBatch, "What became of each movement"),),
         items=lambda body: len(body.movements),
     ),
 )

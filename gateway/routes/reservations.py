@@ -16,7 +16,7 @@ from engine.outcomes import (
     ReservationNotFound,
     ReservationNotHeld,
 )
-from gateway import reservations, wire
+from gateway import reservation_wire, reservations, wire
 from gateway.idempotency import ATTEMPT_FORM, ATTEMPT_HEADER
 from gateway.operations import IDEMPOTENCY_KEY, REPLAYED, HeaderField, Operation, Success
 from gateway.paging import QUERY
@@ -39,10 +39,10 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="Hold a cart, whole or not at all",
         handler=reservations.reserve,
-        request=wire.ReserveRequest,
+        request=reservation_wire.ReserveRequest,
         role=Role.RESERVE,
         changes=True,
-        successes=(Success(201, wire.Reservation, "The hold", ("Location", REPLAYED)),),
+        successes=(Success(201, reservation_wire.Reservation, "The hold", ("Location", REPLAYED)),),
         header_fields=(IDEMPOTENCY_KEY, _ATTEMPT),
         problems=(InsufficientStock, BuyerCapExceeded),
         items=lambda body: len(body.lines),
@@ -55,7 +55,7 @@ OPERATIONS: Final = (
         summary="List a location's held and confirmed reservations, oldest first",
         handler=reservations.list_open,
         role=Role.READ,
-        successes=(Success(200, wire.ReservationPage, "A page"),),
+        successes=(Success(200, reservation_wire.ReservationPage, "A page"),),
         query=QUERY,
     ),
     Operation(
@@ -65,11 +65,13 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="The units left the shelf, all or those that were picked",
         handler=reservations.commit,
-        request=wire.CommitRequest,
+        request=reservation_wire.CommitRequest,
         body_required=False,
         role=Role.RESERVE,
         changes=True,
-        successes=(Success(200, wire.Reservation, "The reservation, committed", (REPLAYED,)),),
+        successes=(
+            Success(200, reservation_wire.Reservation, "The reservation, committed", (REPLAYED,)),
+        ),
         problems=(*_ENDING, ProposalOpen, BackorderUnfilled, InsufficientOnHand),
     ),
     Operation(
@@ -79,11 +81,13 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="Give the units back",
         handler=reservations.release,
-        request=wire.ReleaseRequest,
+        request=reservation_wire.ReleaseRequest,
         body_required=False,
         role=Role.RESERVE,
         changes=True,
-        successes=(Success(200, wire.Reservation, "The reservation, released", (REPLAYED,)),),
+        successes=(
+            Success(200, reservation_wire.Reservation, "The reservation, released", (REPLAYED,)),
+        ),
         problems=_ENDING,
     ),
     *(
@@ -98,7 +102,7 @@ OPERATIONS: Final = (
             body_required=False,
             role=Role.RESERVE,
             changes=True,
-            successes=(Success(200, wire.Reservation, "The reservation", (REPLAYED,)),),
+            successes=(Success(200, reservation_wire.Reservation, "The reservation", (REPLAYED,)),),
             problems=(*_ENDING, ProposalDecided),
         )
         for verb, summary, handler in (
@@ -113,11 +117,13 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="The order is placed: keep the units until commit or release",
         handler=reservations.confirm,
-        request=wire.ConfirmRequest,
+        request=reservation_wire.ConfirmRequest,
         body_required=False,
         role=Role.RESERVE,
         changes=True,
-        successes=(Success(200, wire.Reservation, "The reservation, confirmed", (REPLAYED,)),),
+        successes=(
+            Success(200, reservation_wire.Reservation, "The reservation, confirmed", (REPLAYED,)),
+        ),
         # Confirmed before with another order_ref; there is no key, the reservation's id is one.
         problems=(*_ENDING, ProposalOpen, IdempotencyKeyReused),
     ),
@@ -128,10 +134,12 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="Let a hold run for longer",
         handler=reservations.extend,
-        request=wire.ExtendRequest,
+        request=reservation_wire.ExtendRequest,
         role=Role.RESERVE,
         changes=True,
-        successes=(Success(200, wire.Reservation, "The reservation, extended", (REPLAYED,)),),
+        successes=(
+            Success(200, reservation_wire.Reservation, "The reservation, extended", (REPLAYED,)),
+        ),
         header_fields=(IDEMPOTENCY_KEY,),
         problems=(*_ENDING, ReservationNotHeld, LimitExceeded),
     ),
@@ -142,10 +150,12 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="Hold other quantities of some lines, up or down",
         handler=reservations.amend,
-        request=wire.AmendRequest,
+        request=reservation_wire.AmendRequest,
         role=Role.RESERVE,
         changes=True,
-        successes=(Success(200, wire.Reservation, "The reservation, amended", (REPLAYED,)),),
+        successes=(
+            Success(200, reservation_wire.Reservation, "The reservation, amended", (REPLAYED,)),
+        ),
         header_fields=(IDEMPOTENCY_KEY,),
         problems=(*_ENDING, InsufficientStock, BuyerCapExceeded, LimitExceeded),
         items=lambda body: len(body.lines),
@@ -157,11 +167,13 @@ OPERATIONS: Final = (
         tag="Reservations",
         summary="Hold the same at another location",
         handler=reservations.relocate,
-        request=wire.RelocateRequest,
+        request=reservation_wire.RelocateRequest,
         role=Role.RESERVE,
         changes=True,
         successes=(
-            Success(201, wire.RelocatedReservation, "The new hold", ("Location", REPLAYED)),
+            Success(
+                201, reservation_wire.RelocatedReservation, "The new hold", ("Location", REPLAYED)
+            ),
         ),
         header_fields=(IDEMPOTENCY_KEY,),
         problems=(*_ENDING, InsufficientStock, BuyerCapExceeded),
@@ -174,7 +186,7 @@ OPERATIONS: Final = (
         summary="Read a reservation; ended ones for 24 hours",
         handler=reservations.read,
         role=Role.READ,
-        successes=(Success(200, wire.Reservation, "The reservation"),),
+        successes=(Success(200, reservation_wire.Reservation, "The reservation"),),
         problems=(ReservationNotFound,),
     ),
 )
