@@ -20,6 +20,7 @@ from engine.outcomes import (
     HoldfastError,
     InsufficientStock,
     InvalidCommand,
+    OrderEnded,
     ShortLine,
 )
 from engine.wishes import SUBSTITUTE
@@ -224,6 +225,13 @@ def check_held(due: Sequence[Part], picks: Sequence[Line]) -> None:
                 f"lines[{i}].quantity", f"the part holds {held[pick.sku]}, not {pick.quantity}"
             )
         seen.add(pick.sku)
+
+
+def ended(order: Order) -> OrderEnded:
+    """Return the refusal that names the end that an order came to."""
+    return OrderEnded(
+        order.id, state=order.state, ended_at_ms=order.ended_at_ms, reason=order.reason
+    )
 
 
 def shorts_of(order: Order) -> tuple[ShortLine, ...]:

@@ -2,7 +2,7 @@
 
 A record lives in the partition that its id names and says what is wanted, which parts were planned,
 and what was decided. Its parts are reservations, in the partitions of their locations. The record
-alone says what becomes of them: `engine.orders` carries that out.
+alone says what becomes of them: `engine.order_execution` carries that out.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Which units of an order a location does not bring, and what stands in for which part.
 
-Pure functions over the record of an order; `engine.orders` carries out what they say.
+Pure functions over the record of an order; `engine.order_planning` plans by them.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """`holdfast orders`: orders that span locations, and what sourcing knows of locations."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import click
@@ -9,7 +10,7 @@ from engine.limits import MAX_PAGE
 from engine.sourcing import Strategy
 from engine.wishes import Substitution
 from holdfast import order_calls as calls
-from holdfast.calls import Line
+from holdfast.calls import Call, Line
 from holdfast.cli.connection import Service, json_option, merchant_option, service_options
 from holdfast.cli.output import Output, moment
 from holdfast.cli.reservations import LINE, TTL_SECONDS, held_line
@@ -21,6 +22,41 @@ DEFAULT_SHOWN: Final = 50
 _ID: Final = click.argument("order_id", metavar="ID")
 _LATITUDE: Final = click.FloatRange(-90, 90)
 _LONGITUDE: Final = click.FloatRange(-180, 180)
+
+_Command = Callable[..., Any]
+
+
+def _key_option(does: str) -> Callable[[_Command], _Command]:
+    """Have a command take an idempotency key, by which it `does` something once."""
+    told = f"Makes a repeated command {does} once.  [default: random]"
+    return click.option("--idempotency-key", default=new_key, show_default=False, help=told)
+
+
+def _sourcing_options(
+    *, default: str | None, told: str, where: str
+) -> Callable[[_Command], _Command]:
+    """Have a command say how locations are chosen; `told` is said of the strategy."""
+    options = (
+        click.option(
+            "--strategy",
+            type=click.Choice([one.value for one in Strategy]),
+            default=default,
+            show_default=default is not None,
+            help=told,
+        ),
+        click.option("--latitude", type=_LATITUDE, help=f"Of the destination{where}."),
+        click.option("--longitude", type=_LONGITUDE, help=f"Of the destination{where}."),
+        click.option(
+            "--live-only", is_flag=True, help=f"Leave out locations whose tills are silent{where}."
+        ),
+    )
+
+    def take(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return take
 
 
 @click.group(short_help="Hold orders that span locations.")
@@ -70,17 +106,12 @@ class _PlacedLineType(click.ParamType[OrderLine]):
     show_default=True,
     help="Whether others may stand for what runs short, by the merchant's rules.",
 )
-@click.option(
-    "--strategy",
-    type=click.Choice([one.value for one in Strategy]),
+@_sourcing_options(
     default=Strategy.FEWEST_SPLITS.value,
-    show_default=True,
-    help="How locations are chosen for lines that name none.",
+    told="How locations are chosen for lines that name none.",
+    where="",
 )
-@click.option("--latitude", type=_LATITUDE, help="Of the destination, for --strategy distance.")
-@click.option("--longitude", type=_LONGITUDE, help="Of the destination.")
-@click.option("--live-only", is_flag=True, help="Leave out locations whose tills are silent.")
-@click.option("--idempotency-key", help="Makes a repeated command hold once.  [default: random]")
+@_key_option("hold")
 @service_options
 @json_option
 def place(
@@ -98,17 +129,15 @@ def place(
     latitude: float | None,
     longitude: float | None,
     live_only: bool,
-    idempotency_key: str | None,
+    idempotency_key: str,
     output: Output,
 ) -> None:
     """Hold units at as many locations as it takes: every line, or nothing (exit code 1)."""
-    sourcing = Sourcing(
-        strategy=Strategy(strategy), latitude=latitude, longitude=longitude, degraded=not live_only
-    )
+    sourcing = _sourcing(strategy, latitude, longitude, live_only=live_only)
     call = calls.place(
         merchant,
         [msgspec.structs.replace(x, substitutes=Substitution(substitutes)) for x in lines],
-        key=idempotency_key or new_key(),
+        key=idempotency_key,
         ttl_seconds=ttl_seconds,
         order_ref=order_ref,
         sourcing=sourcing,
@@ -117,8 +146,7 @@ def place(
         buyer=buyer,
         by=by,
     )
-    with service.client() as client:
-        _show(client.send(call), output)
+    _send(service, call, output)
 
 
 @orders.command(short_help="Show one order.")
@@ -128,8 +156,7 @@ def place(
 @json_option
 def show(service: Service, order_id: str, merchant: str, output: Output) -> None:
     """Show order ID and its parts; an ended one is kept for 24 hours."""
-    with service.client() as client:
-        _show(client.send(calls.order(merchant, order_id)), output)
+    _send(service, calls.order(merchant, order_id), output)
 
 
 @orders.command("list", short_help="List a merchant's orders, the oldest first.")
@@ -176,8 +203,7 @@ def list_all(service: Service, merchant: str, order_ref: str, limit: int, output
 @json_option
 def confirm(service: Service, order_id: str, merchant: str, output: Output) -> None:
     """Confirm order ID: from here on none of its parts expires."""
-    with service.client() as client:
-        _show(client.send(calls.confirm(merchant, order_id)), output)
+    _send(service, calls.confirm(merchant, order_id), output)
 
 
 @orders.command(short_help="Accept an order's substitutes.")
@@ -190,15 +216,14 @@ def accept(
     service: Service, order_id: str, skus: tuple[str, ...], merchant: str, output: Output
 ) -> None:
     """Accept what stands for SKU in order ID, or for all that is proposed."""
-    with service.client() as client:
-        _show(client.send(calls.accept(merchant, order_id, skus=skus)), output)
+    _send(service, calls.accept(merchant, order_id, skus=skus), output)
 
 
 @orders.command(short_help="Decline an order's substitutes: it is planned anew.")
 @_ID
 @click.argument("skus", metavar="[SKU]...", nargs=-1)
 @merchant_option
-@click.option("--idempotency-key", help="Makes a repeated command decline once.  [default: random]")
+@_key_option("decline")
 @service_options
 @json_option
 def decline(
@@ -206,13 +231,12 @@ def decline(
     order_id: str,
     skus: tuple[str, ...],
     merchant: str,
-    idempotency_key: str | None,
+    idempotency_key: str,
     output: Output,
 ) -> None:
     """Decline what stands for SKU in order ID, which is held anew without that, or fails."""
-    call = calls.decline(merchant, order_id, key=idempotency_key or new_key(), skus=skus)
-    with service.client() as client:
-        _show(client.send(call), output)
+    call = calls.decline(merchant, order_id, key=idempotency_key, skus=skus)
+    _send(service, call, output)
 
 
 @orders.command(short_help="Give back what an order holds.")
@@ -223,8 +247,7 @@ def decline(
 @json_option
 def cancel(service: Service, order_id: str, merchant: str, reason: str, output: Output) -> None:
     """Cancel order ID; what was committed stays so."""
-    with service.client() as client:
-        _show(client.send(calls.cancel(merchant, order_id, reason=reason)), output)
+    _send(service, calls.cancel(merchant, order_id, reason=reason), output)
 
 
 @orders.command(short_help="Hold elsewhere what a location cannot fulfil.")
@@ -232,15 +255,12 @@ def cancel(service: Service, order_id: str, merchant: str, reason: str, output: 
 @click.argument("location")
 @merchant_option
 @click.option("--without", multiple=True, help="A further location to leave out; repeatable.")
-@click.option(
-    "--strategy",
-    type=click.Choice([one.value for one in Strategy]),
-    help="How locations are chosen.  [default: as the order was placed]",
+@_sourcing_options(
+    default=None,
+    told="How locations are chosen.  [default: as the order was placed]",
+    where="; with --strategy",
 )
-@click.option("--latitude", type=_LATITUDE, help="Of the destination; with --strategy.")
-@click.option("--longitude", type=_LONGITUDE, help="Of the destination; with --strategy.")
-@click.option("--live-only", is_flag=True, help="Leave out silent locations; with --strategy.")
-@click.option("--idempotency-key", help="Makes a repeated command move once.  [default: random]")
+@_key_option("move")
 @service_options
 @json_option
 def resource(
@@ -253,30 +273,24 @@ def resource(
     latitude: float | None,
     longitude: float | None,
     live_only: bool,
-    idempotency_key: str | None,
+    idempotency_key: str,
     output: Output,
 ) -> None:
     """Move what LOCATION cannot fulfil of order ID to other locations: all of it, or nothing."""
     sourcing = None
     if strategy is not None:
-        sourcing = Sourcing(
-            strategy=Strategy(strategy),
-            latitude=latitude,
-            longitude=longitude,
-            degraded=not live_only,
-        )
+        sourcing = _sourcing(strategy, latitude, longitude, live_only=live_only)
     elif latitude is not None or longitude is not None or live_only:
         raise click.UsageError("name the --strategy as well")
     call = calls.resource(
         merchant,
         order_id,
         location,
-        key=idempotency_key or new_key(),
+        key=idempotency_key,
         without=without,
         sourcing=sourcing,
     )
-    with service.client() as client:
-        _show(client.send(call), output)
+    _send(service, call, output)
 
 
 @orders.command(short_help="Let the units of an order leave the shelves.")
@@ -295,8 +309,7 @@ def commit(
     output: Output,
 ) -> None:
     """Commit order ID, or its part at --location; with SKU=QUANTITY only those were picked."""
-    with service.client() as client:
-        _show(client.send(calls.commit(merchant, order_id, location=location, picks=picks)), output)
+    _send(service, calls.commit(merchant, order_id, location=location, picks=picks), output)
 
 
 @orders.command(short_help="Say where a location is and which comes first.")
@@ -338,6 +351,20 @@ def sourcing(
             place = f"at {found.latitude}, {found.longitude}"
         ships_text = "ships" if found.ships else "does not ship"
         output.text(f"{location}: priority {found.priority}, {place}, {ships_text}")
+
+
+def _sourcing(
+    strategy: str, latitude: float | None, longitude: float | None, *, live_only: bool
+) -> Sourcing:
+    return Sourcing(
+        strategy=Strategy(strategy), latitude=latitude, longitude=longitude, degraded=not live_only
+    )
+
+
+def _send(service: Service, call: Call[Order], output: Output) -> None:
+    """Send a call, and show the order that it answers with."""
+    with service.client() as client:
+        _show(client.send(call), output)
 
 
 def _show(one: Order, output: Output) -> None:

@@ -12,6 +12,7 @@ from engine.model import BuyerCap, Line, Pool, ProposalDecision, Terms
 from engine.order_driver import OrderDriver
 from engine.order_records import Order, OrderBody, OrderState, PartState, Plan, WantedLine
 from engine.order_requests import Options
+from engine.order_steps import OrderSteps
 from engine.orders import Orders
 from engine.outcomes import (
     BuyerCapExceeded,
@@ -455,17 +456,18 @@ async def test_a_part_of_shelves_waits_for_nothing_though_its_row_would_let_it(
     await shop.receive("tea", 2)
     await shop.set_terms("tea", Terms(backorder_limit=5))
 
-    class Overtaken(Orders):
+    class Overtaken(OrderSteps):
         """Somebody takes what is on the shelf just before it is held."""
 
-        async def _take(self, step: str, call: Any) -> Any:
+        async def take(self, step: str, call: Any) -> Any:
             if step == "hold part 1":
                 await shop.reserve([("tea", 2)])
-            return await super()._take(step, call)
+            return await super().take(step, call)
 
+    overtaken = Orders(shop.inventory, steps=Overtaken(shop.inventory))
     near = Options(strategy=Strategy.MOST_STOCK)
     await shop.inventory.reserve(shop.merchant, "annex", [Line("tea", 2)], key="k", actor=ACTOR)
-    order = await place(Overtaken(shop.inventory), shop, WantedLine("tea", 1), options=near)
+    order = await place(overtaken, shop, WantedLine("tea", 1), options=near)
     assert held(order) == {"annex": {"tea": 1}}
     assert [part.state for part in order.parts] == [PartState.REFUSED, PartState.HELD]
     order = await place(orders, shop, WantedLine("tea", 1), options=near)

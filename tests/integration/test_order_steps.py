@@ -19,6 +19,7 @@ from engine.kits import check_kit
 from engine.layouts import Candidate
 from engine.model import Line, ProposalDecision
 from engine.order_driver import OrderDriver
+from engine.order_planning import OrderPlanning
 from engine.order_records import (
     GRACE_MS,
     Aim,
@@ -143,8 +144,8 @@ class Stale(Orders):
     fuller = "depot"
 
     def __init__(self, inventory: Inventory, **options: Any) -> None:
-        super().__init__(inventory, **options)
-        self._candidates = StaleCandidates(inventory, self.fuller)
+        candidates = StaleCandidates(inventory, self.fuller)
+        super().__init__(inventory, plans=OrderPlanning(inventory, candidates), **options)
 
 
 class StaleSpare(Stale):

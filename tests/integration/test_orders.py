@@ -18,6 +18,7 @@ from engine.model import (
 from engine.order_driver import OrderDriver
 from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, PartState, WantedLine
 from engine.order_requests import Options
+from engine.order_steps import OrderSteps
 from engine.orders import Orders
 from engine.outcomes import (
     BackorderUnfilled,
@@ -481,15 +482,14 @@ async def test_a_part_that_is_picked_while_it_is_sourced_anew_stays_picked(
 ) -> None:
     order = await two_shelves_of_tea(shop, orders)
 
-    class Picker(Orders):
-        async def _release_part(self, *args: Any, **kwargs: Any) -> Any:
+    class Picker(OrderSteps):
+        async def release_part(self, *args: Any, **kwargs: Any) -> Any:
             await shop.commit(order.parts[0].reservation)
-            return await Orders._release_part(self, *args, **kwargs)
+            return await super().release_part(*args, **kwargs)
 
+    overtaken = Orders(shop.inventory, steps=Picker(shop.inventory))
     with pytest.raises(ReservationEnded):
-        await Picker(shop.inventory).resource(
-            shop.merchant, order.id, "depot", key="a", actor=ACTOR
-        )
+        await overtaken.resource(shop.merchant, order.id, "depot", key="a", actor=ACTOR)
     now = await orders.read(shop.merchant, order.id)
     assert [(p.location, p.state) for p in now.parts if p.state is not PartState.RELEASED] == [
         ("depot", PartState.COMMITTED),

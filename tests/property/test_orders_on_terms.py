@@ -311,9 +311,8 @@ class OnTermsMachine(RuleBasedStateMachine):
         orders = Orders(self.shop.inventory)
         if fate is not None:
             at, deed = fate
-            orders = Overtaken(
-                self.shop.inventory, at=at, act=lambda: self._act(asked, deed, which)
-            )
+            steps = Overtaken(self.shop.inventory, at=at, act=lambda: self._act(asked, deed, which))
+            orders = Orders(self.shop.inventory, steps=steps)
         with suppress(Killed):
             await self._verb(asked, verb, orders, which, is_alone=fate is None)
 

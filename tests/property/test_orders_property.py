@@ -31,6 +31,7 @@ from engine.model import Line, Reservation, ReservationState
 from engine.order_driver import OrderDriver
 from engine.order_records import GRACE_MS, Order, OrderKind, OrderState, WantedLine
 from engine.order_requests import Options
+from engine.order_steps import OrderSteps
 from engine.orders import OrderResult, Orders
 from engine.outcomes import (
     HoldfastError,
@@ -137,19 +138,20 @@ class Killed(BaseException):
     """The worker's process ended here."""
 
 
-class Overtaken(Orders):
-    """Somebody acts just before one of its steps."""
+class Overtaken(OrderSteps):
+    """Somebody acts just before one of the steps."""
 
     def __init__(self, inventory: Inventory, *, at: int, act: Act) -> None:
         """Count the steps from 1."""
         super().__init__(inventory)
         self._left, self._act = at, act
 
-    async def _take(self, step: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def take(self, step: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Take a step, once somebody acted."""
         self._left -= 1
         if self._left == 0:
             await self._act()
-        return await super()._take(step, call)
+        return await super().take(step, call)
 
 
 @dataclass(slots=True)
@@ -445,9 +447,10 @@ class OrdersMachine(RuleBasedStateMachine):
             await self._verb(asked, verb, Orders(self.inventory), which)
         else:
             at, deed, whom = fate
-            worker = Overtaken(
+            steps = Overtaken(
                 self.inventory, at=at, act=lambda: self._act(asked, deed, whom, which)
             )
+            worker = Orders(self.inventory, steps=steps)
             with suppress(Killed):
                 await self._verb(asked, verb, worker, which, is_alone=False)
         await self._look()
