@@ -61,10 +61,10 @@ class OrderDecisions:
             except OrderChanged as changed:
                 found = changed.order
                 continue
+            is_decided = found.state is OrderState.CONFIRMED
             found = await self._execution.drive(found, actor=actor)
-            if found.state.gives_back:
-                raise ended(found)
-            return OrderResult(found, replayed=False)
+            if is_decided and not found.state.gives_back:
+                return OrderResult(found, replayed=False)
         raise OutcomeUnknown()
 
     async def _decide(self, order: Order, *, actor: str) -> Order:

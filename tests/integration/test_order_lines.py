@@ -317,6 +317,29 @@ async def test_what_is_declined_by_a_parts_own_id_is_planned_anew(
     await shop.audit()
 
 
+@pytest.mark.parametrize("has_come", [False, True])
+async def test_a_confirmation_that_finds_a_decline_confirms_only_what_nobody_has_to_accept(
+    shop: Shop, orders: Orders, *, has_come: bool
+) -> None:
+    """Whoever declined by the part's own id died before the order was told."""
+    soy, rice = Alternative(sku="soy"), Alternative(sku="rice", priority=200)
+    await say(shop, "oat", soy, rice)
+    await stock(shop, depot={"oat": 1, "soy": 1}, soho={"rice": 2})
+    order = await place(orders, shop, wants_approval("oat", 2))
+    declined = ProposalDecision.DECLINED
+    await shop.inventory.decide(shop.merchant, order.parts[0].reservation, declined, actor=ACTOR)
+    if has_come:
+        await stock(shop, york={"oat": 1})
+    else:
+        with pytest.raises(ProposalOpen):
+            await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+        await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    confirmed = await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    assert (confirmed.order.state, confirmed.replayed) == (OrderState.CONFIRMED, False)
+    assert confirmed.order.missing() == []
+    await shop.audit()
+
+
 async def test_a_proposal_that_nobody_decides_expires_with_its_order(own_shop: Shop) -> None:
     shop, orders = own_shop, Orders(own_shop.inventory)
     await say(shop, "oat", Alternative(sku="soy"))

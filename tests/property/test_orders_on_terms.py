@@ -372,6 +372,7 @@ class OnTermsMachine(RuleBasedStateMachine):
             assert now is None or now.settled or is_left, f"{verb}: {refusal}, {now}"
             if verb == "confirm" and refusal is None:
                 assert now is not None
+                assert now.state in (OrderState.CONFIRMED, OrderState.FULFILLED), now
                 assert not any(part.proposed for part in now.parts if part.state.is_open), now
 
     async def _end_part(
