@@ -401,6 +401,13 @@ def _keyed(key: str) -> tuple[tuple[str, str], ...]:
     return (("Idempotency-Key", key),)
 
 
+def _condition(expected_version: int) -> tuple[str, str]:
+    """Return the header by which a row is changed only where it is at this version."""
+    if expected_version == NEW_ROW:
+        return ("If-None-Match", "*")
+    return ("If-Match", f'"{expected_version}"')
+
+
 def _json(document: Mapping[str, Any]) -> bytes:
     return _ENCODER.encode(document)
 
@@ -467,16 +474,11 @@ def configure(
 ) -> Call[Stock]:
     """Change the settings that are given, if the row is still at the version given."""
     settings = {"safety_stock": safety_stock, "low_stock_threshold": low_stock_threshold}
-    condition = (
-        ("If-None-Match", "*")
-        if expected_version == NEW_ROW
-        else ("If-Match", f'"{expected_version}"')
-    )
     return Call(
         method="PATCH",
         path=_merchant_path(merchant, "locations", location, "stock", sku, "settings"),
         decoder=_STOCK,
-        headers=(*_keyed(key), condition),
+        headers=(*_keyed(key), _condition(expected_version)),
         body=_json({name: units for name, units in settings.items() if units is not None}),
     )
 
@@ -501,16 +503,11 @@ def set_terms(
     key: str,
 ) -> Call[Stock]:
     """Set a row's terms, if it is still at the version given; what `terms` does not name ends."""
-    condition = (
-        ("If-None-Match", "*")
-        if expected_version == NEW_ROW
-        else ("If-Match", f'"{expected_version}"')
-    )
     return Call(
         method="PUT",
         path=_merchant_path(merchant, "locations", location, "stock", sku, "terms"),
         decoder=_STOCK,
-        headers=(*_keyed(key), condition),
+        headers=(*_keyed(key), _condition(expected_version)),
         body=_json(_terms(terms)),
     )
 

@@ -9,7 +9,6 @@ The columns are `sold_at` (ISO 8601, UTC where it names no zone), `store_id`, `b
 * a row that cannot be read is left out and named by line and column.
 """
 
-import csv
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from engine.limits import MAX_LINES, MAX_QUANTITY
 from engine.outcomes import InvalidCommand
 from engine.validation import check_id
 from holdfast.calls import Line
-from holdfast.stock_file import BadRow, FileRefused, bounded_lines
+from holdfast.stock_file import BadRow, FileRefused, csv_cells
 
 COLUMNS: Final = ("sold_at", "store_id", "basket_id", "sku", "quantity")
 
@@ -124,30 +123,15 @@ def _fill_carts(sales: Sales, baskets: dict[tuple[str, str], _Basket]) -> None:
 
 
 def _rows(text: IO[str]) -> Iterator[_Sale | BadRow]:
-    reader = csv.reader(bounded_lines(text), strict=True)
     positions: list[int] | None = None
-    width = 0
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader)
-        except StopIteration:
-            break
-        except csv.Error as fault:
-            if positions is None:
-                raise FileRefused(line, f"the header is no CSV: {fault}") from fault
-            yield BadRow(line, "", f"is no CSV: {fault}")
-            continue
-        if not cells:
-            continue
-        if positions is None:
-            positions, width = _positions(line, cells), len(cells)
-        elif len(cells) != width:
-            yield BadRow(line, "", f"has {len(cells)} cells, the header names {width} columns")
+    for found in csv_cells(text, COLUMNS):
+        if isinstance(found, BadRow):
+            yield found
+        elif positions is None:
+            positions = _positions(*found)
         else:
+            line, cells = found
             yield _sale(line, [cells[position] for position in positions])
-    if positions is None:
-        raise FileRefused(1, f"there is no header; it names {', '.join(COLUMNS)}")
 
 
 def _positions(line: int, cells: list[str]) -> list[int]:

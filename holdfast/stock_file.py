@@ -216,9 +216,14 @@ def bounded_lines(text: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _csv_rows(text: IO[str]) -> Iterator[StockRow | BadRow]:
+def csv_cells(text: IO[str], columns: Sequence[str]) -> Iterator[tuple[int, list[str]] | BadRow]:
+    """Yield the header of a CSV and then its rows, each with its line; empty ones are left out.
+
+    A row that is no CSV, or not as wide as the header, is bad. Raises FileRefused where that is so
+    of the header, or there is none, which would name `columns`.
+    """
     reader = csv.reader(bounded_lines(text), strict=True)
-    header: list[str] | None = None
+    width = 0
     while True:
         line = reader.line_num + 1
         try:
@@ -226,21 +231,31 @@ def _csv_rows(text: IO[str]) -> Iterator[StockRow | BadRow]:
         except StopIteration:
             break
         except csv.Error as fault:
-            if header is None:
+            if not width:
                 raise FileRefused(line, f"the header is no CSV: {fault}") from fault
             yield BadRow(line, "", f"is no CSV: {fault}")
             continue
         if not cells:
             continue
-        if header is None:
-            header = _header(line, cells)
-        elif len(cells) != len(header):
-            detail = f"has {len(cells)} cells, the header names {len(header)} columns"
-            yield BadRow(line, "", detail)
+        width = width or len(cells)
+        if len(cells) == width:
+            yield line, cells
         else:
+            yield BadRow(line, "", f"has {len(cells)} cells, the header names {width} columns")
+    if not width:
+        raise FileRefused(1, f"there is no header; it names {', '.join(columns)}")
+
+
+def _csv_rows(text: IO[str]) -> Iterator[StockRow | BadRow]:
+    header: list[str] | None = None
+    for found in csv_cells(text, REQUIRED_COLUMNS):
+        if isinstance(found, BadRow):
+            yield found
+        elif header is None:
+            header = _header(*found)
+        else:
+            line, cells = found
             yield _row(line, dict(zip(header, cells, strict=True)))
-    if header is None:
-        raise FileRefused(1, f"there is no header; it names {', '.join(REQUIRED_COLUMNS)}")
 
 
 def _header(line: int, cells: Sequence[str]) -> list[str]:
