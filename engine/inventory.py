@@ -11,7 +11,7 @@ from engine.amendments import Amendments
 from engine.backorders import Backorders
 from engine.definitions import Definitions, What
 from engine.expiry import Expiry
-from engine.keys import STORE_KEY, digest_of_buyer
+from engine.keys import STORE_KEY
 from engine.kits import Kit, Kits, check_kits, stamped
 from engine.lifecycle import Lifecycle
 from engine.movements import Movements
@@ -24,8 +24,6 @@ from engine.row_settings import RowSettings
 from engine.rows import Rows
 from engine.store import Store, StoreSettings
 from engine.substitutes import Choices, Rules, arrange, check_rules
-
-__all__ = ["Inventory", "digest_of_buyer"]
 
 
 class Inventory:

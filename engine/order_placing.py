@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from engine.inventory import digest_of_buyer
-from engine.keys import digest, order_id
+from engine.keys import digest, digest_of_buyer, order_id
 from engine.limits import (
     DEFAULT_TTL_MS,
 )
