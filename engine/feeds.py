@@ -13,7 +13,7 @@ import msgspec
 from engine import metrics
 from engine.dispatch import Command
 from engine.inventory import Inventory
-from engine.keys import PartitionKeys, digest, encode, location_member, partition_of
+from engine.keys import PartitionKeys, digest, encode, location_member
 from engine.limits import (
     DEFAULT_PAGE,
     MAX_BATCH_EVENTS,
@@ -376,7 +376,7 @@ class Feeds:
         self, merchant: str, location: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Quarantined]:
         """List the events of a location that were set aside, by their ids."""
-        keys = self._keys_of(merchant, location)
+        keys = self._inventory.keys_of(merchant, location)
         check_page(limit)
         key = keys.quarantine(merchant, location)
         (names,) = await self._inventory.store.read([("HKEYS", key)])
@@ -395,7 +395,7 @@ class Feeds:
 
     async def count_quarantined(self, merchant: str, location: str) -> int:
         """Count the events of a location that were set aside."""
-        key = self._keys_of(merchant, location).quarantine(merchant, location)
+        key = self._inventory.keys_of(merchant, location).quarantine(merchant, location)
         (count,) = await self._inventory.store.read([("HLEN", key)])
         return int(count)
 
@@ -447,7 +447,7 @@ class Feeds:
         return await self._run(place, place.command(event, "set_aside", raw=raw), name)
 
     async def _find(self, merchant: str, location: str, the_id: str) -> Quarantined | None:
-        key = self._keys_of(merchant, location).quarantine(merchant, location)
+        key = self._inventory.keys_of(merchant, location).quarantine(merchant, location)
         (body,) = await self._inventory.store.read([("HGET", key, the_id)])
         return None if body is None else _quarantined(the_id, body)
 
@@ -474,7 +474,7 @@ class Feeds:
 
     async def sources(self, merchant: str, location: str) -> list[Source]:
         """List a location's sources by name."""
-        keys = self._keys_of(merchant, location)
+        keys = self._inventory.keys_of(merchant, location)
         store = self._inventory.store
         (names,) = await store.read(
             [("ZRANGE", keys.feeds(merchant, location), 0, MAX_LOCATION_SOURCES - 1)]
@@ -489,12 +489,12 @@ class Feeds:
 
     def intake_key(self, merchant: str, location: str) -> str:
         """Return the stream that events of a location may be written to."""
-        return self._keys_of(merchant, location).intake
+        return self._inventory.keys_of(merchant, location).intake
 
     # Commands
 
     async def _place(self, merchant: str, location: str, source: str, actor: str) -> _Place:
-        keys = self._keys_of(merchant, location)
+        keys = self._inventory.keys_of(merchant, location)
         policy = await self.policies.of(merchant, location)
         return _Place.of(keys, merchant, location, source, actor=actor, window_ms=policy.late_ms)
 
@@ -516,11 +516,6 @@ class Feeds:
         if code is not Outcome.OK:
             raise refusal(reply, key=event_id)
         return Taken(event_id, Verdict(reply[3]), reply[4], reply[1], reply[2])
-
-    def _keys_of(self, merchant: str, location: str) -> PartitionKeys:
-        check_id("merchant", merchant)
-        check_id("location", location)
-        return self._inventory.keys[partition_of(merchant, location, self._inventory.partitions)]
 
 
 def type_of(kind: str) -> EventType:

@@ -1,12 +1,14 @@
 """The calls about substitutes and kits as data, like those of `holdfast.calls`."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
 from engine.substitutes import DEFAULT_PRIORITY, Direction
-from holdfast.calls import Call, Line, Page, path_of
+from holdfast.calls import Call, Line, Page, page_query, path_of
+
+Said = TypeVar("Said")
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,44 +53,24 @@ def substitutes_page(
     merchant: str, *, limit: int | None = None, cursor: str | None = None
 ) -> Call[Page[Substitutes]]:
     """List a merchant's rules."""
-    return Call(
-        method="GET",
-        path=path_of("v1", "merchants", merchant, "substitutes"),
-        decoder=_SUBSTITUTES_PAGE,
-        query=_paged(limit, cursor),
-    )
+    return _page(merchant, "substitutes", _SUBSTITUTES_PAGE, limit, cursor)
 
 
 def import_substitutes(merchant: str, said: Sequence[Substitutes]) -> Call[Imported]:
     """Say what may stand for up to 1,000 SKUs, all or none."""
-    return Call(
-        method="POST",
-        path=path_of("v1", "merchants", merchant, "substitutes"),
-        decoder=_IMPORTED,
-        body=msgspec.json.encode({"substitutes": list(said)}),
-    )
+    return _import(merchant, "substitutes", said)
 
 
 def kits_page(
     merchant: str, *, limit: int | None = None, cursor: str | None = None
 ) -> Call[Page[Kit]]:
     """List a merchant's kits."""
-    return Call(
-        method="GET",
-        path=path_of("v1", "merchants", merchant, "kits"),
-        decoder=_KIT_PAGE,
-        query=_paged(limit, cursor),
-    )
+    return _page(merchant, "kits", _KIT_PAGE, limit, cursor)
 
 
 def import_kits(merchant: str, said: Sequence[Kit]) -> Call[Imported]:
     """Say what up to 1,000 kits are made of, all or none."""
-    return Call(
-        method="POST",
-        path=path_of("v1", "merchants", merchant, "kits"),
-        decoder=_IMPORTED,
-        body=msgspec.json.encode({"kits": list(said)}),
-    )
+    return _import(merchant, "kits", said)
 
 
 def remove(merchant: str, what: str, sku: str) -> Call[None]:
@@ -98,6 +80,25 @@ def remove(merchant: str, what: str, sku: str) -> Call[None]:
     )
 
 
-def _paged(limit: int | None, cursor: str | None) -> tuple[tuple[str, str], ...]:
-    asked = (("limit", None if limit is None else str(limit)), ("cursor", cursor))
-    return tuple((name, text) for name, text in asked if text is not None)
+def _page(
+    merchant: str,
+    what: str,
+    decoder: msgspec.json.Decoder[Page[Said]],
+    limit: int | None,
+    cursor: str | None,
+) -> Call[Page[Said]]:
+    return Call(
+        method="GET",
+        path=path_of("v1", "merchants", merchant, what),
+        decoder=decoder,
+        query=page_query(limit, cursor),
+    )
+
+
+def _import(merchant: str, what: str, said: Sequence[Substitutes | Kit]) -> Call[Imported]:
+    return Call(
+        method="POST",
+        path=path_of("v1", "merchants", merchant, what),
+        decoder=_IMPORTED,
+        body=msgspec.json.encode({what: list(said)}),
+    )

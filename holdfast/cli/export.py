@@ -19,7 +19,7 @@ from holdfast.cli.connection import json_option
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.ledger import warn_of
 from holdfast.cli.moments import time_ms_of, time_options
-from holdfast.cli.output import Bar, Output
+from holdfast.cli.output import Bar, Output, file_option
 from holdfast.cli.site import Place, Site, site_options
 from holdfast.cli.stock import export as export_stock
 from holdfast.ledger_file import LedgerFormat, LineWriter, lines_of, open_writer
@@ -56,13 +56,7 @@ class Exported(msgspec.Struct, frozen=True, kw_only=True):
 @click.option("--merchant", "-m", envvar="HOLDFAST_MERCHANT", help="Whose.  [default: everybody's]")
 @click.option("--location", "-l", help="Only this location; needs --merchant.")
 @time_options
-@click.option(
-    "--output",
-    "-o",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write.  [default: standard output]",
-)
+@file_option
 @click.option(
     "--format",
     "file_format",

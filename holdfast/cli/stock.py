@@ -28,7 +28,7 @@ from holdfast.cli.connection import (
     service_options,
 )
 from holdfast.cli.exit_codes import ExitCode
-from holdfast.cli.output import Bar, Output
+from holdfast.cli.output import Bar, Output, file_option
 from holdfast.client import Client, ClientError, RetryPolicy, new_key
 from holdfast.stock_file import (
     MAX_IMPORT_ID_CHARACTERS,
@@ -190,13 +190,7 @@ def split(
 @click.command(short_help="Write a merchant's stock to a file.")
 @click.argument("location", required=False)
 @merchant_option
-@click.option(
-    "--output",
-    "-o",
-    "path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The file to write.  [default: standard output]",
-)
+@file_option
 @click.option(
     "--format",
     "file_format",
