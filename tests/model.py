@@ -6,107 +6,29 @@ the clock is `Shop.now_ms`, which the test sets. An answer is a dict with a `cod
 code of the refusal.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tests.choosing import Candidate, choose
+from tests.shelves import NEVER, Ask, Deal, Room, Shelf, Wait
 
 MAX_TOTAL: Final = 10**12
 MAX_HOLD_MS: Final = 7 * 24 * 3_600_000
+MIN_TTL_MS: Final = 1_000
+DEFAULT_TTL_MS: Final = 15 * 60_000
+MOVED: Final = "moved"
+"""The order reference of what was released as it is held elsewhere: the id of the move."""
+
 
 ARRIVALS: Final = ("receive", "return", "transfer_in")
 DEPARTURES: Final = ("sale", "transfer_out")
+SUPPLIED: Final = ("receive", "transfer_in")
+"""What may be the arrival of a supply."""
 
 Answer = dict[str, Any]
 Lines = Sequence[tuple[str, int]]
-Ask = tuple[bool, str, str]
-"""Whether only stock will do, the channel, and the buyer."""
-
-
-@dataclass(slots=True)
-class Deal:
-    """On what terms a row is promised: see docs/concepts/promising.md."""
-
-    backorder_limit: int = 0
-    pools: dict[str, tuple[int | None, int]] = field(default_factory=dict)
-    """Of a channel its cap (None: none) and its minimum."""
-    buyer_cap: tuple[int, int] | None = None
-    """Units, and the window in ms."""
-
-    @property
-    def is_plain(self) -> bool:
-        """True where nothing is set."""
-        return not self.backorder_limit and not self.pools and self.buyer_cap is None
-
-
-@dataclass(slots=True)
-class Shelf:
-    """One row: (location, SKU)."""
-
-    on_hand: int = 0
-    reserved: int = 0
-    safety_stock: int = 0
-    deficit: int = 0
-    version: int = 0
-    backordered: int = 0
-    deal: Deal = field(default_factory=Deal)
-    owes: bool = False
-    """Whether units were backordered when the deal was last set, so that it is not forgotten."""
-    held: dict[str, int] = field(default_factory=dict)
-    """Units in the pool of each channel."""
-
-    @property
-    def has_terms(self) -> bool:
-        """True where it is not promised like an ordinary row."""
-        return not self.deal.is_plain or self.owes or any(self.held.values())
-
-    def is_pooled(self, channel: str) -> bool:
-        """True where units count in the channel's pool, one that ended but still holds some too."""
-        return channel in self.deal.pools or self.held.get(channel, 0) > 0
-
-    def shelf_for(self, channel: str) -> int:
-        """Units on the shelf that a channel may be promised, its cap aside."""
-        unmet = self._unmet()
-        own = unmet.pop(channel, 0)
-        return max(0, self.available - sum(unmet.values()), min(own, self.free))
-
-    def free_for(self, channel: str) -> int:
-        """Units on the shelf for one who waits and counts in this pool, or in none ("")."""
-        unmet = self._unmet()
-        unmet.pop(channel, None)
-        return max(0, self.free - sum(unmet.values()))
-
-    def _unmet(self) -> dict[str, int]:
-        """Units of its minimum that each pool does not hold yet."""
-        return {
-            name: max(0, minimum - self.held.get(name, 0))
-            for name, (_, minimum) in self.deal.pools.items()
-        }
-
-    @property
-    def free(self) -> int:
-        """Units on the shelf that are not promised or kept back."""
-        return max(0, self.on_hand - self.reserved - self.safety_stock)
-
-    @property
-    def available(self) -> int:
-        """Units that can still be promised."""
-        return max(0, self.free - self.backordered)
-
-    def facts(self) -> Answer:
-        """Return all columns by name."""
-        return {
-            "on_hand": self.on_hand,
-            "reserved": self.reserved,
-            "safety_stock": self.safety_stock,
-            "deficit": self.deficit,
-            "version": self.version,
-            "backordered": self.backordered,
-        }
-
-
 Stand = tuple[str, str, int, int, int, int, str]
 """(asked, SKU, units of it, served of what was asked, of, for, kind)."""
 
@@ -138,16 +60,17 @@ class Way:
 
 @dataclass(slots=True)
 class Plan:
-    """What serves wishes: units of each row, in the order in which they are held."""
+    """What serves wishes: units of each row, in the order in which they are held.
+
+    `rooms` is what there is of each row for them; of an amendment its own units included.
+    """
 
     units: dict[str, int]
-    freed: dict[str, int] = field(default_factory=dict)
+    rooms: dict[str, Room]
     short: list[tuple[str, int, int, bool]] = field(default_factory=list)
     missing: dict[str, int] = field(default_factory=dict)
     stands_for: list[Stand] = field(default_factory=list)
     proposed: list[str] = field(default_factory=list)
-    shelves: dict[str, int] = field(default_factory=dict)
-    """Of an amendment, the units of each row that are on the shelf for it, its own included."""
     limits: set[str] = field(default_factory=set)
     needs_buyer: bool = False
 
@@ -155,6 +78,13 @@ class Plan:
     def is_substituted(self) -> bool:
         """True where something else is handed over than was asked for."""
         return any(stand[-1] == "substitute" for stand in self.stands_for)
+
+
+class Own(NamedTuple):
+    """Units that a promise has of a row and that are free for it; some of them wait."""
+
+    units: int = 0
+    waits: int = 0
 
 
 @dataclass(slots=True)
@@ -169,9 +99,7 @@ class Promise:
     order_ref: str
     channel: str = "online"
     buyer: str = ""
-    waiting: dict[str, int] = field(default_factory=dict)
-    places: dict[str, int] = field(default_factory=dict)
-    """Of each SKU the version of its row when it was last backordered."""
+    waiting: dict[str, Wait] = field(default_factory=dict)
     pooled: set[str] = field(default_factory=set)
     capped: dict[str, int] = field(default_factory=dict)
     on_terms: bool = False
@@ -188,6 +116,13 @@ class Promise:
         """True while units are kept for it."""
         return self.state in ("held", "confirmed")
 
+    def _waits(self) -> list[tuple[str, Wait]]:
+        return [(sku, self.waiting[sku]) for sku in self.lines if sku in self.waiting]
+
+    def pool_of(self, sku: str) -> str:
+        """Return the channel in whose pool its units of a row count; '' for none."""
+        return self.channel if sku in self.pooled else ""
+
     def facts(self) -> Answer:
         """Return what every verb tells of it."""
         return {
@@ -200,7 +135,14 @@ class Promise:
             "confirmed_at": self.confirmed_at,
             "ended_at": self.ended_at,
             "picked": None if self.picked is None else tuple(self.picked.items()),
-            "backordered": tuple((s, self.waiting[s]) for s in self.lines if s in self.waiting),
+            "backordered": tuple((s, w.units) for s, w in self._waits()),
+            "promised": tuple(
+                (s, w.day, _told_day(w.late) if w.late else w.day)
+                for s, w in self._waits()
+                if w.is_dated
+            ),
+            "channel": self.channel if self.on_terms else "",
+            "is_counted": bool(self.buyer),
             "stands_for": self.stands_for,
             "proposed": self.proposed,
         }
@@ -216,10 +158,40 @@ class Shop:
     promises: dict[str, Promise] = field(default_factory=dict)
     requests: dict[tuple[str, ...], tuple[object, Answer]] = field(default_factory=dict)
     kits: dict[str, dict[str, int]] = field(default_factory=dict)
+    moves: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    """Of each (name, key) of a move its location, and its new name once it was made."""
 
     def shelf(self, location: str, sku: str) -> Shelf:
         """Return the row, or an empty one that is not kept."""
         return self.rows.get((location, sku), Shelf())
+
+    def queue(self, location: str, sku: str) -> list[tuple[str, Promise]]:
+        """Return who waits for a row, in the order of their turns."""
+        found = [
+            (name, promise)
+            for name, promise in self.promises.items()
+            if promise.location == location and sku in promise.waiting
+        ]
+        return sorted(found, key=lambda one: one[1].waiting[sku].turn)
+
+    def outlook(self, location: str, sku: str) -> Answer:
+        """Return what a row says: of what can be promised, what who has no pool may have."""
+        shelf, waits = self.shelf(location, sku), self.waits(location, sku)
+        uncapped = replace(shelf, deal=replace(shelf.deal, buyer_cap=None))
+        room = uncapped.room(Ask(channel=""), waits, 0)
+        return {
+            "available": shelf.available,
+            "available_to_promise": tuple(
+                (day, shelf.available + units) for day, units in room.days
+            ),
+            "backorder_available": room.most - room.shelf,
+            "late": sum(wait.units for wait in waits if wait.late),
+            "held": {name: units for name, units in shelf.held.items() if units},
+        }
+
+    def waits(self, location: str, sku: str) -> list[Wait]:
+        """Return how they wait."""
+        return [promise.waiting[sku] for _, promise in self.queue(location, sku)]
 
     def move(
         self,
@@ -231,15 +203,20 @@ class Shop:
         key: str,
         expected_version: int | None = None,
         may_overdraw: bool = False,
+        supply: str = "",
     ) -> Answer:
         """Book a physical event. `key` counts for the location."""
         scope = ("move", location, key)
-        request = (sku, kind, quantity, expected_version, may_overdraw)
+        request = (sku, kind, quantity, expected_version, may_overdraw, supply)
+        if supply and kind not in SUPPLIED:
+            return {"code": "invalid_request"}
         if (earlier := self._earlier(scope, request)) is not None:
             return earlier
         shelf = self.shelf(location, sku)
         if expected_version is not None and expected_version != shelf.version:
             return _conflict(expected_version, shelf.version)
+        if supply and supply not in shelf.supplies:
+            return {"code": "supply_not_found"}
         before = shelf.on_hand
         if kind == "count":
             on_hand, deficit = quantity, 0
@@ -256,6 +233,13 @@ class Shop:
             if on_hand > MAX_TOTAL or deficit > MAX_TOTAL:
                 return {"code": "limit_exceeded", "field": "quantity", "most": MAX_TOTAL}
         self.rows[location, sku] = shelf
+        moment = max(self.now_ms, shelf.counted_at + 1)
+        if kind == "count":
+            shelf.counted_at = max(moment, shelf.changed_at)
+        else:
+            shelf.changed_at = max(shelf.changed_at, moment)
+        if supply:
+            shelf.take_from_supply(supply, quantity)
         shelf.on_hand, shelf.deficit = on_hand, deficit
         shelf.version += 1
         answer = {"code": "ok", "on_hand_change": on_hand - before, "at": self.now_ms}
@@ -304,22 +288,116 @@ class Shop:
         shelf.version += 1
         return self._remember(scope, request, {"code": "ok", "at": self.now_ms} | shelf.facts())
 
-    def fill(self, location: str, sku: str) -> None:
-        """Give what is free to those who wait, in order of promise; minimums of others stay."""
-        waiting = [
-            promise
-            for promise in self.promises.values()
-            if promise.location == location and promise.is_live and sku in promise.waiting
-        ]
-        for promise in sorted(waiting, key=lambda one: one.places[sku]):
+    def expect(
+        self, location: str, sku: str, *, supply: str, key: str, day: str, quantity: int
+    ) -> Answer:
+        """Say what is still to come with a supply, and when; nothing cancels it."""
+        scope, request = ("supply", location, sku, key), (supply, day, quantity)
+        answer = self._earlier(scope, request)
+        if answer is None:
             shelf = self.shelf(location, sku)
-            if sku in promise.waiting:
-                pool = promise.channel if sku in promise.pooled else ""
-                units = min(shelf.free_for(pool), promise.waiting[sku])
-                if units == 0:
-                    continue
-                promise.waiting[sku] -= units
-                if not promise.waiting[sku]:
+            if not quantity and supply not in shelf.supplies:
+                return {"code": "supply_not_found"}
+            self.rows[location, sku] = shelf
+            shelf.supplies.pop(supply, None)
+            if quantity:
+                shelf.supplies[supply] = (day, quantity)
+            shelf.version += 1
+            has_days = any(wait.day for wait in self.waits(location, sku))
+            facts = {"code": "ok", "at": self.now_ms} | shelf.facts()
+            answer = self._remember(scope, request, facts | {"reviewed": has_days})
+        if answer["code"] == "ok":
+            late = self.review(location, sku) if answer["reviewed"] else ()
+            answer |= {"reviewed": late}
+        return answer
+
+    def feed(
+        self,
+        location: str,
+        sku: str,
+        *,
+        event: str,
+        kind: str,
+        quantity: int,
+        supply: str,
+        occurred_at: int,
+    ) -> Answer:
+        """Take an arrival that a source tells of, which a later count may have already."""
+        scope, request = ("feed", location, event), (sku, kind, quantity, supply, occurred_at)
+        if self._earlier(scope, request) is not None:
+            return {"code": "ok", "verdict": "duplicate", "why": ""}
+        self._remember(scope, request, {})
+        shelf = self.shelf(location, sku)
+        is_expected = supply in shelf.supplies
+        is_counted = occurred_at <= shelf.counted_at
+        if is_expected or not is_counted:
+            self.rows[location, sku] = shelf
+            shelf.version += 1
+        if is_expected:
+            shelf.take_from_supply(supply, quantity)
+        if not is_counted:
+            books = shelf.on_hand - shelf.deficit + quantity
+            shelf.on_hand, shelf.deficit = max(0, books), max(0, -books)
+            shelf.changed_at = max(shelf.changed_at, occurred_at)
+        verdict = "superseded" if is_counted else "applied"
+        why = "supply_not_found" if supply and not is_expected else ""
+        return {"code": "ok", "verdict": verdict, "why": why}
+
+    def review(self, location: str, sku: str) -> tuple[tuple[str, int, str, str | None], ...]:
+        """Tell those who wait whose day cannot be kept, or can be again; return who is late."""
+        shelf, late = self.shelf(location, sku), []
+        for name, wait, expected in self.expected(location, sku):
+            if expected != wait.late:
+                wait.late = expected
+                shelf.version += 1
+            if expected:
+                late.append((name, wait.units, wait.day, _told_day(expected)))
+        return tuple(late)
+
+    def expected(self, location: str, sku: str) -> list[tuple[str, Wait, str]]:
+        """Return who was promised a day, and when they are expected; '' where it can be kept.
+
+        All that is to come is given out on its day, as it will be if nothing else happens.
+        """
+        shelf, queue = self.shelf(location, sku), self.queue(location, sku)
+        left = [promise.waiting[sku].units for _, promise in queue]
+        served, given = [NEVER for _ in queue], 0
+        for day in ("", *shelf.days_of_supplies()):
+            for i, (_, promise) in enumerate(queue):
+                there = (
+                    shelf.come(day)
+                    - given
+                    - shelf.kept_from(promise.waiting[sku], promise.pool_of(sku))
+                )
+                units = min(left[i], max(0, there))
+                left[i], given = left[i] - units, given + units
+                if not left[i]:
+                    served[i] = min(served[i], day)
+        return [
+            (name, wait, expected if expected > wait.day else "")
+            for (name, promise), expected in zip(queue, served, strict=True)
+            for wait in (promise.waiting[sku],)
+            if wait.is_dated
+        ]
+
+    def at_risk(self, location: str, sku: str) -> set[str]:
+        """Return whose day could not be kept if nobody before them were passed by."""
+        shelf, ahead, found = self.shelf(location, sku), 0, set()
+        for name, promise in self.queue(location, sku):
+            wait = promise.waiting[sku]
+            ahead += wait.units
+            if wait.is_dated and shelf.come(wait.day) < ahead:
+                found.add(name)
+        return found
+
+    def fill(self, location: str, sku: str) -> None:
+        """Give what is free to those who wait, in turn; the minimums of others may stay."""
+        for _, promise in self.queue(location, sku):
+            wait, shelf = promise.waiting[sku], self.shelf(location, sku)
+            units = min(shelf.free - shelf.kept_from(wait, promise.pool_of(sku)), wait.units)
+            if units > 0:
+                wait.units -= units
+                if not wait.units:
                     del promise.waiting[sku]
                 self._change(location, sku, reserved=units, backordered=-units)
 
@@ -335,84 +413,120 @@ class Shop:
         stock_only: bool = False,
         channel: str = "",
         buyer: str = "",
+        by: str = "",
     ) -> Answer:
         """Promise units. `name` stands for the reservation: its location and idempotency key."""
-        scope = ("reserve", name)
-        ask = (stock_only, channel, buyer)
+        if by and stock_only:
+            return {"code": "invalid_request"}
+        scope, ask = ("reserve", name), Ask(stock_only, channel, buyer, by)
         request = (location, tuple(lines), ttl_ms, order_ref, partial, ask)
         if (earlier := self._earlier(scope, request)) is not None:
             return earlier
         wanted: dict[str, int] = {}
         for sku, quantity in lines:
             wanted[sku] = wanted.get(sku, 0) + quantity
+        if not self.kits.keys().isdisjoint(wanted):
+            wishes = tuple(Wish(sku, quantity) for sku, quantity in wanted.items())
+            terms: dict[str, Any] = {"ttl_ms": ttl_ms, "order_ref": order_ref, "partial": partial}
+            terms |= ask._asdict()
+            return self.wish(location, wishes, name=name, **terms)
         if not buyer and any(self.shelf(location, sku).deal.buyer_cap for sku in wanted):
             return {"code": "invalid_request"}
-        ask = (stock_only, channel or "online", buyer)
-        short = self._short(location, wanted, ask)
-        if short:
+        ask = ask._replace(channel=channel or "online")
+        rooms = self._rooms(location, wanted, ask)
+        if any(wanted[sku] > room.most for sku, room in rooms.items()):
             self.expire_due(self.partition_of(location))
-            short = self._short(location, wanted, ask)
-        anything = any(self._room_for(location, sku, ask)[0] > 0 for sku in wanted)
-        if short and not (partial and anything):
-            reasons = {self._room_for(location, sku, ask)[2] for sku, *_ in short}
+            rooms = self._rooms(location, wanted, ask)
+        short = self._short(location, wanted, rooms)
+        if short and not (partial and any(room.most for room in rooms.values())):
+            reasons = {rooms[sku].reason for sku, *_ in short}
             code = "buyer_cap_exceeded" if reasons == {"buyer"} else "insufficient_stock"
             return {"code": code, "lines": short}
-
-        promise = Promise(location, {}, {}, self.now_ms, self.now_ms + ttl_ms, order_ref)
-        promise.channel, promise.buyer = ask[1], buyer
-        for sku, quantity in wanted.items():
-            most, shelf_units, _ = self._room_for(location, sku, ask)
-            units = min(quantity, most)
-            if units < quantity:
-                promise.missing[sku] = quantity - units
-            if units > 0:
-                self._take(promise, sku, units, min(units, shelf_units))
-        if not promise.capped:
-            promise.buyer = ""
-        self.promises[name] = promise
+        units = {sku: min(quantity, rooms[sku].most) for sku, quantity in wanted.items()}
+        missing = {sku: n - units[sku] for sku, n in wanted.items() if n > units[sku]}
+        promise = Promise(location, {}, missing, self.now_ms, self.now_ms + ttl_ms, order_ref)
+        self._promise(name, promise, units, rooms, ask)
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
+
+    def _promise(
+        self, name: str, promise: Promise, units: dict[str, int], rooms: dict[str, Room], ask: Ask
+    ) -> None:
+        """Take the units of a promise that is made."""
+        promise.channel = ask.channel
+        for sku, quantity in units.items():
+            if quantity > 0:
+                self._take(promise, sku, quantity, rooms[sku])
+        promise.buyer = ask.buyer if promise.capped else ""
+        self.promises[name] = promise
 
     def wish(
-        self, location: str, wishes: tuple[Wish, ...], *, name: str, ttl_ms: int, partial: bool
+        self,
+        location: str,
+        wishes: tuple[Wish, ...],
+        *,
+        name: str,
+        ttl_ms: int,
+        partial: bool = False,
+        order_ref: str = "",
+        stock_only: bool = False,
+        channel: str = "",
+        buyer: str = "",
+        by: str = "",
+        held: tuple[Stand, ...] = (),
     ) -> Answer:
-        """Promise what serves wishes, each of another SKU."""
-        scope, request = ("reserve", name), (location, wishes, ttl_ms, partial)
+        """Promise what serves wishes, each of another SKU; `held` stands for them elsewhere."""
+        if by and stock_only:
+            return {"code": "invalid_request"}
+        scope, ask = ("reserve", name), Ask(stock_only, channel, buyer, by)
+        request = (location, wishes, ttl_ms, partial, order_ref, ask)
         if (earlier := self._earlier(scope, request)) is not None:
             return earlier
-        plan = self._plan(location, wishes, partial)
+        ask = ask._replace(channel=channel or "online")
+        rooms = self._rooms(location, self._skus_of(wishes, held), ask)
+        if not buyer and any(self.shelf(location, sku).deal.buyer_cap for sku in rooms):
+            return {"code": "invalid_request"}
+        plan = self._plan(location, wishes, rooms, partial=partial, held=held)
         if plan.short or plan.is_substituted:
             self.expire_due(self.partition_of(location))
-            plan = self._plan(location, wishes, partial)
+            rooms = self._rooms(location, rooms, ask)
+            plan = self._plan(location, wishes, rooms, partial=partial, held=held)
         if plan.short and not (partial and any(plan.units.values())):
             return {"code": "insufficient_stock", "lines": tuple(plan.short)}
-        held = {sku: units for sku, units in plan.units.items() if units}
-        for sku, units in held.items():
-            self._change(location, sku, reserved=units)
-        promise = Promise(location, held, plan.missing, self.now_ms, self.now_ms + ttl_ms, "")
+        promise = Promise(location, {}, plan.missing, self.now_ms, self.now_ms + ttl_ms, order_ref)
         promise.stands_for, promise.proposed = tuple(plan.stands_for), tuple(plan.proposed)
         promise.on_terms = bool(plan.stands_for)
-        self.promises[name] = promise
+        self._promise(name, promise, plan.units, rooms, ask)
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
+
+    def _rooms(self, location: str, skus: Iterable[str], ask: Ask) -> dict[str, Room]:
+        """Return what there is of rows for an asker."""
+        return {
+            sku: self.shelf(location, sku).room(
+                ask, self.waits(location, sku), self._bought(location, sku, ask.buyer)
+            )
+            for sku in skus
+        }
 
     def _plan(
         self,
         location: str,
         wishes: tuple[Wish, ...],
+        rooms: dict[str, Room],
+        *,
         partial: bool,
-        freed: dict[str, int] | None = None,
         held: tuple[Stand, ...] = (),
     ) -> Plan:
         """Serve what nothing may stand for, then what is there, then the rest.
 
-        Units that are `freed` are free for them, and `held` is what stands for them already.
+        `held` is what stands for the wishes already.
         """
         ways = {wish: self._ways(wish, held) for wish in wishes}
-        plan = Plan(dict.fromkeys(self._in_order(wishes, ways), 0), freed=freed or {})
+        plan = Plan(dict.fromkeys(rooms, 0), rooms)
         waiting = list(wishes)
         for turn in range(3):
             for wish in list(waiting):
                 own = sum(
-                    self._room(location, way, plan)
+                    _room(way, plan, on_shelf=True)
                     for way in ways[wish]
                     if way.kind != "substitute"
                 )
@@ -443,24 +557,12 @@ class Shop:
                 ways.append(Way({sku: 1}, of, for_, kind, units))
         return ways
 
-    @staticmethod
-    def _in_order(wishes: tuple[Wish, ...], ways: dict[Wish, Any]) -> list[str]:
+    def _skus_of(self, wishes: tuple[Wish, ...], held: tuple[Stand, ...] = ()) -> list[str]:
         """Return the rows in the order in which they are held: first those asked for."""
-        asked = [
-            s for w in wishes for way in ways[w] if way.kind != "substitute" for s in way.parts
-        ]
-        others = [
-            s for w in wishes for way in ways[w] if way.kind == "substitute" for s in way.parts
-        ]
+        ways = [way for wish in wishes for way in self._ways(wish, held)]
+        asked = [sku for way in ways if way.kind != "substitute" for sku in way.parts]
+        others = [sku for way in ways if way.kind == "substitute" for sku in way.parts]
         return list(dict.fromkeys(asked + others))
-
-    def _room(self, location: str, way: Way, plan: Plan) -> int:
-        rooms = [
-            (self.shelf(location, sku).available + plan.freed.get(sku, 0) - plan.units[sku])
-            // units
-            for sku, units in way.parts.items()
-        ]
-        return min(rooms if way.most is None else [*rooms, way.most])
 
     def _serve(
         self,
@@ -470,10 +572,16 @@ class Shop:
         plan: Plan,
         partial: bool,
     ) -> None:
-        candidates = [Candidate(self._room(location, w, plan), w.of, w.for_) for w in ways]
-        can = [one.served_by(one.room) for one in candidates]
+        there, all_of_it = (
+            [Candidate(_room(way, plan, on_shelf=it), way.of, way.for_) for way in ways]
+            for it in (True, False)
+        )
+        # Nobody waits where the shelves do.
+        choice = choose(wish.quantity, there, whole=wish.whole)
+        if choice is None:
+            choice = choose(wish.quantity, all_of_it, whole=wish.whole, partial=partial)
+        can = [one.served_by(one.room) for one in all_of_it]
         most = max(can) if wish.whole else sum(can)
-        choice = choose(wish.quantity, candidates, whole=wish.whole, partial=partial)
         if most < wish.quantity:
             known = any(
                 all((location, sku) in self.rows for sku in way.parts)
@@ -528,6 +636,12 @@ class Shop:
         for sku, held in promise.lines.items():
             if held != lines.get(sku, 0):
                 self._change(promise.location, sku, reserved=lines.get(sku, 0) - held)
+                if sku in promise.pooled:
+                    self.shelf(promise.location, sku).held[promise.channel] += (
+                        lines.get(sku, 0) - held
+                    )
+        promise.pooled &= lines.keys()
+        promise.capped = {sku: n for sku, n in promise.capped.items() if sku in lines}
         promise.lines, promise.missing = lines, missing
         promise.proposed = tuple(sku for sku in promise.proposed if sku not in now)
         promise.decided |= dict.fromkeys(now, decision)
@@ -537,41 +651,20 @@ class Shop:
             )
         return {"code": "ok", "replayed": False} | promise.facts()
 
-    def _take(self, promise: Promise, sku: str, units: int, from_shelf: int) -> None:
-        shelf = self.shelf(promise.location, sku)
+    def _take(self, promise: Promise, sku: str, units: int, room: Room) -> None:
+        shelf, waits = self.shelf(promise.location, sku), self.waits(promise.location, sku)
+        waiting = units - min(units, room.shelf)
         promise.lines[sku] = units
-        promise.on_terms = promise.on_terms or shelf.has_terms
-        if units > from_shelf:
-            promise.waiting[sku] = units - from_shelf
+        promise.on_terms = promise.on_terms or shelf.has_terms(waits)
+        if waiting:
+            place = shelf.version + 1
+            promise.waiting[sku] = shelf.new_wait(waiting, room.days, waits, place)
         if shelf.is_pooled(promise.channel):
             promise.pooled.add(sku)
             shelf.held[promise.channel] = shelf.held.get(promise.channel, 0) + units
         if shelf.deal.buyer_cap is not None:
             promise.capped[sku] = shelf.deal.buyer_cap[1]
-        self._change(promise.location, sku, reserved=from_shelf, backordered=units - from_shelf)
-        promise.places[sku] = self.shelf(promise.location, sku).version
-
-    def _room_for(self, location: str, sku: str, ask: Ask) -> tuple[int, int, str]:
-        """Return the most units for an asker, those of them on the shelf, and what bounds them."""
-        bought = self._bought(location, sku, ask[2])
-        return self._room_of(self.shelf(location, sku), ask, bought)
-
-    @staticmethod
-    def _room_of(shelf: Shelf, ask: Ask, bought: int) -> tuple[int, int, str]:
-        stock_only, channel, _ = ask
-        on_shelf = shelf.shelf_for(channel)
-        reason = "channel" if on_shelf < shelf.available else "stock"
-        most = on_shelf
-        if not stock_only:
-            most += max(0, shelf.deal.backorder_limit - shelf.backordered)
-        cap, _ = shelf.deal.pools.get(channel, (None, 0))
-        if cap is not None and cap - shelf.held.get(channel, 0) < most:
-            most, reason = max(0, cap - shelf.held.get(channel, 0)), "channel"
-        if shelf.deal.buyer_cap is not None:
-            left = max(0, shelf.deal.buyer_cap[0] - bought)
-            if left < most:
-                most, reason = left, "buyer"
-        return most, on_shelf, reason
+        self._change(promise.location, sku, reserved=units - waiting, backordered=waiting)
 
     def _bought(self, location: str, sku: str, buyer: str, but: Promise | None = None) -> int:
         """Return what counts for a buyer: what is promised, and lately was picked."""
@@ -658,46 +751,49 @@ class Shop:
         own = self._freed(promise, wishes)
         if own is None:
             return {"code": "invalid_request"}
-        ask = (
+        ask = Ask(
             stock_only,
             promise.channel if promise.on_terms else channel or "online",
             promise.buyer or buyer,
         )
-        plan = self._plan_amendment(promise, wishes, own, ask)
+        is_wished = any(isinstance(line, Wish) or line[0] in self.kits for line in lines)
+        plan = self._plan_amendment(promise, wishes, own, ask, is_wished=is_wished)
         # Only what goes up needs stock: taking back what is due may end the promise itself.
         if plan.short or self._substitutes_more(promise, plan, wishes):
             # It may be this very one that is due.
             self.expire_due(self.partition_of(promise.location))
             if promise.state == "expired":
                 return _ended(promise)
-            plan = self._plan_amendment(promise, wishes, own, ask)
+            plan = self._plan_amendment(promise, wishes, own, ask, is_wished=is_wished)
         if plan.short:
             if plan.needs_buyer:
                 return {"code": "invalid_request"}
             code = "buyer_cap_exceeded" if plan.limits == {"buyer"} else "insufficient_stock"
             return {"code": code, "lines": tuple(plan.short)}
         totals = {
-            sku: promise.lines.get(sku, 0) - own.get(sku, 0) + units
+            sku: promise.lines.get(sku, 0) - own.get(sku, Own()).units + units
             for sku, units in plan.units.items()
         }
         if not any({**promise.lines, **totals}.values()):
             return {"code": "invalid_request"}
         self._note_stand_ins(promise, plan, wishes)
         takes_on_terms = any(
-            units > promise.lines.get(sku, 0) and self.shelf(promise.location, sku).has_terms
+            units > promise.lines.get(sku, 0)
+            and self.shelf(promise.location, sku).has_terms(self.waits(promise.location, sku))
             for sku, units in totals.items()
         )
         if takes_on_terms or promise.stands_for:
             promise.channel, promise.on_terms = ask[1], True
         for sku, units in totals.items():
-            self._hold(promise, sku, units, own.get(sku, 0), plan, ask)
+            self._hold(promise, sku, units, own.get(sku, Own()), plan, ask)
         promise.lines = {sku: n for sku, n in {**promise.lines, **totals}.items() if n}
         return self._remember(scope, request, {"code": "ok"} | promise.facts())
 
-    def _freed(self, promise: Promise, wishes: tuple[Wish, ...]) -> dict[str, int] | None:
+    def _freed(self, promise: Promise, wishes: tuple[Wish, ...]) -> dict[str, Own] | None:
         """Return the units that serve what is wanted; None where a SKU only stands for others."""
         named = {wish.sku for wish in wishes}
         freed = {sku: promise.lines.get(sku, 0) for sku in named}
+        there: dict[str, int] = {}
         for stand in promise.stands_for:
             if stand[1] in named:
                 freed[stand[1]] -= stand[2]
@@ -707,65 +803,86 @@ class Shop:
         for stand in promise.stands_for:
             if stand[0] in named:
                 freed[stand[1]] = freed.get(stand[1], 0) + stand[2]
-        return freed
+                if stand[-1] == "substitute":
+                    there[stand[1]] = there.get(stand[1], 0) + stand[2]
+        own = {}
+        for sku, units in freed.items():
+            wait = promise.waiting.get(sku)
+            # What stands for another is there.
+            waits = min(wait.units, units - there.get(sku, 0)) if wait else 0
+            own[sku] = Own(units, waits)
+        return own
 
     def _plan_amendment(
-        self, promise: Promise, wishes: tuple[Wish, ...], own: dict[str, int], ask: Ask
+        self,
+        promise: Promise,
+        wishes: tuple[Wish, ...],
+        own: dict[str, Own],
+        ask: Ask,
+        *,
+        is_wished: bool,
     ) -> Plan:
         """Serve wishes beside what else the promise holds."""
-        is_wished = any(wish.alternatives or wish.sku in self.kits for wish in wishes)
-        if promise.stands_for or is_wished:
-            plan = self._plan(promise.location, wishes, False, own, promise.stands_for)
-        else:
-            plan = Plan({wish.sku: wish.quantity for wish in wishes})
-        rooms = {sku: self._room_beside(promise, sku, own.get(sku, 0), ask) for sku in plan.units}
-        plan.shelves = {sku: on_shelf for sku, (_, on_shelf, _) in rooms.items()}
-        if promise.stands_for or is_wished:
-            plan.needs_buyer = any(reason == "nobody" for _, _, reason in rooms.values())
+        is_wished = is_wished or bool(promise.stands_for)
+        skus = [wish.sku for wish in wishes]
+        if is_wished:
+            skus = self._skus_of(wishes, promise.stands_for)
+        rooms = {sku: self._room_beside(promise, sku, own.get(sku, Own()), ask) for sku in skus}
+        if is_wished:
+            plan = self._plan(
+                promise.location, wishes, rooms, partial=False, held=promise.stands_for
+            )
+            plan.needs_buyer = any(room.reason == "nobody" for room in rooms.values())
             return plan
-        for sku, quantity in plan.units.items():
-            most, _, reason = rooms[sku]
-            if quantity > most:
-                known = (promise.location, sku) in self.rows
-                plan.short.append((sku, quantity, most, known))
-                plan.limits.add(reason)
-                plan.needs_buyer |= reason == "nobody"
+        plan = Plan({wish.sku: wish.quantity for wish in wishes}, rooms)
+        plan.short = list(self._short(promise.location, plan.units, rooms))
+        plan.limits = {rooms[sku].reason for sku, *_ in plan.short}
+        plan.needs_buyer = "nobody" in plan.limits
         return plan
 
-    def _room_beside(
-        self, promise: Promise, sku: str, freed: int, ask: Ask
-    ) -> tuple[int, int, str]:
+    def _room_beside(self, promise: Promise, sku: str, own: Own, ask: Ask) -> Room:
         """Return the room for who has units of a row already, of which some are freed."""
-        shelf, channel = self.shelf(promise.location, sku), ask[1]
-        total, waits = promise.lines.get(sku, 0), min(promise.waiting.get(sku, 0), freed)
-        if shelf.deal.buyer_cap is not None and not ask[2]:
-            return freed, freed - waits, "nobody"
-        without = replace(
-            shelf,
-            reserved=shelf.reserved - (freed - waits),
-            backordered=shelf.backordered - waits,
-            held=dict(shelf.held),
+        shelf, wait = self.shelf(promise.location, sku), promise.waiting.get(sku)
+        total, there = promise.lines.get(sku, 0), own.units - own.waits
+        if shelf.deal.buyer_cap is not None and not ask.buyer:
+            return Room(own.units, there, "nobody")
+        without = shelf.without(
+            reserved=there,
+            waiting=own.waits,
+            channel=ask.channel,
+            pooled=(total if sku in promise.pooled else 0) - (total - own.units),
         )
-        counted = total if sku in promise.pooled else 0
-        without.held[channel] = shelf.held.get(channel, 0) - counted + total - freed
-        bought = self._bought(promise.location, sku, ask[2], but=promise) + total - freed
-        most, on_shelf, reason = self._room_of(without, ask, bought)
-        return max(most, freed), max(on_shelf, freed - waits), reason
+        others = [
+            other if other is not wait else replace(other, units=other.units - own.waits)
+            for other in self.waits(promise.location, sku)
+        ]
+        if wait and wait.day:
+            # More by the same day; and nothing at a second turn.
+            ask = ask._replace(by=wait.day if wait.is_dated else "")
+            ask = ask._replace(stock_only=ask.stock_only or own.waits < wait.units)
+        bought = self._bought(promise.location, sku, ask.buyer, but=promise) + total - own.units
+        room = without.room(ask, [other for other in others if other.units], bought)
+        # What it keeps on the shelf is not to come as well.
+        more = max(0, there - room.kept)
+        return room._replace(
+            most=max(room.most, own.units),
+            shelf=max(room.shelf, there),
+            days=tuple((day, max(0, units - more)) for day, units in room.days),
+        )
 
-    def _hold(
-        self, promise: Promise, sku: str, units: int, freed: int, plan: Plan, ask: Ask
-    ) -> None:
+    def _hold(self, promise: Promise, sku: str, units: int, own: Own, plan: Plan, ask: Ask) -> None:
         """Have a promise hold so many units of a row in place of those that it has."""
-        before, waits = promise.lines.get(sku, 0), promise.waiting.get(sku, 0)
+        before, wait = promise.lines.get(sku, 0), promise.waiting.get(sku)
+        waits, room = wait.units if wait else 0, plan.rooms[sku]
         shelf = self.shelf(promise.location, sku)
-        if units == before:
+        waiting = waits - own.waits + max(0, plan.units[sku] - room.shelf)
+        if units <= before:
+            # First goes what has not come.
+            waiting = min(waiting, max(0, waits - (before - units)))
+        if (units, waiting) == (before, waits):
             return
-        if units < before:
-            waiting = max(0, waits - (before - units))
-        else:
-            waiting = max(0, waits - freed) + max(0, plan.units[sku] - plan.shelves[sku])
-            if shelf.deal.buyer_cap is not None:
-                promise.buyer, promise.capped[sku] = ask[2], shelf.deal.buyer_cap[1]
+        if units > before and shelf.deal.buyer_cap is not None:
+            promise.buyer, promise.capped[sku] = ask.buyer, shelf.deal.buyer_cap[1]
         if sku in promise.pooled:
             shelf.held[promise.channel] += units - before
         elif units > before and shelf.is_pooled(promise.channel):
@@ -774,13 +891,16 @@ class Shop:
         if not units:
             promise.pooled.discard(sku)
             promise.capped.pop(sku, None)
+        promise.waiting.pop(sku, None)
+        if waiting > waits:
+            others = self.waits(promise.location, sku)
+            place = shelf.version + 1
+            promise.waiting[sku] = shelf.new_wait(waiting, room.days, others, place)
+        elif wait and waiting:
+            wait.units = waiting
+            promise.waiting[sku] = wait
         reserved = units - waiting - (before - waits)
         self._change(promise.location, sku, reserved=reserved, backordered=waiting - waits)
-        promise.waiting.pop(sku, None)
-        if waiting:
-            promise.waiting[sku] = waiting
-        if waiting > waits:
-            promise.places[sku] = shelf.version
 
     @staticmethod
     def _substitutes_more(promise: Promise, plan: Plan, wishes: tuple[Wish, ...]) -> bool:
@@ -845,6 +965,68 @@ class Shop:
             return _ended(promise)
         return self._end(promise, "released", {})
 
+    def relocate(self, name: str, *, key: str, location: str, to: str) -> Answer:
+        """Hold what a promise holds at another location, under a new name, and there only."""
+        earlier, moved_to = self.moves.get((name, key), (location, ""))
+        if earlier != location:
+            return {"code": "idempotency_key_reused"}
+        if moved_to:
+            return {"code": "ok", "replayed": True} | self.promises[moved_to].facts()
+        old = self.promises.get(name)
+        if old is None:
+            return {"code": "reservation_not_found"}
+        if not old.is_live:
+            return _ended(old)
+        if old.location == location or (old.proposed and old.state == "confirmed"):
+            return {"code": "invalid_request"}
+        self.moves[name, key] = (location, "")
+        answer = self._reserve_anew(old, location, to)
+        if answer["code"] != "ok":
+            return answer
+        new = self.promises[to]
+        if old.state == "expired":
+            # It was due, and was taken back to make room.
+            self.release(to)
+            del self.promises[to]
+            return _ended(old)
+        if old.state == "confirmed":
+            self.confirm(to, order_ref=old.order_ref)
+        self.release(name)
+        old.order_ref = MOVED
+        self.moves[name, key] = (location, to)
+        return {"code": "ok", "replayed": False} | new.facts()
+
+    def _reserve_anew(self, old: Promise, location: str, to: str) -> Answer:
+        """Reserve what somebody asked for at another location, by the earliest of their days."""
+        ttl_ms = max(MIN_TTL_MS, old.expires_at - self.now_ms)
+        if old.state == "confirmed":
+            ttl_ms = DEFAULT_TTL_MS
+        days = [wait.day for wait in old.waiting.values() if wait.is_dated]
+        terms: dict[str, Any] = {
+            "ttl_ms": ttl_ms,
+            "order_ref": old.order_ref,
+            "stock_only": not old.waiting,
+            "channel": old.channel if old.on_terms else "",
+            "buyer": old.buyer,
+            "by": min(days, default=""),
+        }
+        asked = dict(old.lines)
+        for stand in old.stands_for:
+            asked[stand[1]] -= stand[2]
+        asked = {sku: units for sku, units in asked.items() if units}
+        for stand in old.stands_for:
+            if stand[-1] == "kit":
+                asked[stand[0]] = stand[3]
+        for stand in old.stands_for:
+            if stand[-1] != "kit":
+                asked[stand[0]] = asked.get(stand[0], 0) + stand[3]
+        if not old.stands_for:
+            return self.reserve(location, tuple(asked.items()), name=to, **terms)
+        wishes = tuple(
+            Wish(sku, units, approve=sku in old.proposed) for sku, units in asked.items()
+        )
+        return self.wish(location, wishes, name=to, held=old.stands_for, **terms)
+
     def expire_due(self, partition: int) -> int:
         """Take back what is due in a partition and return how many holds that were."""
         due = [
@@ -860,7 +1042,11 @@ class Shop:
 
     def _end(self, promise: Promise, state: str, picked: dict[str, int]) -> Answer:
         for sku, held in promise.lines.items():
-            waits = promise.waiting.pop(sku, 0)
+            wait = promise.waiting.pop(sku, None)
+            waits = wait.units if wait else 0
+            if picked.get(sku):
+                shelf = self.shelf(promise.location, sku)
+                shelf.changed_at = max(shelf.changed_at, self.now_ms, shelf.counted_at + 1)
             if sku in promise.pooled:
                 self.shelf(promise.location, sku).held[promise.channel] -= held
             self._change(
@@ -890,13 +1076,12 @@ class Shop:
         shelf.version += 1
 
     def _short(
-        self, location: str, wanted: dict[str, int], ask: Ask
+        self, location: str, wanted: dict[str, int], rooms: dict[str, Room]
     ) -> tuple[tuple[str, int, int, bool], ...]:
-        rooms = {sku: self._room_for(location, sku, ask)[0] for sku in wanted}
         return tuple(
-            (sku, quantity, rooms[sku], (location, sku) in self.rows)
+            (sku, quantity, rooms[sku].most, (location, sku) in self.rows)
             for sku, quantity in wanted.items()
-            if quantity > rooms[sku]
+            if quantity > rooms[sku].most
         )
 
     def _earlier(self, scope: tuple[str, ...], request: object) -> Answer | None:
@@ -913,12 +1098,31 @@ class Shop:
 
 
 def _unfilled(promise: Promise, units: dict[str, int]) -> tuple[tuple[str, int, int, bool], ...]:
-    filled = {sku: held - promise.waiting.get(sku, 0) for sku, held in promise.lines.items()}
+    filled = {
+        sku: held - (promise.waiting[sku].units if sku in promise.waiting else 0)
+        for sku, held in promise.lines.items()
+    }
     return tuple(
         (sku, quantity, filled[sku], True)
         for sku, quantity in units.items()
         if quantity > filled[sku]
     )
+
+
+def _room(way: Way, plan: Plan, *, on_shelf: bool) -> int:
+    """Return the units of a way that no wish has taken; nobody waits for a substitute."""
+    on_shelf = on_shelf or way.kind == "substitute"
+    units = [
+        max(0, (room.shelf if on_shelf else room.most) - plan.units[sku]) // each
+        for sku, each in way.parts.items()
+        for room in (plan.rooms[sku],)
+    ]
+    return min(units if way.most is None else [*units, way.most])
+
+
+def _told_day(day: str) -> str | None:
+    """Return a day as it is told; nobody can say when never is."""
+    return None if day == NEVER else day
 
 
 def _substituted(stands: Sequence[Stand]) -> dict[tuple[str, str], int]:

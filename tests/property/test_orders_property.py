@@ -58,8 +58,15 @@ from tests.ordering import (
     what_is_wrong,
 )
 from tests.property.bench import PARTITIONS, Bench
-from tests.property.test_stateful import ask, expect, id_of, promise_facts, row_facts
-from tests.shop import ACTOR, Shop
+from tests.property.test_stateful import (
+    NamedShop,
+    ask,
+    expect,
+    id_of,
+    promise_facts,
+    row_facts,
+)
+from tests.shop import ACTOR
 from tests.stores import VALKEY
 
 LOCATIONS: Final = ("high street", "depot:{7}", "harbour")
@@ -204,7 +211,7 @@ class OrdersMachine(RuleBasedStateMachine):
             self.merchant = f"m-{uuid4().hex[:12]}"
             if tuple(map(self.partition, LOCATIONS)) == (0, 1, 0):
                 break
-        self.shop = Shop(self.inventory, self.bench.client, self.merchant)
+        self.shop = NamedShop(self.inventory, self.bench.client, self.merchant)
         marks = [
             self.bench.run(self.shop.client.execute_command("HGET", keys.meta, "clock_ms"))
             for keys in self.inventory.keys

@@ -37,6 +37,7 @@ from engine.outcomes import (
 )
 from tests import model
 from tests.property.bench import Bench
+from tests.shelves import Shelf
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 from tests.stores import RealStore
 
@@ -112,7 +113,7 @@ class SplitMachine(RuleBasedStateMachine):
             breaker.left = 0
 
     @property
-    def shelf(self) -> model.Shelf:
+    def shelf(self) -> Shelf:
         return self.model.shelf(LOCATION, SKU)
 
     @rule(which=st.integers(0, 1), left=st.integers(1, 9), comes_through=st.booleans())

@@ -7,6 +7,7 @@ the test moves, so nothing here waits.
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 from uuid import uuid4
@@ -24,7 +25,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from engine.keys import partition_of, reservation_id
+from engine.feeds import EventType, FeedEvent, Feeds, Taken
+from engine.keys import is_move_id, partition_of, reservation_id
 from engine.kits import check_kit
 from engine.model import (
     BuyerCap,
@@ -51,7 +53,10 @@ from engine.outcomes import (
     ReservationNotHeld,
     VersionConflict,
 )
+from engine.outlook import Supply
+from engine.relocation import Relocation
 from engine.substitutes import Alternative
+from engine.supplies import Reviewed, Supplies
 from engine.wishes import Fill, Substitution, Wish
 from tests import model
 from tests.model import Answer
@@ -65,6 +70,8 @@ KIT_PARTS: Final = {"tea": 1, "кофе": 2}
 HOUR_MS: Final = 3_600_000
 TTLS_MS: Final = (1_000, 5_000, 60_000, 24 * HOUR_MS - 1)
 STEPS_MS: Final = (1, 1_000, 5_000, 60_000, 30 * HOUR_MS)
+DAYS: Final = ("2026-12-07", "2026-12-08", "2026-12-11", "2027-01-04")
+SUPPLIES: Final = ("po-1", "po:{2}")
 
 Call = tuple[str, dict[str, Any]]
 """A verb and what it is called with. `name` stands for a reservation: "<location>/<key>"."""
@@ -88,9 +95,16 @@ ttls = st.sampled_from(TTLS_MS)
 order_refs = st.sampled_from(("", "order 1"))
 recents = st.integers(0, 2 * MOSTLY_LIVE)
 channels = st.sampled_from(("", "online", "store", "partner:x"))
-asks = st.fixed_dictionaries(
-    {}, optional={"stock_only": st.booleans(), "channel": channels, "buyer": st.sampled_from("ab")}
-)
+days = st.sampled_from(DAYS)
+supplies = st.sampled_from(SUPPLIES)
+terms_of_asks = {
+    "stock_only": st.sampled_from((False, False, True)),
+    "channel": channels,
+    "buyer": st.sampled_from("ab"),
+}
+amendment_asks = st.fixed_dictionaries({}, optional=terms_of_asks)
+asks = st.fixed_dictionaries({}, optional=terms_of_asks | {"by": st.one_of(st.just(""), days)})
+arrivals = st.sampled_from(("receive", "receive", "transfer_in"))
 pools = st.sampled_from(
     (
         {},
@@ -158,6 +172,7 @@ class ShopMachine(RuleBasedStateMachine):
         self.names = ["high street/never used"]
         self.keys_made = 0
         self.had_terms: set[str] = set()
+        self.told: list[Call] = []
 
     def partition(self, location: str) -> int:
         """Return the partition of one of the merchant's locations."""
@@ -165,9 +180,10 @@ class ShopMachine(RuleBasedStateMachine):
 
     @initialize(
         stock=st.lists(st.integers(0, 30), min_size=6, max_size=6),
+        packed=st.integers(0, 2),
         partitions=st.sampled_from(((0, 0), (0, 1), (1, 0))),
     )
-    def open_the_shop(self, stock: list[int], partitions: tuple[int, int]) -> None:
+    def open_the_shop(self, stock: list[int], packed: int, partitions: tuple[int, int]) -> None:
         """Put the clock of every partition to one time ahead of the real one; fill the shelves."""
         # The merchant is new, but where its locations live is drawn, so that an example repeats.
         for _ in range(MAX_NAMES):
@@ -175,13 +191,16 @@ class ShopMachine(RuleBasedStateMachine):
             if tuple(map(self.partition, LOCATIONS)) == partitions:
                 break
         assert tuple(map(self.partition, LOCATIONS)) == partitions
-        self.shop = Shop(self.bench.inventory, self.bench.client, self.merchant)
+        self.shop = NamedShop(self.bench.inventory, self.bench.client, self.merchant)
         marks = [
             self.bench.run(self.shop.client.execute_command("HGET", keys.meta, "clock_ms"))
             for keys in self.bench.inventory.keys
         ]
         ahead_ms = int(time.time() * 1000) + HOUR_MS
-        self._set_clocks(max(ahead_ms, *(int(mark or 0) for mark in marks)) + 1)
+        self.set_clocks(max(ahead_ms, *(int(mark or 0) for mark in marks)) + 1)
+        if packed:
+            # The kit was stocked under its own SKU before it became one.
+            self._move(LOCATIONS[0], KIT, "receive", packed)
         kit = check_kit(KIT, [Line(sku, units) for sku, units in KIT_PARTS.items()])
         self.bench.run(self.bench.inventory.kits.write(self.merchant, {KIT: kit}, actor=ACTOR))
         self.bench.run(self.bench.inventory.kits.known(self.merchant))
@@ -193,17 +212,27 @@ class ShopMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Leave no hold behind that a later example would have to take back."""
-        for name in list(self.model.promises):
-            self.step(("release", {"name": name}))
+        for name in [*self.names, *self.shop.ids]:
+            with suppress(HoldfastError):
+                self.bench.run(self.shop.release(id_of(self.shop, name)))
 
     def step(self, call: Call) -> Answer:
         """Make a call on both sides and compare the answers."""
         wanted = expect(self.model, call)
         got = self.bench.run(ask(self.shop, call))
+        wanted = self.with_ids(wanted)
         assert got == wanted, f"{call} at {self.model.now_ms}: got {got}, wanted {wanted}"
         return wanted
 
-    def _set_clocks(self, now_ms: int) -> None:
+    def with_ids(self, answer: Answer) -> Answer:
+        """Return an answer of the model that names who is late as the engine does."""
+        if "reviewed" not in answer:
+            return answer
+        late = tuple((id_of(self.shop, name), *facts) for name, *facts in answer["reviewed"])
+        return answer | {"reviewed": late}
+
+    def set_clocks(self, now_ms: int) -> None:
+        """Put the clock of every partition to a time."""
         self.model.now_ms = now_ms
         for keys in self.bench.inventory.keys:
             self.bench.run(
@@ -324,19 +353,26 @@ class ShopMachine(RuleBasedStateMachine):
         self.step(call)
         return call
 
-    # Wishes are modelled where no row has terms.
     @rule(
         target=calls,
-        location=st.just(LOCATIONS[0]),
+        location=locations,
         wishes=wish_lists,
         ttl_ms=ttls,
         partial=st.booleans(),
+        ask=asks,
     )
-    def wish(self, location: str, wishes: list[model.Wish], ttl_ms: int, partial: bool) -> Call:
+    def wish(
+        self,
+        location: str,
+        wishes: list[model.Wish],
+        ttl_ms: int,
+        partial: bool,
+        ask: dict[str, Any],
+    ) -> Call:
         """Hold what serves wishes: substitutes, kits, and rows that several of them want."""
         name = f"{location}/{self._new_key()}"
         self.names.append(name)
-        what = {"name": name, "wishes": tuple(wishes), "ttl_ms": ttl_ms, "partial": partial}
+        what = {"name": name, "wishes": tuple(wishes), "ttl_ms": ttl_ms, "partial": partial} | ask
         self.step(("wish", what))
         return ("wish", what)
 
@@ -359,7 +395,7 @@ class ShopMachine(RuleBasedStateMachine):
 
     @rule(
         target=calls,
-        location=st.just(LOCATIONS[1]),
+        location=locations,
         sku=skus,
         backorder_limit=st.sampled_from((0, 2, 9)),
         pools=pools,
@@ -376,6 +412,84 @@ class ShopMachine(RuleBasedStateMachine):
             "expected_version": self._version(location, sku, guess),
         }
         call = ("set_terms", what | terms)
+        self.step(call)
+        return call
+
+    @rule(
+        target=calls,
+        location=locations,
+        sku=skus,
+        supply=supplies,
+        day=days,
+        quantity=st.integers(1, 9),
+    )
+    def expect(self, location: str, sku: str, supply: str, day: str, quantity: int) -> Call:
+        """Announce a supply, or say anew when it comes and with how many units."""
+        return self._supply(location, sku, supply=supply, day=day, quantity=quantity)
+
+    @rule(target=calls, location=locations, sku=skus, supply=supplies)
+    def cancel(self, location: str, sku: str, supply: str) -> Call:
+        """Say that nothing more comes with a supply."""
+        return self._supply(location, sku, supply=supply, day="", quantity=0)
+
+    def _supply(self, location: str, sku: str, **what: Any) -> Call:
+        self.had_terms.add(location)
+        call = ("expect", what | {"location": location, "sku": sku, "key": self._new_key()})
+        self.step(call)
+        return call
+
+    @rule(
+        target=calls,
+        location=locations,
+        sku=skus,
+        kind=arrivals,
+        supply=supplies,
+        quantity=st.integers(1, 9),
+    )
+    def arrive(self, location: str, sku: str, kind: str, supply: str, quantity: int) -> Call:
+        """Book what came with a supply, if there is one."""
+        return self._move(location, sku, kind, quantity, supply=supply)
+
+    @rule(
+        location=locations,
+        sku=skus,
+        kind=arrivals,
+        supply=st.one_of(st.just(""), supplies),
+        quantity=st.integers(1, 9),
+        ago_ms=st.sampled_from((0, 1, *TTLS_MS[:3])),
+    )
+    def feed(
+        self, location: str, sku: str, kind: str, supply: str, quantity: int, ago_ms: int
+    ) -> None:
+        """Tell of an arrival, a late one too, which a count may have already."""
+        self.feed_it(location, sku, kind, supply, quantity, ago_ms)
+
+    def feed_it(
+        self, location: str, sku: str, kind: str, supply: str, quantity: int, ago_ms: int
+    ) -> None:
+        """Tell of an arrival that a count may have already."""
+        what: dict[str, Any] = {"location": location, "sku": sku, "kind": kind, "supply": supply}
+        what |= {"quantity": quantity, "occurred_at": self.model.now_ms - ago_ms}
+        self.told.append(("feed", what | {"event": self._new_key()}))
+        self.step(self.told[-1])
+
+    @precondition(lambda self: self.told)
+    @rule(recent=recents)
+    def feed_again(self, recent: int) -> None:
+        """Tell of an arrival for the second time."""
+        self.step(self.told[-1 - recent % len(self.told)])
+
+    @rule(location=locations, sku=skus)
+    def review(self, location: str, sku: str) -> None:
+        """Tell whose day cannot be kept, as the background process does."""
+        self.step(("review", {"location": location, "sku": sku}))
+
+    @rule(target=calls, recent=recents, location=locations)
+    def relocate(self, recent: int, location: str) -> Call:
+        """Move a reservation to another location, or to where it is."""
+        key = self._new_key()
+        what = {"name": self._name(recent), "key": key, "location": location}
+        call = ("relocate", what | {"to": f"{location}/to {key}"})
         self.step(call)
         return call
 
@@ -434,7 +548,7 @@ class ShopMachine(RuleBasedStateMachine):
         target=calls,
         recent=recents,
         lines=st.dictionaries(skus, st.integers(0, 8), min_size=1).map(dict.items).map(tuple),
-        ask=asks,
+        ask=amendment_asks,
     )
     def amend(self, recent: int, lines: model.Lines, ask: dict[str, Any]) -> Call:
         """Hold more or fewer of some lines, drop some, add others, possible or not."""
@@ -443,20 +557,24 @@ class ShopMachine(RuleBasedStateMachine):
         self.step(call)
         return call
 
-    @precondition(lambda self: self.wished())
-    @rule(target=calls, recent=recents, wishes=wish_lists, drops=st.integers(0, 1))
-    def amend_wishes(self, recent: int, wishes: list[model.Wish], drops: int) -> Call:
+    @precondition(lambda self: self.live())
+    @rule(
+        target=calls,
+        recent=recents,
+        wishes=wish_lists,
+        drops=st.integers(0, 1),
+        ask=amendment_asks,
+    )
+    def amend_wishes(
+        self, recent: int, wishes: list[model.Wish], drops: int, ask: dict[str, Any]
+    ) -> Call:
         """Want more or less of what others may stand for, or of kits, perhaps none of one."""
         first, *others = wishes
         wanted = (replace(first, quantity=first.quantity * (1 - drops)), *others)
-        name = self._one_of(self.wished(), recent)
-        call = ("amend", {"name": name, "key": self._new_key(), "lines": wanted})
+        name = self._one_of(self.live(), recent)
+        call = ("amend", {"name": name, "key": self._new_key(), "lines": wanted} | ask)
         self.step(call)
         return call
-
-    def wished(self) -> list[str]:
-        """Return the names of what holds units where wishes are modelled."""
-        return [name for name in self.live() if self.model.promises[name].location == LOCATIONS[0]]
 
     @precondition(lambda self: self.live())
     @rule(target=calls, recent=recents, over=st.integers(0, 1))
@@ -488,14 +606,14 @@ class ShopMachine(RuleBasedStateMachine):
     @rule(step_ms=st.sampled_from(STEPS_MS))
     def wait(self, step_ms: int) -> None:
         """Let time pass."""
-        self._set_clocks(self.model.now_ms + step_ms)
+        self.set_clocks(self.model.now_ms + step_ms)
 
     @precondition(lambda self: self.live())
     @rule(recent=recents, early_ms=st.integers(0, 1))
     def wait_for_the_end(self, recent: int, early_ms: int) -> None:
         """Let time pass up to the very end of a hold, or to a millisecond before it, and sweep."""
         promise = self.model.promises[self._one_of(self.live(), recent)]
-        self._set_clocks(max(self.model.now_ms, promise.expires_at - early_ms))
+        self.set_clocks(max(self.model.now_ms, promise.expires_at - early_ms))
         self.step(("expire_due", {"partition": self.partition(promise.location)}))
 
     @precondition(lambda self: self.live())
@@ -503,7 +621,7 @@ class ShopMachine(RuleBasedStateMachine):
     def reserve_what_is_due(self, recent: int, over: int, partial: bool) -> Call:
         """Hold all that there will be once a hold that is due now has been taken back."""
         promise = self.model.promises[self._one_of(self.live(), recent)]
-        self._set_clocks(max(self.model.now_ms, promise.expires_at))
+        self.set_clocks(max(self.model.now_ms, promise.expires_at))
         sku, quantity = next(iter(promise.lines.items()))
         wanted = self.model.shelf(promise.location, sku).available + quantity + over
         call = self._cart(promise.location, [(sku, wanted)], TTLS_MS[0], partial=partial)
@@ -547,6 +665,11 @@ class ShopMachine(RuleBasedStateMachine):
         verb, what = call
         if verb == "amend":
             other = (verb, what | {"lines": [more_of(line) for line in what["lines"]]})
+        elif verb == "expect":
+            other = (verb, what | {"day": DAYS[0], "quantity": what["quantity"] + 1})
+        elif verb == "relocate":
+            elsewhere = LOCATIONS[what["location"] == LOCATIONS[0]]
+            other = (verb, what | {"location": elsewhere, "to": f"{elsewhere}/{self._new_key()}"})
         else:
             field = OTHER_BODY[verb]
             other = (verb, what | {field: what[field] + 1 or 1})
@@ -560,9 +683,11 @@ class ShopMachine(RuleBasedStateMachine):
         names = list(self.model.rows)
         if names:
             rows = self.bench.run(self.shop.inventory.rows(self.merchant, names))
-            assert [row and row_facts(row) for row in rows] == [
-                self.model.rows[name].facts() for name in names
+            assert [row and row_facts(row) | outlook_facts(row) for row in rows] == [
+                self.model.rows[name].facts() | self.model.outlook(*name) for name in names
             ]
+            for location, sku in names:
+                self.queue_is_as_modelled(location, sku)
         for name, promise in self.model.promises.items():
             found = self.bench.run(
                 self.shop.inventory.reservation(self.merchant, id_of(self.shop, name))
@@ -570,9 +695,31 @@ class ShopMachine(RuleBasedStateMachine):
             assert promise_facts(found) == promise.facts()
         self.bench.run(self.bench.audit.check(merchant=self.merchant))
 
+    def queue_is_as_modelled(self, location: str, sku: str) -> None:
+        """Who waits for a row stands in the order of the model."""
+        queue = self.model.queue(location, sku)
+        if queue:
+            page = self.bench.run(
+                Supplies(self.shop.inventory).waiting(self.merchant, location, sku)
+            )
+            assert [(one.reservation, one.units) for one in page.items] == [
+                (id_of(self.shop, name), promise.waiting[sku].units) for name, promise in queue
+            ]
 
-def id_of(shop: Shop, name: str) -> str:
+
+class NamedShop(Shop):
+    """A shop that remembers the ids of what was moved, by the name that it has in the model."""
+
+    def __init__(self, *where: Any) -> None:
+        """Know of none."""
+        super().__init__(*where)
+        self.ids: dict[str, str] = {}
+
+
+def id_of(shop: NamedShop, name: str) -> str:
     """Return the id of the reservation that a name stands for."""
+    if name in shop.ids:
+        return shop.ids[name]
     location, key = name.split("/")
     return reservation_id(shop.keys(location).partition, shop.merchant, location, key)
 
@@ -585,18 +732,20 @@ def expect(shop: model.Shop, call: Call) -> Answer:
     if verb == "fill":
         shop.fill(**what)
         return {"code": "ok"}
+    if verb == "review":
+        return {"code": "ok", "reviewed": shop.review(**what)}
     if verb in ("reserve", "wish"):
         what = what | {"location": what["name"].split("/")[0]}
     answer: Answer = getattr(shop, verb)(**what)
     return answer
 
 
-async def ask_at_once(shop: Shop, calls: list[Call]) -> list[Answer]:
+async def ask_at_once(shop: NamedShop, calls: list[Call]) -> list[Answer]:
     """Make calls on the engine at once; they travel in their order."""
     return list(await asyncio.gather(*(ask(shop, call) for call in calls)))
 
 
-async def ask(shop: Shop, call: Call) -> Answer:
+async def ask(shop: NamedShop, call: Call) -> Answer:
     """Make a call on the engine and put its answer as the model does."""
     verb, what = call
     what = dict(what)
@@ -614,6 +763,17 @@ async def ask(shop: Shop, call: Call) -> Answer:
         if verb == "fill":
             await inventory.fill(merchant, **what)
             return {"code": "ok"}
+        if verb == "review":
+            return {"code": "ok"} | late_facts(await Supplies(inventory).review(merchant, **what))
+        if verb == "expect":
+            return await expect_supply(shop, what)
+        if verb == "feed":
+            return await tell(shop, what)
+        if verb == "relocate":
+            to = what.pop("to")
+            moved = await Relocation(inventory).relocate(merchant, actor=ACTOR, **what)
+            shop.ids.setdefault(to, moved.result.reservation.id)
+            return result_facts(moved.result)
         if verb == "set_terms":
             cap = what.pop("buyer_cap")
             terms = Terms(
@@ -648,6 +808,42 @@ async def ask(shop: Shop, call: Call) -> Answer:
         return refusal_facts(refusal)
 
 
+async def expect_supply(shop: NamedShop, what: dict[str, Any]) -> Answer:
+    """Announce a supply, or cancel it where nothing of it is to come."""
+    day, quantity = what.pop("day"), what.pop("quantity")
+    row = (shop.merchant, what.pop("location"), what.pop("sku"), what.pop("supply"))
+    supplies = Supplies(shop.inventory)
+    if quantity:
+        changed = await supplies.expect(*row, Supply(day, quantity), actor=ACTOR, **what)
+    else:
+        changed = await supplies.cancel(*row, actor=ACTOR, **what)
+    return moved_facts(changed) | late_facts(changed.reviewed)
+
+
+async def tell(shop: NamedShop, what: dict[str, Any]) -> Answer:
+    """Tell of an event of a feed."""
+    kind = EventType.RECEIPT if what["kind"] == "receive" else EventType.TRANSFER_IN
+    event = FeedEvent(
+        event_id=what["event"],
+        type=kind,
+        occurred_at_ms=what["occurred_at"],
+        sku=what["sku"],
+        quantity=what["quantity"],
+        supply=what["supply"],
+    )
+    feeds = Feeds(shop.inventory)
+    (taken,) = await feeds.take(shop.merchant, what["location"], "till", [event], actor=ACTOR)
+    assert isinstance(taken, Taken)
+    return {"code": "ok", "verdict": taken.verdict.value, "why": taken.why}
+
+
+def late_facts(reviewed: Reviewed) -> Answer:
+    """Return whose day cannot be kept."""
+    assert reviewed.count == len(reviewed.late)
+    late = [(x.reservation, x.units, x.promised_by, x.expected_on) for x in reviewed.late]
+    return {"reviewed": tuple(late)}
+
+
 def wish_of(wish: model.Wish) -> Wish:
     """Return a wish as the engine takes it; one that nothing may stand for says so."""
     alternatives = tuple(Alternative(sku=s, of=of, for_=for_) for s, of, for_ in wish.alternatives)
@@ -670,6 +866,22 @@ def row_facts(row: Row) -> Answer:
         "deficit": row.deficit,
         "version": row.version,
         "backordered": row.backordered,
+        "supplies": {
+            name: (supply.expected_on, supply.quantity)
+            for name, supply in (row.terms.supplies if row.terms else {}).items()
+        },
+    }
+
+
+def outlook_facts(row: Row) -> Answer:
+    """Return what a row says that can be promised, and who holds what of it."""
+    terms = row.terms or Terms()
+    return {
+        "available": row.available,
+        "available_to_promise": tuple((one.by, one.quantity) for one in row.available_to_promise),
+        "backorder_available": row.backorder_available,
+        "late": terms.late,
+        "held": {name: pool.held for name, pool in terms.channels.items() if pool.held},
     }
 
 
@@ -685,13 +897,16 @@ def promise_facts(found: Reservation) -> Answer:
         "state": found.state.value,
         "lines": pairs(found.lines),
         "missing": pairs(found.missing),
-        "order_ref": found.order_ref,
+        "order_ref": model.MOVED if is_move_id(found.order_ref) else found.order_ref,
         "created_at": found.created_at_ms,
         "expires_at": found.expires_at_ms,
         "confirmed_at": found.confirmed_at_ms,
         "ended_at": found.ended_at_ms,
         "picked": None if found.picked is None else pairs(found.picked),
         "backordered": pairs(found.backordered),
+        "promised": tuple((one.sku, one.by, one.expected_on) for one in found.promised),
+        "channel": found.channel,
+        "is_counted": bool(found.buyer),
         "stands_for": tuple(msgspec.structs.astuple(one) for one in found.stands_for),
         "proposed": found.proposed,
     }
