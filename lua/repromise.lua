@@ -319,9 +319,10 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   end
   if #elsewhere > 0 then return {'split', elsewhere} end
   local due = (#outcome.short > 0 or is_substituted) and holds_are_due(reclaimed)
-  if #outcome.short > 0 or due then
-    if #outcome.short > 0 and outcome.needs_buyer then return {'invalid', 'buyer'} end
-    return refused_for_units(due, outcome.short)
+  if due then return refused_for_units(true, outcome.short) end
+  if #outcome.short > 0 then
+    if outcome.needs_buyer then return {'invalid', 'buyer'} end
+    return refused_for_units(false, outcome.short)
   end
   local totals = {}
   for _, line in ipairs(lines) do

@@ -161,6 +161,19 @@ async def test_an_amendment_counts_for_its_buyer_with_the_new_quantity(shop: Sho
     await shop.audit()
 
 
+async def test_what_is_due_makes_room_beside_a_row_that_needs_a_buyer(own_shop: Shop) -> None:
+    await own_shop.receive("mug", 1)
+    await own_shop.receive("tea", 2)
+    held = await reserve(own_shop, Line("mug", 1), ttl_ms=2 * HOUR_MS)
+    due = await reserve(own_shop, Line("tea", 2), ttl_ms=HOUR_MS)
+    await own_shop.set_terms("mug", Terms(buyer_cap=BuyerCap(1, HOUR_MS)))
+    assert due.expires_at_ms is not None
+    await own_shop.set_clock(max(due.expires_at_ms, await own_shop.clock_ms()))
+    wish = Wish(sku="tea", quantity=2)
+    assert units(await amend(own_shop, held, Line("mug", 1), wish)) == {"mug": 1, "tea": 2}
+    await own_shop.audit()
+
+
 async def test_amendments_of_a_buyer_at_once_pass_neither_cap_nor_shelf(shop: Shop) -> None:
     await shop.receive("tea", 30)
     await shop.set_terms("tea", Terms(backorder_limit=5, buyer_cap=BuyerCap(8, HOUR_MS)))
