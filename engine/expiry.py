@@ -2,8 +2,10 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Final
 
 import msgspec
+import structlog
 
 from engine import metrics
 from engine.clock import ClockGuard
@@ -18,9 +20,15 @@ from engine.outcomes import (
     ProposalOpen,
     ReservationEnded,
     ReservationNotFound,
+    StoreFault,
 )
 from engine.partitions import Partitions
 from engine.scripts import script
+
+MAX_NAMED: Final = 1_000
+"""Damaged holds that a process has named in its log and does not name again."""
+
+log = structlog.get_logger()
 
 
 class DueHolds(msgspec.Struct, frozen=True):
@@ -43,19 +51,32 @@ class Expiry:
         self._order_records = order_records
         self._lifecycle = lifecycle
         self._clock = ClockGuard()
+        self._named: set[str] = set()
 
     async def expire_due(self, partition: int, *, limit: int = MAX_GROUP_COMMANDS) -> DueHolds:
         """Take back the holds of a partition whose time is up, the longest overdue first.
 
-        Does nothing while the store's clock is not to be trusted; `clock_jump_ms` says so.
+        One that is damaged, or is part of an order whose record is, stays; the others do not wait
+        for it. Does nothing while the store's clock is not to be trusted; `clock_jump_ms` says so.
         """
         keys = self._partitions.keys[partition]
         reply = await self._partitions.store.call(script("due"), (keys.holds, keys.meta), limit)
         now_ms, _, ids = msgspec.msgpack.decode(reply, type=tuple[int, int, list[str]])
         if not self._clock.accept(now_ms):
             return DueHolds(0, bool(ids), self._clock.jump_ms)
-        expired = await asyncio.gather(*(self._expire(keys, the_id) for the_id in ids))
+        expired = await asyncio.gather(*(self._expire_or_leave(keys, the_id) for the_id in ids))
         return DueHolds(sum(expired), len(ids) == limit, 0)
+
+    async def _expire_or_leave(self, keys: PartitionKeys, reservation: str) -> bool:
+        try:
+            return await self._expire(keys, reservation)
+        except StoreFault as fault:
+            if reservation not in self._named:
+                if len(self._named) >= MAX_NAMED:
+                    self._named.clear()
+                self._named.add(reservation)
+                log.error("a hold is damaged", reservation=reservation, error=str(fault))
+            return False
 
     async def _expire(self, keys: PartitionKeys, reservation: str) -> bool:
         for _ in range(MAX_REREADS):

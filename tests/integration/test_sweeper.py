@@ -5,10 +5,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.clock import TOLERANCE_MS, ClockGuard
 from engine.inventory import Inventory
 from engine.model import Line, Movement, MovementType, ReservationState
+from engine.order_records import WantedLine
+from engine.orders import Orders
 from engine.store import StoreSettings
 from engine.sweeper import Sweeper, sweep_warnings
 from tests.stores import MakeStore, set_up
@@ -73,6 +76,36 @@ async def test_a_running_sweeper_gives_due_holds_back_and_tells_that_it_runs(
     await until(tells_nothing_bad)
     stop.set()
     await running
+
+
+async def test_a_damaged_order_keeps_no_other_hold_from_being_taken_back(
+    inventory: Inventory, merchant: str
+) -> None:
+    await hold(inventory, merchant, ttl_ms=60_000)
+    placed = await Orders(inventory).place(
+        merchant, [WantedLine("a", 1, "here")], key="o", ttl_ms=1_000, actor="test"
+    )
+    (part,) = placed.order.parts
+    sane = await inventory.reserve(
+        merchant, "here", [Line("a", 1)], key="sane", ttl_ms=1_000, actor="test"
+    )
+    keys = inventory.keys[int(placed.order.id.split("_")[1])]
+    await inventory.store.read([("HSET", keys.order(placed.order.id), "plan", "x")])
+    sweeper = Sweeper(inventory)
+
+    async def is_back() -> bool:
+        await sweeper.sweep()
+        return await state_of(inventory, merchant, sane.reservation.id) == "expired"
+
+    with capture_logs() as logged:
+        await until(is_back)
+        await sweeper.sweep()
+    assert await state_of(inventory, merchant, part.reservation) == "held"
+    named = [one["reservation"] for one in logged if one["event"] == "a hold is damaged"]
+    assert named == [part.reservation]
+    # Whoever looks into it can still give its units back.
+    await inventory.release(merchant, part.reservation, reason="damaged", actor="test")
+    assert await state_of(inventory, merchant, part.reservation) == "released"
 
 
 @pytest.mark.parametrize("jump_ms", [-3_600_000, 25 * 3_600_000])
