@@ -20,7 +20,7 @@ from gateway.problems import kind_of
 from gateway.routes import OPERATIONS, by_path
 from gateway.search_wire import MAX_QUESTION_CHARACTERS
 from gateway.wire import MAX_STALENESS_MS, Consistency, Problem
-from projection.database import Stocked
+from projection.database import Sort, Stocked
 
 _REFERENCE: Final = "#/components/schemas/{name}"
 
@@ -93,8 +93,12 @@ _QUERY_SCHEMAS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
         {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_CHARACTERS},
     ),
     "stock": (
-        "Only rows that can be promised, that cannot, or that are low.",
+        "Only rows that can be promised, that cannot, that are low, or that owe units.",
         {"type": "string", "enum": [*Stocked]},
+    ),
+    "sort": (
+        "Which rows come first; `-backordered` with stock=backordered and without q.",
+        {"type": "string", "enum": [*Sort], "default": Sort.SKU},
     ),
     "from": ("Only operations from this moment on.", {"type": "string", "format": "date-time"}),
     "to": ("Only operations before this moment.", {"type": "string", "format": "date-time"}),

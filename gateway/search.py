@@ -1,5 +1,8 @@
 """The availability index over HTTP: search, and the items that give SKUs their titles."""
 
+from functools import partial
+from typing import Final, TypeVar
+
 import msgspec
 
 from engine.keys import digest
@@ -10,27 +13,37 @@ from gateway.calls import Answer, Call
 from gateway.paging import cursor, limit_of, place_of
 from gateway.problems import InvalidRequest
 from gateway.wire import ProblemError
-from projection.database import Item, Question, Stocked
+from projection.database import Item, Place, Question, Sort, Stocked
 
-QUERY = ("q", "sku", "location", "stock", "limit", "cursor")
+Choice = TypeVar("Choice", Stocked, Sort)
 
-_places = msgspec.json.Decoder(tuple[str, str])
+QUERY = ("q", "sku", "location", "stock", "sort", "limit", "cursor")
+
+_places: Final[dict[Sort, msgspec.json.Decoder[Place]]] = {
+    Sort.SKU: msgspec.json.Decoder[Place](tuple[str, str]),
+    Sort.BACKORDERED: msgspec.json.Decoder[Place](tuple[int, str, str]),
+}
 
 
 async def search(call: Call, _body: None) -> Answer:
     """Find rows by words, SKU, location and stock."""
     query = call.query
     asked = [query.get(name) or "" for name in ("q", "sku", "location", "stock")]
+    stocked = _choice(call, "stock", Stocked)
+    sort = _sort(call, stocked)
+    if sort is not Sort.SKU:
+        asked.append(sort)
     listing = ("search", digest(call.merchant, *asked))
     limit = limit_of(call)
-    after = place_of(call, listing, is_place=_place)
+    after = place_of(call, listing, is_place=partial(_place, sort))
     question = Question(
         merchant=call.merchant,
         text=_text(call),
         sku=_id(call, "sku"),
         location=_id(call, "location"),
-        stocked=_stocked(call),
-        after=None if after is None else _place(after),
+        stocked=stocked,
+        sort=sort,
+        after=None if after is None else _place(sort, after),
         limit=limit,
     )
     found = await (await call.service.index()).search(question)
@@ -83,20 +96,28 @@ def _id(call: Call, name: str) -> str | None:
     return text
 
 
-def _stocked(call: Call) -> Stocked | None:
-    text = call.query.get("stock")
+def _choice(call: Call, name: str, choices: type[Choice]) -> Choice | None:
+    text = call.query.get(name)
     if text is None:
         return None
     try:
-        return Stocked(text)
+        return choices(text)
     except ValueError as error:
-        detail = f"must be one of {', '.join(Stocked)}"
-        raise InvalidRequest(ProblemError(parameter="stock", detail=detail)) from error
+        detail = f"must be one of {', '.join(choices)}"
+        raise InvalidRequest(ProblemError(parameter=name, detail=detail)) from error
 
 
-def _place(text: str) -> tuple[str, str] | None:
-    """Read the SKU and the location that a cursor carries, None where it does not."""
+def _sort(call: Call, stocked: Stocked | None) -> Sort:
+    sort = _choice(call, "sort", Sort) or Sort.SKU
+    if sort is Sort.BACKORDERED and (stocked is not Stocked.BACKORDERED or "q" in call.query):
+        detail = f"{sort} goes with stock={Stocked.BACKORDERED} and without q"
+        raise InvalidRequest(ProblemError(parameter="sort", detail=detail))
+    return sort
+
+
+def _place(sort: Sort, text: str) -> Place | None:
+    """Read the place that a cursor carries, None where it does not."""
     try:
-        return _places.decode(text)
+        return _places[sort].decode(text)
     except msgspec.DecodeError:
         return None

@@ -53,7 +53,7 @@ class SearchHit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SearchPage(Page[SearchHit], frozen=True):
-    """Rows by SKU and location, in byte order; the newest change that is in it was at `as_of`."""
+    """Rows in the order that was asked for; the newest change that is in it was at `as_of`."""
 
     as_of: Time | None
 

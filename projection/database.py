@@ -33,8 +33,8 @@ Result = TypeVar("Result")
 Key = tuple[str, str, str]
 """Merchant, location and SKU of a row."""
 
-Place = tuple[str, str]
-"""SKU and location of a hit, behind which a question goes on."""
+Place = tuple[str, str] | tuple[int, str, str]
+"""SKU and location of a hit, behind which a question goes on; before them what it is sorted by."""
 
 MAX_MATCHES: Final = 2_000
 """SKUs with the words of a question that are looked at for one answer."""
@@ -52,6 +52,13 @@ class Stocked(StrEnum):
     OUT = "out"
     LOW = "low"
     BACKORDERED = "backordered"
+
+
+class Sort(StrEnum):
+    """In which order the rows come: by SKU and location, or those that owe the most units first."""
+
+    SKU = "sku"
+    BACKORDERED = "-backordered"
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -106,13 +113,17 @@ class Hit(msgspec.Struct, frozen=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """What is looked for; None is anything. `after` is the SKU and location of the last hit."""
+    """What is looked for; None is anything. `after` is the place of the last hit.
+
+    What is sorted by backorders has no `text`, and wants `stocked` BACKORDERED.
+    """
 
     merchant: str
     text: str | None = None
     sku: str | None = None
     location: str | None = None
     stocked: Stocked | None = None
+    sort: Sort = Sort.SKU
     after: Place | None = None
     limit: int
 
@@ -357,7 +368,7 @@ class Database(ABC):
     # Questions
 
     async def search(self, question: Question) -> Found:
-        """Return the rows that fit, by SKU and location in byte order."""
+        """Return the rows that fit, in the order that is asked for; names in byte order."""
 
         def read(connection: Any) -> Found:
             as_of = self._run(connection, "SELECT max(as_of_ms) FROM progress").fetchone()[0]
@@ -367,7 +378,7 @@ class Database(ABC):
                 hits, after = self._matching(connection, question)
             if len(hits) > question.limit:
                 hits = hits[: question.limit]
-                after = (hits[-1].row.sku, hits[-1].row.location)
+                after = _place(question, hits[-1].row)
             return Found(hits, after, int(as_of or 0))
 
         return await self._read(read)
@@ -381,7 +392,7 @@ class Database(ABC):
         if not words:
             # A question of punctuation alone has no answer, and not all of them.
             return [], None
-        argument, first = self.matching(words), (question.after or ("", ""))[0]
+        argument, first = self.matching(words), str((question.after or ("", ""))[0])
         values = (argument, question.merchant, first, MAX_MATCHES)
         found = self._run(connection, self.matched_skus, values).fetchall()
         skus = [self.read_names(one)[0] for one in found]
@@ -406,15 +417,19 @@ class Database(ABC):
             values += skus
         if question.stocked is not None:
             conditions.append(_STOCKED[question.stocked])
+        order = "rows.sku, rows.location"
+        if question.sort is Sort.BACKORDERED:
+            order = f"rows.backordered DESC, {order}"
         if question.after is not None:
-            conditions.append("(rows.sku, rows.location) > (?, ?)")
-            values += question.after
+            condition, arguments = _behind(question.after)
+            conditions.append(condition)
+            values += arguments
         columns = ", ".join(f"rows.{name}" for name in _FIELDS)
         sql = (
             f"SELECT {columns}, catalog.title, catalog.attributes FROM rows "  # noqa: S608 - ours
             "JOIN catalog ON catalog.merchant = rows.merchant AND catalog.sku = rows.sku "
             f"WHERE {' AND '.join(conditions)} "
-            f"ORDER BY rows.sku, rows.location LIMIT {question.limit + 1}"
+            f"ORDER BY {order} LIMIT {question.limit + 1}"
         )
         found = self._run(connection, sql, values).fetchall()
         return [
@@ -526,6 +541,25 @@ _STOCKED: Final = {
 }
 
 
+def _place(question: Question, row: IndexedRow) -> Place:
+    """Return the place of a row in the order that is asked for."""
+    if question.sort is Sort.BACKORDERED:
+        return (row.backordered, row.sku, row.location)
+    return (row.sku, row.location)
+
+
+def _behind(place: Place) -> tuple[str, list[Any]]:
+    """Return the condition of the rows behind a place, with its arguments."""
+    if len(place) == 2:
+        return "(rows.sku, rows.location) > (?, ?)", [*place]
+    units, *names = place
+    # The first part says twice what an index needs to begin there.
+    condition = (
+        "rows.backordered <= ? AND (rows.backordered < ? OR (rows.sku, rows.location) > (?, ?))"
+    )
+    return condition, [units, units, *names]
+
+
 def _key(row: Row) -> Key:
     return (row.merchant, row.location, row.sku)
 
@@ -613,6 +647,8 @@ SCARCE: Final = (
     """CREATE INDEX IF NOT EXISTS rows_low ON rows (merchant, sku, location)
         WHERE low_stock_threshold > 0 AND available <= low_stock_threshold""",
     """CREATE INDEX IF NOT EXISTS rows_backordered ON rows (merchant, sku, location)
+        WHERE backordered > 0""",
+    """CREATE INDEX IF NOT EXISTS rows_owed ON rows (merchant, backordered DESC, sku, location)
         WHERE backordered > 0""",
 )
 """Indexes of the rows that are out, low or owe units: few among many, so they are not to be looked

@@ -32,7 +32,7 @@ from holdfast.search_calls import Item, SearchHit, put_item
 from holdfast.search_calls import search as search_call
 from holdfast.stock_file import FileRefused
 from projection import follower
-from projection.database import Database, Stocked, open_database
+from projection.database import Database, Sort, Stocked, open_database
 
 Result = TypeVar("Result")
 Command = Callable[..., object]
@@ -52,6 +52,11 @@ MAX_SHOWN_PROBLEMS: Final = 20
     type=click.Choice([one.value for one in Stocked]),
     help="Only what can be promised (in), cannot (out), is low, or is owed (backordered).",
 )
+@click.option(
+    "--sort",
+    type=click.Choice([one.value for one in Sort]),
+    help="By SKU and location, or (with --stock backordered) those that owe the most first.",
+)
 @limit_option(DEFAULT_SHOWN)
 @merchant_option
 @service_options
@@ -63,11 +68,18 @@ def search(
     sku: str | None,
     location: str | None,
     stock: str | None,
+    sort: str | None,
     limit: int,
     output: Output,
 ) -> None:
     """Find rows whose SKU or title has all WORDS, or words that begin so; with --json as NDJSON."""
-    asked = {"q": " ".join(words) or None, "sku": sku, "location": location, "stock": stock}
+    asked = {
+        "q": " ".join(words) or None,
+        "sku": sku,
+        "location": location,
+        "stock": stock,
+        "sort": sort,
+    }
     found = list(islice(_hits(service, merchant, asked, limit + 1), limit + 1))
     for hit in found[:limit]:
         output.document(hit)

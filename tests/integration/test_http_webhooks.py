@@ -215,6 +215,17 @@ async def test_items_are_described_and_rows_are_found_by_them(api: Api, shelf: S
         f"{path}/search", params={"cursor": first["next_cursor"], "stock": "in"}
     )
     assert_problem(other, 400, "invalid_request")
+    owing = {"sort": "-backordered", "stock": "backordered"}
+    assert await found(**owing) == []
+    for query in (
+        {"sort": "-backordered"},
+        {"sort": "-backordered", "stock": "in"},
+        {**owing, "q": "mug"},
+        {"sort": "most"},
+    ):
+        answer = await shelf.client.get(f"{path}/search", params=query)
+        problem = assert_problem(answer, 400, "invalid_request")
+        assert problem["errors"][0]["parameter"] == "sort"
     for query in ({"stock": "some"}, {"q": ""}, {"q": "x" * 201}, {"sku": ""}, {"limit": "0"}):
         answer = await shelf.client.get(f"{path}/search", params=query)
         problem = assert_problem(answer, 400, "invalid_request")

@@ -23,6 +23,7 @@ from projection.database import (
     IndexedRow,
     Item,
     Question,
+    Sort,
     Stocked,
     open_database,
 )
@@ -301,6 +302,41 @@ async def test_what_is_owed_is_found_and_the_check_knows_rows_on_terms(
     assert await indexed(shop, database) == await stored(shop)
 
 
+async def test_rows_that_owe_units_are_listed_by_how_many_in_an_index_of_before_too(
+    database: Database, index_url: str, merchant: str
+) -> None:
+    owed = {"tea": 3, "mug": 7, "jug": 0, "pot": 7, "cup": 1}
+    rows = [
+        Row(merchant, place, sku, 0, 0, 0, 0, 1, backordered=units)
+        for sku, units in owed.items()
+        for place in ("york", "leeds")
+    ]
+    await database.take(0, rows, as_of_ms=1)
+    await database.close()
+    # As the version before left it: nothing is to be filled anew for an index of the database.
+    _execute(index_url, "DROP INDEX rows_owed")
+    upgraded = open_database(index_url)
+    await upgraded.prepare()
+    asked: dict[str, Any] = {"stocked": Stocked.BACKORDERED, "sort": Sort.BACKORDERED}
+    whole = await places(upgraded, merchant, **asked)
+    assert whole == [
+        (sku, place) for sku in ("mug", "pot", "tea", "cup") for place in ("leeds", "york")
+    ]
+    assert await places(upgraded, merchant, location="york", **asked) == whole[1::2]
+    paged: list[tuple[str, str]] = []
+    after = None
+    for _ in whole:
+        question = Question(merchant=merchant, after=after, limit=1, **asked)
+        page = await upgraded.search(question)
+        paged += [(hit.row.sku, hit.row.location) for hit in page.hits]
+        after = page.after
+    assert (paged, after) == (whole, None)
+    await upgraded.close()
+    # It is there again, so it cannot be made.
+    with pytest.raises(Exception, match="rows_owed"):
+        _execute(index_url, "CREATE INDEX rows_owed ON rows (merchant)")
+
+
 async def test_an_index_of_another_layout_is_filled_anew_and_keeps_its_items(
     shop: Shop, database: Database, index_url: str
 ) -> None:
@@ -312,6 +348,7 @@ async def test_an_index_of_another_layout_is_filled_anew_and_keeps_its_items(
     for statement in (
         "DELETE FROM meta WHERE name = 'layout'",
         "DROP INDEX rows_backordered",
+        "DROP INDEX rows_owed",
         "ALTER TABLE rows DROP COLUMN backordered",
     ):
         _execute(index_url, statement)
