@@ -45,6 +45,39 @@ class HoldFigures(msgspec.Struct, frozen=True, kw_only=True):
     most_overdue_ms: int = 0
 
 
+class OrderFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Orders and moves that are due to be looked at and were not yet, and the longest of them.
+
+    A second or two is how it is meant to be.
+    """
+
+    overdue: int = 0
+    most_overdue_ms: int = 0
+
+
+class PromiseFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Units that were promised before they came, as the running audit last saw them.
+
+    `late` are those whose day cannot be kept, and `past` those whose day is over, everywhere on
+    earth, and who were told no later one. `supplies_past` counts supplies that are still said to
+    come on such a day.
+    """
+
+    backordered: int = 0
+    late: int = 0
+    past: int = 0
+    supplies_past: int = 0
+
+    def __add__(self, other: "PromiseFigures") -> "PromiseFigures":
+        """Add them up."""
+        return PromiseFigures(
+            backordered=self.backordered + other.backordered,
+            late=self.late + other.late,
+            past=self.past + other.past,
+            supplies_past=self.supplies_past + other.supplies_past,
+        )
+
+
 class ConsumerFigures(msgspec.Struct, frozen=True):
     """A registered reader of the ledger: the operations that it has not read, the oldest's age."""
 
@@ -71,13 +104,15 @@ class WebhookFigures(msgspec.Struct, frozen=True, kw_only=True):
 class AuditFigures(msgspec.Struct, frozen=True, kw_only=True):
     """What the running audit last found: findings by severity.
 
-    `oversold` of them are of units that were promised and not there. `audited_at_ms` is of the
+    `oversold` of them are of units that were promised and not there, `promises` what it saw of
+    units that had not come. `audited_at_ms` is of the
     partition that was audited the longest ago, 0 while there is one that never was.
     """
 
     audited_at_ms: int = 0
     by_severity: dict[str, int] = {}
     oversold: int = 0
+    promises: PromiseFigures = PromiseFigures()
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +123,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
     at_ms: int
     holds: HoldFigures
+    orders: OrderFigures
     shortfalls: int
     intake_events: int
     consumers: tuple[ConsumerFigures, ...]
@@ -150,6 +186,9 @@ class Gatherer:
                 oldest_ms=counts.oldest_ms,
                 most_overdue_ms=counts.most_overdue_ms,
             ),
+            orders=OrderFigures(
+                overdue=counts.orders_overdue, most_overdue_ms=counts.orders_most_overdue_ms
+            ),
             shortfalls=counts.shortfalls,
             intake_events=counts.intake_events,
             consumers=counts.consumers(),
@@ -170,6 +209,8 @@ class Gatherer:
                 ("ZRANGE", one.holds, 0, 0, "WITHSCORES"),
                 ("HLEN", one.shortfalls),
                 ("XLEN", one.intake),
+                ("ZCOUNT", one.driving, "-inf", counts.now_ms),
+                ("ZRANGE", one.driving, 0, 0, "WITHSCORES"),
                 ("HGETALL", one.readers),
                 ("HGET", one.meta, "sequence"),
             ]
@@ -180,11 +221,12 @@ class Gatherer:
         for place, one in enumerate(keys):
             found = replies[width * place : width * (place + 1)]
             counts.add(*found[:5])
+            counts.add_orders(*found[5:7])
             first_holds += [(one.reservation(name.decode()), "body") for name, _ in pairs(found[2])]
-            for name, text in pairs(found[5]):
+            for name, text in pairs(found[7]):
                 words = text.decode("utf-8", "replace").split()
                 read = int(words[1]) if len(words) > 1 else 0
-                unread = max(0, int(found[6] or 0) - read)
+                unread = max(0, int(found[8] or 0) - read)
                 reader = name.decode("utf-8", "replace")
                 after = f"({words[0]}" if words else "-"
                 behind.append((reader, unread, ("XRANGE", one.ledger, after, "+", "COUNT", 1)))
@@ -239,6 +281,7 @@ class Gatherer:
             audited_at_ms=min(audited) if len(audited) == self._inventory.partitions else 0,
             by_severity=by_severity,
             oversold=sum(one.oversold for one in found),
+            promises=sum((one.promises for one in found), PromiseFigures()),
         )
 
 
@@ -249,6 +292,7 @@ class _Audited(msgspec.Struct):
     at_ms: int
     by_severity: dict[str, int] = {}
     oversold: int = 0
+    promises: PromiseFigures = PromiseFigures()
 
 
 class _Counts:
@@ -257,6 +301,7 @@ class _Counts:
     def __init__(self, now_ms: int) -> None:
         self.now_ms = now_ms
         self.holds = self.overdue = self.oldest_ms = self.most_overdue_ms = 0
+        self.orders_overdue = self.orders_most_overdue_ms = 0
         self.shortfalls = self.intake_events = 0
         self._behind: dict[str, list[int]] = {}
 
@@ -267,6 +312,12 @@ class _Counts:
             self.most_overdue_ms = max(self.most_overdue_ms, self.now_ms - int(float(score)))
         self.shortfalls += shortfalls
         self.intake_events += intake
+
+    def add_orders(self, overdue: int, first: Any) -> None:
+        self.orders_overdue += overdue
+        for _, score in pairs(first):
+            late_ms = self.now_ms - int(float(score))
+            self.orders_most_overdue_ms = max(self.orders_most_overdue_ms, late_ms)
 
     def add_hold(self, body: bytes | None) -> None:
         # One that ended meanwhile has no body any more, and one that was damaged is the audit's.

@@ -206,6 +206,14 @@ FSYNC_DELAY: Final = Spreads(
     None,
     FSYNC_BUCKETS,
 )
+ORDERS_WAITING: Final = now_gauge(
+    "holdfast_orders_waiting", "Orders and moves that cannot be driven now, and are tried again."
+)
+ORDERS_WAITING_SECONDS: Final = Gauge(
+    "holdfast_orders_waiting_seconds",
+    "For how long the longest of these could not be driven.",
+    multiprocess_mode="livemax",
+)
 FEED_EVENTS: Final = Counts(
     "holdfast_feed_events", "Events of tills and suppliers, by what became of them.", ["verdict"]
 )

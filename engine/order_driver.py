@@ -6,6 +6,8 @@ take may be taken twice.
 
 import asyncio
 import os
+import time
+from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
@@ -14,6 +16,7 @@ import structlog
 from engine.clock import ClockGuard
 from engine.inventory import Inventory
 from engine.leases import Lease
+from engine.metrics import ORDERS_WAITING, ORDERS_WAITING_SECONDS
 from engine.order_records import GRACE_MS, RECHECK_MS, Order, OrderKind, OrderState
 from engine.orders import Orders
 from engine.outcomes import HoldfastError
@@ -24,6 +27,9 @@ ROUND_SECONDS: Final = 1.0
 MAX_DUE: Final = 200
 """Records of one partition in one round."""
 
+FORGOTTEN_SECONDS: Final = 60.0
+"""Since when a record that could not be driven was not seen again: somebody else drove it."""
+
 ACTOR: Final = "orders"
 
 log = structlog.get_logger()
@@ -32,13 +38,20 @@ log = structlog.get_logger()
 class OrderDriver:
     """Drives the orders, and the moves of holds, of every partition."""
 
-    def __init__(self, inventory: Inventory, orders: Orders | None = None) -> None:
-        """Nothing is read yet."""
+    def __init__(
+        self,
+        inventory: Inventory,
+        orders: Orders | None = None,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is read yet; `monotonic` gives seconds that only go forward."""
         self._inventory = inventory
         self._orders = orders or Orders(inventory)
         self._relocation = Relocation(inventory)
         self._clock = ClockGuard()
         self._may_expire = True
+        self._waiting = _Waiting(monotonic)
         owner = f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:8]}"
         self._leases = [Lease(inventory.store, k, "orders", owner=owner) for k in inventory.keys]
 
@@ -68,6 +81,7 @@ class OrderDriver:
             due += len(found)
             for the_id in found:
                 await self._look_after(the_id, now_ms)
+        self._waiting.tell()
         return due
 
     async def _look_after(self, the_id: str, now_ms: int) -> None:
@@ -77,9 +91,14 @@ class OrderDriver:
             order = await records.read(the_id)
             if order is not None:
                 await self._look_at(order, now_ms)
+            else:
+                # Somebody removed it by hand: there is nothing to be done, now or in a second.
+                await records.put_off(the_id, now_ms + RECHECK_MS)
+            self._waiting.drop(the_id)
         except HoldfastError as error:
             # Of a store that is away this raises, too, and the round is over.
             await records.put_off(the_id, now_ms + GRACE_MS)
+            self._waiting.note(the_id)
             log.warning("an order waits", order=the_id, code=error.code, error=str(error))
 
     async def _look_at(self, order: Order, now_ms: int) -> None:
@@ -107,3 +126,32 @@ class OrderDriver:
         seconds, microseconds = (int(part) for part in clock)
         clock_ms = seconds * 1000 + microseconds // 1000
         return clock_ms, max(clock_ms, int(high_water or 0))
+
+
+class _Waiting:
+    """The records that this driver could not drive: since when, and when it last tried."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._times: dict[str, tuple[float, float]] = {}
+
+    def note(self, the_id: str) -> None:
+        """One could not be driven."""
+        now = self._monotonic()
+        since, _ = self._times.get(the_id, (now, now))
+        self._times[the_id] = (since, now)
+
+    def drop(self, the_id: str) -> None:
+        """It could."""
+        self._times.pop(the_id, None)
+
+    def tell(self) -> None:
+        """Say how many there are, and for how long the longest waits."""
+        now = self._monotonic()
+        self._times = {
+            the_id: (since, tried)
+            for the_id, (since, tried) in self._times.items()
+            if now - tried < FORGOTTEN_SECONDS
+        }
+        ORDERS_WAITING.set(len(self._times))
+        ORDERS_WAITING_SECONDS.set(now - min((x for x, _ in self._times.values()), default=now))

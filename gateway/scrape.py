@@ -114,6 +114,7 @@ class _Told(Collector):
         )
         if figures is not None:
             yield from _holds(figures)
+            yield from _promises(figures)
             yield from _readers(figures)
             yield from _webhooks(figures)
             yield from _archive(figures)
@@ -142,6 +143,40 @@ def _holds(figures: Figures) -> Iterator[Metric]:
     )
     yield _gauge(
         "holdfast_shortfalls", "Rows with more promised than is there.", _one(figures.shortfalls)
+    )
+
+
+def _promises(figures: Figures) -> Iterator[Metric]:
+    orders, promises = figures.orders, figures.audit.promises
+    yield _gauge(
+        "holdfast_orders_overdue",
+        "Orders and moves that are due to be looked at and were not yet.",
+        _one(orders.overdue),
+    )
+    yield _gauge(
+        "holdfast_orders_most_overdue_seconds",
+        "For how long the longest of these is due.",
+        _one(orders.most_overdue_ms / 1000),
+    )
+    yield _gauge(
+        "holdfast_backordered_units",
+        "Units that are promised and have not come, as the audit last saw them.",
+        _one(promises.backordered),
+    )
+    yield _gauge(
+        "holdfast_backordered_late_units",
+        "Of these, the ones whose day cannot be kept.",
+        _one(promises.late),
+    )
+    yield _gauge(
+        "holdfast_backordered_past_units",
+        "Of these, the ones whose day is over.",
+        _one(promises.past),
+    )
+    yield _gauge(
+        "holdfast_supplies_past",
+        "Supplies that are said to come on a day that is over, as the audit last saw them.",
+        _one(promises.supplies_past),
     )
 
 

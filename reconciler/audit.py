@@ -36,6 +36,7 @@ from reconciler.findings import (
 )
 from reconciler.fold import RowKey
 from reconciler.passage import MAX_STEP_ENTRIES, Backwards
+from reconciler.promises import promise_figures
 from reconciler.reader import LedgerDamaged
 from reconciler.shelf import Shelf
 from reconciler.split_comparison import compare_splits
@@ -182,6 +183,12 @@ class Audit:
         if self.settings.scan:
             # Beside the event loop: it goes over a million rows in seconds.
             self._expected[number] = await asyncio.to_thread(_expected_keys, account)
+        promises = await asyncio.to_thread(
+            promise_figures,
+            account.state.rows.values(),
+            account.state.reservations.values(),
+            comparison.now_ms,
+        )
         self._watches[number] = account.watch
         self._reported[number] = {_identity(finding) for finding in findings}
         self._broken.discard(number)
@@ -199,6 +206,7 @@ class Audit:
             reservations=comparison.reservations,
             records=comparison.records,
             findings=tuple(findings),
+            promises=promises,
         )
 
     def anomalies(self) -> list[Finding]:

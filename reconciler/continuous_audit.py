@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from engine.figures import PromiseFigures
 from engine.inventory import Inventory
 from engine.keys import AUDIT_KEY
 from engine.leases import Lease, under
@@ -40,7 +41,8 @@ log = structlog.get_logger()
 class FindingsOfPartition(msgspec.Struct, frozen=True, kw_only=True):
     """What was last found in one partition; -1 stands for the store as a whole.
 
-    `oversold` counts the findings that units were promised which were not there.
+    `oversold` counts the findings that units were promised which were not there, `promises` units
+    that had not come.
     """
 
     partition: int
@@ -51,6 +53,7 @@ class FindingsOfPartition(msgspec.Struct, frozen=True, kw_only=True):
     records: int = 0
     by_severity: dict[Severity, int] = {}
     oversold: int = 0
+    promises: PromiseFigures = PromiseFigures()
     findings: tuple[Finding, ...] = ()
 
 
@@ -159,6 +162,7 @@ class ContinuousAudit:
                 records=audited.records,
                 by_severity=dict(Counter(finding.severity for finding in findings)),
                 oversold=sum(finding.invariant is Invariant.NO_OVERSELL for finding in findings),
+                promises=audited.promises,
                 findings=tuple(findings[:MAX_STORED_FINDINGS]),
             ),
         )

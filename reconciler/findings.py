@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.figures import PromiseFigures
 from engine.ledger import Levels, OperationKind
 from engine.limits import RETENTION_MS
 from reconciler.fold import FoldedReservation
@@ -354,6 +355,7 @@ class PartitionAudit(msgspec.Struct, frozen=True, kw_only=True):
     reservations: int
     records: int
     findings: tuple[Finding, ...]
+    promises: PromiseFigures = PromiseFigures()
 
 
 class AuditReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,12 +10,16 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from engine import order_driver
 from engine.access import Role
 from engine.clock import ClockGuard, clock_ms
 from engine.consumer import Consumer, Start
 from engine.feed_watch import FeedWatch
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.inventory import Inventory
+from engine.order_driver import OrderDriver
+from engine.orders import Orders
+from engine.outcomes import StoreFault
 from engine.shortfalls import ShortfallKeeper
 from engine.sweeper import Sweeper
 from reconciler.continuous_audit import ContinuousAudit
@@ -236,6 +240,94 @@ async def test_what_an_alert_is_about_moves_its_metric(
     silent = watch.figures(now_ms + 3_600_000)
     assert (silent.live, silent.degraded) == (0, 1)
     assert silent.silent_ms >= 3_600_000 - 1_000
+
+
+async def test_orders_that_nobody_drives_or_that_cannot_be_driven_are_told(
+    own_api: Api, own_shelf: Shelf, scraper: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory = own_api.service.inventory
+    await own_shelf.move("receive", "tea", 5)
+    line = {"sku": "tea", "quantity": 1}
+    body = {"lines": [line], "ttl_seconds": 1}
+    placed = await own_shelf.client.post(
+        "/v1/merchants/acme/orders", json=body, headers={"Idempotency-Key": "o"}
+    )
+    assert placed.status_code == 201
+
+    async def is_due() -> bool:
+        return (await told(scraper))["holdfast_orders_overdue"] == 1
+
+    await eventually(is_due, within_seconds=WAIT_SECONDS)
+    assert (await told(scraper))["holdfast_orders_most_overdue_seconds"] > 0
+
+    seconds = [0.0]
+    orders = Orders(inventory)
+    expire = orders.expire
+
+    async def fail(*_: object, **__: object) -> None:
+        raise StoreFault("order", "it breaks")
+
+    driver = OrderDriver(inventory, orders, monotonic=lambda: seconds[0])
+    monkeypatch.setattr(orders, "expire", fail)
+    monkeypatch.setattr(order_driver, "GRACE_MS", 0)
+    await driver.round()
+    seconds[0] += 40
+    await driver.round()
+    found = await told(scraper)
+    assert (found["holdfast_orders_waiting"], found["holdfast_orders_waiting_seconds"]) == (1, 40)
+    monkeypatch.setattr(orders, "expire", expire)
+    await driver.round()
+    found = await told(scraper)
+    assert (found["holdfast_orders_waiting"], found["holdfast_orders_waiting_seconds"]) == (0, 0)
+
+    async def is_driven() -> bool:
+        return (await told(scraper))["holdfast_orders_overdue"] == 0
+
+    await eventually(is_driven, within_seconds=WAIT_SECONDS)
+
+    # One whose record was removed by hand is not due for ever.
+    keys = inventory.keys[0]
+    await inventory.store.read([("ZADD", keys.driving, 1, "ord_0_" + "0" * 24)])
+    assert [await driver.round() for _ in range(2)] == [1, 0]
+
+    # One that somebody else drove is not waited for for ever.
+    driver._waiting.note("ord_0_0")
+    seconds[0] += order_driver.FORGOTTEN_SECONDS
+    await driver.round()
+    assert (await told(scraper))["holdfast_orders_waiting"] == 0
+
+
+async def test_promises_whose_day_is_over_are_told_once_they_were_audited(
+    own_api: Api, own_shelf: Shelf, scraper: httpx.AsyncClient
+) -> None:
+    stock = f"{own_shelf.path}/stock/tea"
+    for supply, day in (("old", "2020-01-01"), ("new", "2099-12-31")):
+        announced = await own_shelf.client.put(
+            f"{stock}/supplies/{supply}",
+            json={"expected_on": day, "quantity": 3},
+            headers={"Idempotency-Key": supply},
+        )
+        assert announced.status_code == 200
+    for units, day in ((3, "2020-01-01"), (2, "2099-12-31")):
+        assert (await own_shelf.reserve(("tea", units), by=day)).status_code == 201
+    await own_shelf.client.put(
+        f"{stock}/supplies/old",
+        json={"expected_on": "2020-01-02", "quantity": 3},
+        headers={"Idempotency-Key": "slips"},
+    )
+
+    async def nothing() -> None:
+        return None
+
+    inventory = own_api.service.inventory
+    await ContinuousAudit(inventory, nothing, owner="t", keys_per_second=100_000).round()
+
+    async def are_told() -> bool:
+        found = await told(scraper)
+        names = ("backordered_units", "backordered_late_units", "backordered_past_units")
+        return [found[f"holdfast_{name}"] for name in (*names, "supplies_past")] == [5, 3, 3, 1]
+
+    await eventually(are_told, within_seconds=WAIT_SECONDS)
 
 
 async def test_without_its_store_a_gateway_still_tells_of_itself(
