@@ -158,6 +158,29 @@ async def test_a_row_tells_how_it_came_to_be(site: Site, sign_in: SignIn) -> Non
     await expect(page.get_by_text("Nobody holds units")).to_be_visible(timeout=WAIT_MS)
 
 
+async def test_a_kits_page_is_live_and_names_its_components(site: Site, sign_in: SignIn) -> None:
+    await site.move("berlin", "receive", "mug", 4)
+    await site.move("berlin", "receive", "tea", 9)
+    parts = [{"sku": "mug", "quantity": 2}, {"sku": "tea", "quantity": 1}]
+    await site.send("PUT", "/kits/gift", {"components": parts})
+    page = await sign_in()
+    await page.goto(site.address("stock", "berlin", "gift"))
+    available = page.locator("[data-tile=available]")
+    await expect(available).to_contain_text("2", timeout=WAIT_MS)
+    made_of = page.get_by_role("region", name="Made of").get_by_role("row")
+    await expect(made_of).to_contain_text(["SKU", "mug2", "tea1"])
+    await expect(page.get_by_role("button", name="Receive")).to_have_count(0)
+    await accessible(page)
+    await site.move("berlin", "sale", "mug", 3)
+    await expect(available).to_contain_text("Sold out", timeout=WAIT_MS)
+    # Another kit from here on, with fewer changes behind it.
+    await site.send("PUT", "/kits/gift", {"components": parts[1:]})
+    await expect(available).to_contain_text("9", timeout=WAIT_MS)
+    await expect(made_of).to_contain_text(["SKU", "tea1"])
+    await site.move("berlin", "receive", "tea", 1)
+    await expect(available).to_contain_text("10", timeout=WAIT_MS)
+
+
 async def test_what_staff_do_is_in_the_ledger_with_its_actor(site: Site, sign_in: SignIn) -> None:
     await site.move("berlin", "receive", "tea", 10)
     page = await sign_in()

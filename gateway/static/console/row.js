@@ -28,6 +28,7 @@ export async function open(root, context) {
   let more = false;
 
   const levels = h("section", { class: "card", "aria-label": "Levels" });
+  const components = h("section", { class: "card", "aria-label": "Made of", hidden: true });
   const terms = h("section", { class: "card", "aria-label": "Terms" });
   const supplies = h("section", { class: "card", "aria-label": "To come", hidden: true });
   const waiting = h("section", { class: "card", "aria-label": "Who waits", hidden: true });
@@ -46,8 +47,9 @@ export async function open(root, context) {
     h("p", { class: "crumbs" }, h("a", { href: context.address("stock", place) }, `Stock of ${place}`)),
     h("div", { class: "title-bar" },
       h("div", {}, h("h1", {}, item?.title || sku), item?.title && h("p", { class: "sku" }, sku)),
-      actionButtons(context, { location: place, sku, row: () => row })),
-    levels, danger, terms, supplies, waiting,
+      // A kit has no shelf to do anything at.
+      row.kit ? badge("", "Kit") : actionButtons(context, { location: place, sku, row: () => row })),
+    levels, components, danger, terms, supplies, waiting,
     h("section", { class: "card" }, h("div", { class: "title-bar" }, h("h2", {}, "History"), range), chart.element, chartNote),
     h("div", { class: "columns" },
       h("section", { class: "card" }, h("h2", {}, "Ledger"), list, listNote),
@@ -167,6 +169,16 @@ export async function open(root, context) {
     drawSupplies(supplies, row, { path, mayChange: context.can("feed") });
   }
 
+  async function readComponents() {
+    components.hidden = !row.kit;
+    if (!row.kit) return;
+    const kit = await get(`${context.base}/kits/${encodeURIComponent(sku)}`);
+    if (!alive) return;
+    replace(components, h("h2", {}, "Made of"), table("Components", ["SKU", ":In each"], kit.components.map((one) => [
+      h("a", { href: context.address("stock", place, one.sku) }, one.sku), count(one.quantity),
+    ])));
+  }
+
   const readWaiting = () => drawWaiting(waiting, row, { path, context, isAlive: () => alive });
 
   async function readHolds() {
@@ -220,11 +232,18 @@ export async function open(root, context) {
     due = setTimeout(() => { due = null; refresh(); }, REFRESH_MS);
   }
 
+  let forgotten = false;
   drawLevels();
   showTerms();
   drawRanges();
   context.listen({ merchant: context.merchant, locations: [place], skus: [sku] }, {
-    rows: (some) => { if (some.length && some[0].version) take(some[0]); },
+    reset: () => { forgotten = true; },
+    rows: ([told]) => {
+      if (told && forgotten) row = { ...row, version: 0, kit: told.kit };
+      forgotten = false;
+      if (told?.version) take(told);
+      quietly(readComponents);
+    },
     ready: refreshSoon,
     resumed: refreshSoon,
     event: (event) => {
