@@ -3,7 +3,8 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -11,12 +12,13 @@ import pytest
 from engine.events import EventType
 from engine.kits import VERSIONS_OF_A_REVISION, Kit
 from engine.model import Line, MovementType
-from engine.outcomes import HoldfastError, Overloaded
+from engine.outcomes import HoldfastError, Overloaded, StoreUnavailable
 from gateway.listening import Anew
 from gateway.subscriptions import CONFLATE_FROM, CutOff
-from tests.shop import ACTOR, LOCATION, Shop
+from tests.damage import damaged_shop
+from tests.shop import ACTOR, LOCATION, Shop, open_shop
 from tests.shoppers import Follows, Heard, Name, Shopper, following, what_a_read_says
-from tests.stores import RealStore
+from tests.stores import MakeStore, RealStore, eventually, set_up
 
 GIFT: Final = (LOCATION, "gift")
 PAIR: Final = (LOCATION, "pair")
@@ -241,6 +243,71 @@ async def test_a_kit_with_more_rows_than_are_kept_is_refused_and_nothing_stays(
     assert small.subscription.cut_off is not CutOff.TOO_FAR_BEHIND
 
 
+async def test_a_component_is_split_and_its_parts_tell_its_home(
+    make_store: MakeStore, merchant: str
+) -> None:
+    store = make_store()
+    await store.start()
+    await set_up(store.settings, partitions=8)
+    async with open_shop(store.settings, merchant) as shop, following(store.settings) as gateway:
+        await shop.receive("mug", 40)
+        await define(shop, gift={"mug": 2})
+        await shop.inventory.splits.change((shop.merchant, LOCATION, "mug"), 4, actor=ACTOR)
+        shopper = Shopper(shop.merchant, ["gift"], [LOCATION])
+        await shopper.open(gateway)
+        assert shopper.known[GIFT].available == 20
+        for units in (3, 5, 32):
+            await shop.reserve([("mug", units)])
+            await assert_heard_soon(shop, shopper, gateway)
+        assert shopper.known[GIFT].available == 0
+
+
+async def test_a_repair_has_followers_start_anew_also_those_who_were_away(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    async with (
+        damaged_shop(make_store, tmp_path) as it,
+        following(it.store.settings) as gateway,
+    ):
+        shop = it.shop
+        await shop.receive("mug", 5)
+        await define(shop, gift={"mug": 1})
+        there, away = (Shopper(shop.merchant, ["gift"], [LOCATION]) for _ in range(2))
+        await there.open(gateway)
+        await away.open(gateway)
+        away.close()
+        await it.run("DEL", it.stock_key("mug"))
+        await it.mend()
+        await heard_by(there, gateway)
+        await away.open(gateway)
+        for shopper in (there, away):
+            assert shopper.beginnings == [Anew.OPENED, Anew.KIT_CHANGED]
+            await assert_heard(shop, shopper)
+            assert shopper.known[GIFT].available == 5
+
+
+@pytest.mark.faults
+async def test_a_store_that_is_killed_costs_no_change_of_a_kit(
+    make_store: MakeStore, merchant: str
+) -> None:
+    store = make_store()
+    await store.start()
+    await set_up(store.settings)
+    async with open_shop(store.settings, merchant) as shop, following(store.settings) as gateway:
+        await shop.receive("mug", 9)
+        await define(shop, gift={"mug": 1})
+        shopper = Shopper(shop.merchant, ["gift"], [LOCATION])
+        await shopper.open(gateway)
+        for turn in range(3):
+            await shop.move(MovementType.SALE, "mug", 1)
+            store.kill9()
+            await store.restart()
+            await shop.move(MovementType.SALE, "mug", 1)
+            await assert_heard_soon(shop, shopper, gateway)
+            assert shopper.known[GIFT].available == 7 - 2 * turn
+        assert available(shopper) == list(range(8, 2, -1))
+
+
 class Trade:
     """Random doings of a merchant with two kits that share a component."""
 
@@ -340,6 +407,18 @@ async def assert_heard(shop: Shop, shopper: Shopper, why: str = "") -> None:
         assert (known.available, known.version <= said.version) == (said.available, True), (
             f"{why}: of {name} {known} was heard, and a read says {said}"
         )
+
+
+async def assert_heard_soon(shop: Shop, shopper: Shopper, gateway: Follows) -> None:
+    """Wait until nothing is under way any more: parts of a row tell its home a little later."""
+
+    async def is_heard() -> bool:
+        said = await what_a_read_says(shop.inventory, shop.merchant, [GIFT])
+        with suppress(StoreUnavailable):
+            await heard_by(shopper, gateway)
+        return shopper.known == said
+
+    await eventually(is_heard, within_seconds=20)
 
 
 def assert_nothing_missed(shopper: Shopper, steady: Shopper, seed: int) -> None:
