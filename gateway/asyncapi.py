@@ -31,6 +31,8 @@ Every change of stock and of reservations as a CloudEvents 1.0 JSON document.
   than what you have, and duplicates and disorder do no harm.
 * Events come at least once, under an `id` that stays the same.
 * `source` is the path of the location in the API, `subject` the SKU or the reservation's id.
+* A stream or a socket that names the SKU of a kit is told of the kit as of a row; its `data` has
+  `kit` true. Webhooks tell of rows alone.
 """
 
 

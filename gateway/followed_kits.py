@@ -22,7 +22,7 @@ from engine.events import AnyEvent, events_of_kit
 from engine.inventory import Inventory
 from engine.keys import partition_of
 from engine.kits import Kit, kit_row
-from engine.ledger import Entry, Operation, OperationKind, row_after, row_before
+from engine.ledger import Operation, OperationKind, RowChange, row_after, row_before
 from engine.metrics import SHEDS
 from engine.model import Row
 from engine.outcomes import Overloaded
@@ -98,31 +98,25 @@ class KitAt:
             self.rows[change.sku] = row_after(self.merchant, self.location, change)
         return (before, self.row) if self.is_read else None
 
-    def before(self, entries: Sequence[Entry]) -> "KitAt":
-        """Return it as it was before these entries, of all to the last that it knows of."""
-        past = KitAt(self.merchant, self.location, self.sku, self.kit, self.partition)
-        past.rows = dict(self.rows)
-        past.is_read = True
-        for entry in reversed(entries):
-            for operation in reversed(entry.operations):
-                if (operation.merchant, operation.location) != (self.merchant, self.location):
-                    continue
-                for change in operation.rows:
-                    if change.sku not in self.names:
-                        continue
-                    row = row_before(self.merchant, self.location, change)
-                    if row is None:
-                        past.rows.pop(change.sku, None)
-                    else:
-                        past.rows[change.sku] = row
-        return past
+    def copy(self) -> "KitAt":
+        """Return it as it is now, for whoever goes back from there."""
+        copied = KitAt(self.merchant, self.location, self.sku, self.kit, self.partition)
+        copied.rows = dict(self.rows)
+        copied.is_read = True
+        return copied
+
+    def undo(self, change: RowChange) -> None:
+        """Take back a change of a row, the last that is left of it."""
+        row = row_before(self.merchant, self.location, change)
+        if row is None:
+            self.rows.pop(change.sku, None)
+        else:
+            self.rows[change.sku] = row
 
     def tell(
         self, operation: Operation, *, sequence: int, at_ms: int, partition: int
     ) -> list[AnyEvent]:
-        """Apply an operation and return what it tells of the kit."""
-        if (operation.merchant, operation.location) != (self.merchant, self.location):
-            return []
+        """Apply an operation of its location and return what it tells of the kit."""
         changed = self.apply(operation)
         if changed is None:
             return []
@@ -171,6 +165,12 @@ class FollowedKit:
         place = KitAt(self.merchant, location, self.sku, self.kit, partition)
         self.places[location] = place
         return place
+
+    def give_up(self, reading: "asyncio.Task[None] | None") -> None:
+        """Forget what was to be read and could not be: the next who asks tries again."""
+        for place in list(self.places.values()):
+            if place.reading is reading and not place.is_read:
+                del self.places[place.location]
 
     def leave(self, locations: Iterable[str | None]) -> None:
         """Count a follower out, and keep no more than what the others want."""
@@ -308,7 +308,7 @@ class FollowedKits:
                 continue
             known = self._kits.get((merchant, sku))
             kit = _decode(text) if text else None
-            if known is None or kit is None or known.kit.revision < kit.revision:
+            if known is None or known.kit != kit:
                 if known is not None:
                     self._drop(known)
                 if kit is not None:
@@ -394,6 +394,7 @@ class FollowedKits:
         except BaseException:
             if kit.everywhere is reading:
                 kit.everywhere = None
+            kit.give_up(reading)
             raise
         for place in kit.places.values():
             if place.reading is reading:
@@ -414,9 +415,7 @@ class FollowedKits:
                 for place, rows in zip(some, found, strict=True):
                     place.take_in(rows.values())
         except BaseException:
-            for place in list(kit.places.values()):
-                if place.reading is reading and not place.is_read:
-                    del kit.places[place.location]
+            kit.give_up(reading)
             raise
 
     def _check_room(self, rows: int) -> None:

@@ -17,14 +17,14 @@ from msgspec import UNSET, UnsetType
 from engine.events import AnyEvent, StockData, events_of
 from engine.inventory import Inventory
 from engine.keys import partition_of
-from engine.ledger import Entry, read_entries
+from engine.ledger import Entry, Operation, RowChange, read_entries
 from engine.limits import MAX_BATCH_ROWS, MAX_PAGE
 from engine.metrics import SHEDS
 from engine.model import Row, time_text
 from engine.outcomes import Overloaded
 from engine.tail import Cursor, cursors_before, stream_position
 from gateway.fanout import Fanout
-from gateway.followed_kits import FollowedKits, kits_said
+from gateway.followed_kits import FollowedKits, KitAt, kits_said
 from gateway.interests import check_rows, locations_of
 from gateway.subscriptions import Interest, Place, Position, Subscription, Told
 from gateway.view import UNTOLD
@@ -141,6 +141,7 @@ class Listening:
             raise Overloaded(retry_after_ms=5_000) from error
         # As the tail has them now: whatever it gives from here on is newer.
         kits = self._kits(interest)
+        check_rows(len(rows) + len(kits))
         versions = {(row.location, row.sku): row.version for row in (*rows, *kits)}
         self._fanout.start_above(subscription, versions, read_at=time.monotonic())
         states = [_state(row, as_of) for row in rows]
@@ -160,7 +161,9 @@ class Listening:
         return rows
 
     async def _rows(self, interest: Interest) -> list[Row]:
-        merchant = interest.merchant
+        merchant, kits = interest.merchant, self._fanout.kits
+        if interest.skus is not None and all((merchant, sku) in kits for sku in interest.skus):
+            return []
         locations: Iterable[str] = interest.locations or await locations_of(
             self._inventory, merchant
         )
@@ -168,7 +171,7 @@ class Listening:
         if interest.skus is not None:
             names = [(place, sku) for place in sorted(locations) for sku in sorted(interest.skus)]
             check_rows(len(names))
-            names = [name for name in names if (merchant, name[1]) not in self._fanout.kits]
+            names = [name for name in names if (merchant, name[1]) not in kits]
             for i in range(0, len(names), MAX_BATCH_ROWS):
                 some = names[i : i + MAX_BATCH_ROWS]
                 found = await self._inventory.rows(merchant, some)
@@ -272,28 +275,33 @@ class _Missed:
     def __init__(self, kits: FollowedKits, interest: Interest) -> None:
         """Take what there is of its kits where the entries end."""
         self._interest = interest
-        self._kits = [place.before(()) for place in kits.places(interest)]
         self._skus = {sku for sku in interest.skus or () if (interest.merchant, sku) in kits}
+        self._partitions: set[int] = set()
+        self._by_row: dict[tuple[str, str], list[KitAt]] = {}
+        for place in kits.places(interest):
+            copied = place.copy()
+            self._partitions.add(place.partition)
+            for name in place.names:
+                self._by_row.setdefault((place.location, name), []).append(copied)
 
     def has_other_kits(self, entries: Iterable[Entry], partition: int) -> bool:
         """Say whether its kits were defined anew, or their rows changed otherwise than is told."""
-        merchant, skus = self._interest.merchant, self._interest.skus or ()
-        operations = [operation for entry in entries for operation in entry.operations]
-        if any(place.partition == partition for place in self._kits) and any(
-            operation.kind in UNTOLD for operation in operations
-        ):
-            return True
-        return any(
-            sku in skus
-            for operation in operations
-            if operation.merchant == merchant
-            for sku, _ in kits_said(operation)
-        )
+        skus = self._interest.skus or ()
+        for entry in entries:
+            for operation in entry.operations:
+                if operation.kind in UNTOLD and partition in self._partitions:
+                    return True
+                if operation.merchant == self._interest.merchant and any(
+                    sku in skus for sku, _ in kits_said(operation)
+                ):
+                    return True
+        return False
 
     def told(self, entries: Sequence[Entry], partition: int) -> list[Told]:
         """Return the events of a partition's entries, in their order."""
         interest = self._interest
-        kits = [place.before(entries) for place in self._kits if place.partition == partition]
+        if partition in self._partitions:
+            self._go_back(entries)
         told: list[Told] = []
         for entry in entries:
             place = Place(*stream_position(entry.stream_id))
@@ -306,10 +314,25 @@ class _Missed:
                     "partition": partition,
                 }
                 events = [one for one in events_of(operation, **where) if not self._is_hidden(one)]
+                kits = {
+                    kit: None for change in operation.rows for kit in self._of(operation, change)
+                }
                 for kit in kits:
                     events += kit.tell(operation, **where)
                 told += [Told(one, partition, place) for one in events if interest.wants(one)]
         return told
+
+    def _go_back(self, entries: Sequence[Entry]) -> None:
+        """Take back what the entries did to the rows of its kits."""
+        for entry in reversed(entries):
+            for operation in reversed(entry.operations):
+                if operation.merchant == self._interest.merchant:
+                    for change in operation.rows:
+                        for kit in self._of(operation, change):
+                            kit.undo(change)
+
+    def _of(self, operation: Operation, change: RowChange) -> Sequence[KitAt]:
+        return self._by_row.get((operation.location, change.sku), ())
 
     def _is_hidden(self, event: AnyEvent) -> bool:
         """Say whether it is about the own row of a kit, of which the kit is told instead."""

@@ -141,6 +141,7 @@ class _Listener:
         self.window = asked.window
         self.subscription = subscription
         self.beginning: Beginning | None = beginning
+        self.is_begun = False
         self.sent = 0
         self.acknowledged = 0
 
@@ -358,7 +359,8 @@ class _Conversation:
         listener.beginning = None
         name, anew = listener.id, beginning.anew
         position = listener.subscription.position(self._fanout.edge)
-        if anew in (None, Anew.OPENED) or listener.sent == 0:
+        if not listener.is_begun:
+            listener.is_begun = True
             await self._send(Subscribed(id=name, resumed=anew is None))
         if anew is not None:
             rows = beginning.rows or []

@@ -243,6 +243,33 @@ async def test_a_kit_with_more_rows_than_are_kept_is_refused_and_nothing_stays(
     assert small.subscription.cut_off is not CutOff.TOO_FAR_BEHIND
 
 
+@pytest.mark.parametrize("locations", [None, [LOCATION]])
+async def test_rows_that_cannot_be_read_are_read_by_the_next_who_asks(
+    shop: Shop,
+    gateway: Follows,
+    monkeypatch: pytest.MonkeyPatch,
+    locations: list[str] | None,
+) -> None:
+    await shop.receive("mug", 3)
+    await define(shop, gift={"mug": 1})
+    shopper = Shopper(shop.merchant, ["gift"], locations)
+
+    async def fail(*_: object) -> None:
+        raise StoreUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway.inventory, "rows_together", fail)
+        with pytest.raises(StoreUnavailable):
+            await shopper.open(gateway)
+        assert gateway.fanout.subscribers == 0
+        waiting = [Shopper(shop.merchant, ["gift"], locations) for _ in range(2)]
+        opened = [shopper.open(gateway) for shopper in waiting]
+        refused = await asyncio.gather(*opened, return_exceptions=True)
+        assert [type(one) for one in refused] == [StoreUnavailable] * 2
+    await shopper.open(gateway)
+    assert shopper.known[GIFT].available == 3
+
+
 async def test_a_component_is_split_and_its_parts_tell_its_home(
     make_store: MakeStore, merchant: str
 ) -> None:

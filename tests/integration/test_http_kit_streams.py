@@ -65,13 +65,19 @@ async def test_a_kits_page_hears_that_it_sells_out_and_comes_back_on_every_gatew
             last_id = page.last_id
         await shelf.move("receive", "mug", 2)
         await shelf.move("sale", "mug", 6)
-        async with listening(
-            other, merchant, last_id=last_id, sku="gift", location="berlin"
-        ) as back:
+        async with (
+            listening(other, merchant, last_id=last_id, sku="gift", location="berlin") as back,
+            talking(second, secret, merchant) as talk,
+        ):
             await back.until(has(0))
             assert back.events[0].name == "resumed"
             assert units(back) == [3, 0]
+            await talk.say(type="subscribe", id="anew", skus=["gift"])
+            await talk.until(lambda t: t.of("ready", "anew") != [])
             await say_kit(elsewhere, "gift", tea=3)
+            await talk.until(lambda t: len(t.of("ready", "anew")) == 2)
+            assert [m["reason"] for m in talk.of("reset", "anew")] == ["opened", "kit_changed"]
+            assert len(talk.of("subscribed", "anew")) == 1
             await back.until(lambda r: r.named("ready") != [])
             (reset,) = back.named("reset")
             assert reset.data["reason"] == "kit_changed"
