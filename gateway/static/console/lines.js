@@ -1,7 +1,7 @@
 // Lines of a reservation as people read them: what they stand for, what of them is still to come and
 // whose day cannot be kept; and the substitutes that somebody has to accept.
 
-import { call } from "./api.js";
+import { change, newKey } from "./api.js";
 import { ask } from "./dialogs.js";
 import { badge, count, h, table } from "./dom.js";
 
@@ -73,8 +73,10 @@ function proposedFor(held, sku) {
 
 function askDecision({ verb, skus, path, declined, done }) {
   const accepts = verb === "accept";
+  // One for the dialog: who sends it again decides nothing that was proposed since.
+  const key = newKey();
   const action = accepts ? "Accept the substitutes" : "Decline the substitutes";
   ask({ title: `${action} for ${skus.join(", ")}`, action, danger: !accepts, typed: accepts ? undefined : "decline",
     explain: accepts ? "Whoever asked has agreed to what stands for it. It can be confirmed then." : declined,
-    submit: async () => done(await call("POST", `${path}/${verb}`, { body: { skus } })) });
+    submit: async () => done(await change("POST", `${path}/${verb}`, { skus }, { key })) });
 }
