@@ -15,7 +15,16 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from engine.layouts import Budget, Candidate, Coordinates, Served, has_all, lay_out, left_of
+from engine.layouts import (
+    Budget,
+    Candidate,
+    Coordinates,
+    Served,
+    has_all,
+    lay_out,
+    left_of,
+    may_have_all,
+)
 from engine.model import Line
 
 EARTH_RADIUS_KM: Final = 6371.0088
@@ -99,14 +108,15 @@ def source(
 
     shelves = [one.on_shelf() for one in candidates]
     chosen = choose(wanted, shelves)
-    if chosen.is_short and any(one.to_come for one in candidates):
+    is_short = chosen.is_short
+    if is_short and any(one.to_come for one in candidates):
         chosen = _with_those_to_come(chosen, wanted, candidates, choose)
     own = {one.location: one for one in candidates}
     sources = []
     for one, served in chosen.places:
         lines = tuple([Line(x.sku, served[x.sku]) for x in wanted if served.get(x.sku)])
         is_whole = one is chosen.places[0][0] and not chosen.is_short and len(chosen.places) == 1
-        why = _why(one, strategy, is_whole=is_whole)
+        why = _why(one, strategy, is_whole=is_whole, is_short=is_short)
         if destination is not None and one.coordinates is not None:
             why += f", {distance_km(one.coordinates, destination):.1f} km away"
         waiting = _waiting(own[one.location].on_shelf(), lines)
@@ -235,6 +245,8 @@ def _fewest(
     """
     live = [one for one in ordered if not one.is_degraded]
     for pool in (live, list(ordered)):
+        if not may_have_all(pool, wanted):
+            continue
         near = pool[:MAX_TRIED_TOGETHER]
         singles = [one for one in pool if has_all([one], wanted, budget)]
         if singles:
@@ -280,11 +292,13 @@ def _stock(one: Candidate, wanted: Sequence[Line]) -> int:
     return sum(sum(way.most(stock) for way in one.ways_of(x.sku).ways) for x in wanted)
 
 
-def _why(one: Candidate, strategy: Strategy, *, is_whole: bool) -> str:
+def _why(one: Candidate, strategy: Strategy, *, is_whole: bool, is_short: bool) -> str:
     reasons = {
         Strategy.PRIORITY: f"priority {one.priority}",
         Strategy.DISTANCE: "the nearest that has it" if one.coordinates else "no coordinates",
-        Strategy.FEWEST_SPLITS: "one of the fewest locations that have everything together",
+        Strategy.FEWEST_SPLITS: "one of those that can serve some of it"
+        if is_short
+        else "one of the fewest locations that have everything together",
         Strategy.MOST_STOCK: "the most units left",
     }
     why = reasons[strategy]

@@ -11,7 +11,15 @@ from engine.sourcing import Strategy
 from engine.wishes import Substitution
 from holdfast import order_calls as calls
 from holdfast.calls import Call, Line
-from holdfast.cli.connection import Service, json_option, merchant_option, service_options
+from holdfast.cli.connection import (
+    Command,
+    Service,
+    json_option,
+    key_option,
+    limit_option,
+    merchant_option,
+    service_options,
+)
 from holdfast.cli.output import Output, moment
 from holdfast.cli.reservations import LINE, TTL_SECONDS, held_line
 from holdfast.client import new_key
@@ -23,18 +31,10 @@ _ID: Final = click.argument("order_id", metavar="ID")
 _LATITUDE: Final = click.FloatRange(-90, 90)
 _LONGITUDE: Final = click.FloatRange(-180, 180)
 
-_Command = Callable[..., Any]
-
-
-def _key_option(does: str) -> Callable[[_Command], _Command]:
-    """Have a command take an idempotency key, by which it `does` something once."""
-    told = f"Makes a repeated command {does} once.  [default: random]"
-    return click.option("--idempotency-key", default=new_key, show_default=False, help=told)
-
 
 def _sourcing_options(
     *, default: str | None, told: str, where: str
-) -> Callable[[_Command], _Command]:
+) -> Callable[[Command], Command]:
     """Have a command say how locations are chosen; `told` is said of the strategy."""
     options = (
         click.option(
@@ -51,7 +51,7 @@ def _sourcing_options(
         ),
     )
 
-    def take(command: _Command) -> _Command:
+    def take(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
         return command
@@ -111,7 +111,7 @@ class _PlacedLineType(click.ParamType[OrderLine]):
     told="How locations are chosen for lines that name none.",
     where="",
 )
-@_key_option("hold")
+@key_option("hold once")
 @service_options
 @json_option
 def place(
@@ -129,7 +129,7 @@ def place(
     latitude: float | None,
     longitude: float | None,
     live_only: bool,
-    idempotency_key: str,
+    idempotency_key: str | None,
     output: Output,
 ) -> None:
     """Hold units at as many locations as it takes: every line, or nothing (exit code 1)."""
@@ -137,7 +137,7 @@ def place(
     call = calls.place(
         merchant,
         [msgspec.structs.replace(x, substitutes=Substitution(substitutes)) for x in lines],
-        key=idempotency_key,
+        key=idempotency_key or new_key(),
         ttl_seconds=ttl_seconds,
         order_ref=order_ref,
         sourcing=sourcing,
@@ -162,13 +162,7 @@ def show(service: Service, order_id: str, merchant: str, output: Output) -> None
 @orders.command("list", short_help="List a merchant's orders, the oldest first.")
 @merchant_option
 @click.option("--order-ref", default="", help="Only those of this reference.")
-@click.option(
-    "--limit",
-    type=click.IntRange(1, MAX_PAGE),
-    default=DEFAULT_SHOWN,
-    show_default=True,
-    help="Orders to show at most.",
-)
+@limit_option(DEFAULT_SHOWN, most=MAX_PAGE, told="Orders to show at most.")
 @service_options
 @json_option
 def list_all(service: Service, merchant: str, order_ref: str, limit: int, output: Output) -> None:
@@ -223,7 +217,7 @@ def accept(
 @_ID
 @click.argument("skus", metavar="[SKU]...", nargs=-1)
 @merchant_option
-@_key_option("decline")
+@key_option("decline once")
 @service_options
 @json_option
 def decline(
@@ -231,11 +225,11 @@ def decline(
     order_id: str,
     skus: tuple[str, ...],
     merchant: str,
-    idempotency_key: str,
+    idempotency_key: str | None,
     output: Output,
 ) -> None:
     """Decline what stands for SKU in order ID, which is held anew without that, or fails."""
-    call = calls.decline(merchant, order_id, key=idempotency_key, skus=skus)
+    call = calls.decline(merchant, order_id, key=idempotency_key or new_key(), skus=skus)
     _send(service, call, output)
 
 
@@ -260,7 +254,7 @@ def cancel(service: Service, order_id: str, merchant: str, reason: str, output: 
     told="How locations are chosen.  [default: as the order was placed]",
     where="; with --strategy",
 )
-@_key_option("move")
+@key_option("move once")
 @service_options
 @json_option
 def resource(
@@ -273,7 +267,7 @@ def resource(
     latitude: float | None,
     longitude: float | None,
     live_only: bool,
-    idempotency_key: str,
+    idempotency_key: str | None,
     output: Output,
 ) -> None:
     """Move what LOCATION cannot fulfil of order ID to other locations: all of it, or nothing."""
@@ -286,7 +280,7 @@ def resource(
         merchant,
         order_id,
         location,
-        key=idempotency_key,
+        key=idempotency_key or new_key(),
         without=without,
         sourcing=sourcing,
     )

@@ -281,6 +281,14 @@ def test_the_answer_says_what_waits() -> None:
     )
 
 
+def test_no_location_is_said_to_have_all_of_what_waits() -> None:
+    candidates = [at("a", tea=1), at("b", tea_to_come=9)]
+    plan = source([Line("tea", 2)], candidates, Strategy.FEWEST_SPLITS)
+    assert [one.why.split(";")[0] for one in plan.sources] == [
+        "one of those that can serve some of it"
+    ] * 2
+
+
 def test_nobody_waits_for_what_stands_in() -> None:
     ways = {"oat": Ways((Way(1, 1, (("oat", 1),)), Way(1, 1, (("soy", 1),), is_substitute=True)))}
     one = Candidate(
