@@ -410,7 +410,7 @@ class OrderEvent(Event, frozen=True, kw_only=True):
 
 
 class OrderHeld(OrderEvent, frozen=True, kw_only=True, tag="order.held"):
-    """All parts of an order are held, for a while."""
+    """All parts of an order are held, for a while; anew after something was declined."""
 
     type_name = EventType.ORDER_HELD
 
