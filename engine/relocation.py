@@ -42,6 +42,7 @@ from engine.order_records import (
     Plan,
     WantedLine,
 )
+from engine.order_steps import watch_nothing
 from engine.outcomes import (
     BuyerCapExceeded,
     HoldfastError,
@@ -75,14 +76,12 @@ class Relocated(msgspec.Struct, frozen=True):
     location_before: str
 
 
-def _nothing(_step: str) -> None:
-    """Watch no steps."""
-
-
 class Relocation:
     """Moves holds; `watch` is as for `engine.orders.Orders`."""
 
-    def __init__(self, inventory: Inventory, *, watch: Callable[[str], None] = _nothing) -> None:
+    def __init__(
+        self, inventory: Inventory, *, watch: Callable[[str], None] = watch_nothing
+    ) -> None:
         """Nothing is read yet."""
         self._inventory = inventory
         self._records = inventory.order_records
