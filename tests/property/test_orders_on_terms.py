@@ -85,37 +85,59 @@ VERBS: Final = (
     "decline a part",
 )
 
+PLOTS: Final = (
+    ("decline", "decline", "accept", "confirm"),
+    ("decline", "accept", "confirm", "commit"),
+    ("decline a part", "confirm", "accept", "confirm"),
+    ("decline a part", "decline", "confirm", "cancel"),
+    ("accept", "confirm", "resource", "commit"),
+    ("accept", "decline", "confirm", "commit"),
+    ("resource", "decline", "accept", "confirm"),
+    ("resource", "resource", "accept", "confirm"),
+    ("release a part", "decline", "confirm", "place"),
+)
+
 Fate = tuple[int, str]
 """Of a worker: before which of its steps, and what happens there."""
 
+Story = tuple[tuple[str, int, Fate | None], ...]
+"""What is done to an order, to which of its parts, and what comes between."""
+
 locations = st.sampled_from(LOCATIONS)
 rows = st.sampled_from(ROWS)
+whiches = st.integers(0, 3)
 fates = st.one_of(st.none(), st.none(), st.tuples(st.integers(1, 7), st.sampled_from(DEEDS)))
-supplied = st.sampled_from(("oat", "tea", "mug"))
-wanted_skus = st.sampled_from(("oat", "oat", "box", "pair", "mug", "tea"))
+wanted_skus = st.sampled_from(("oat", "oat", "oat", "box", "pair", "mug", "tea"))
+verbs = st.one_of(
+    st.sampled_from(PLOTS),
+    st.lists(st.sampled_from(VERBS), min_size=1, max_size=4).map(tuple),
+)
+stories = verbs.flatmap(
+    lambda some: st.tuples(*[st.tuples(st.just(x), whiches, fates) for x in some])
+)
 terms = st.builds(
     Terms,
     backorder_limit=st.sampled_from((0, 0, 3)),
     channels=st.sampled_from(({}, {}, {"app": Pool(minimum=1, cap=3)})),
-    buyer_cap=st.sampled_from((None, None, BuyerCap(3, HOUR_MS))),
+    buyer_cap=st.sampled_from((None, None, None, BuyerCap(3, HOUR_MS))),
 )
 asks = st.builds(
     Options,
     strategy=st.sampled_from((Strategy.FEWEST_SPLITS, Strategy.PRIORITY, Strategy.MOST_STOCK)),
-    stock_only=st.booleans(),
-    channel=st.sampled_from(("", "", "app")),
+    stock_only=st.sampled_from((False, False, True)),
+    channel=st.sampled_from(("", "", "", "app")),
 )
 
 
 @st.composite
 def wanted_lines(draw: st.DrawFn) -> list[WantedLine]:
     """Draw an order's lines; all of one SKU say the same of substitutes."""
-    how = draw(st.sampled_from(Substitution))
-    fill = Fill.MIXED if how is Substitution.NONE else draw(st.sampled_from(Fill))
+    how = draw(st.sampled_from((Substitution.APPROVE, Substitution.APPROVE, *Substitution)))
+    fill = Fill.MIXED if how is Substitution.NONE else draw(st.sampled_from((Fill.MIXED, *Fill)))
     lines = []
-    for sku in draw(st.lists(wanted_skus, min_size=1, max_size=3)):
-        place = draw(st.sampled_from(("", "", "", *LOCATIONS)))
-        quantity = draw(st.integers(1, 4))
+    for sku in draw(st.lists(wanted_skus, min_size=1, max_size=2)):
+        place = draw(st.sampled_from(("", "", "", "", *LOCATIONS)))
+        quantity = draw(st.integers(1, 3))
         is_oat = sku == "oat"
         lines.append(
             WantedLine(
@@ -127,6 +149,9 @@ def wanted_lines(draw: st.DrawFn) -> list[WantedLine]:
             )
         )
     return lines
+
+
+SHORT_OF_OATS: Final = [WantedLine("oat", 2, "", Substitution.APPROVE), WantedLine("mug", 1)]
 
 
 class Asked(NamedTuple):
@@ -158,8 +183,8 @@ class OnTermsMachine(RuleBasedStateMachine):
         self.cancelled: set[str] = set()
 
     @initialize(
-        stock=st.lists(st.integers(0, 5), min_size=15, max_size=15),
-        some=st.lists(st.tuples(locations, rows, terms), max_size=4),
+        stock=st.lists(st.integers(0, 6), min_size=15, max_size=15),
+        some=st.lists(st.tuples(locations, rows, terms), max_size=3),
     )
     def open_the_shop(self, stock: list[int], some: list[tuple[str, str, Terms]]) -> None:
         """Say what is sold and on which terms, and fill the shelves."""
@@ -180,8 +205,11 @@ class OnTermsMachine(RuleBasedStateMachine):
         await self.shop.inventory.substitutes.write(self.merchant, {"oat": rules}, actor=ACTOR)
         names = [(location, sku) for location in LOCATIONS for sku in ROWS]
         for (location, sku), units in zip(names, stock, strict=True):
-            if units:
-                await self.shop.receive(sku, units, location=location)
+            # Oats are scarce, so that something has to stand for them.
+            if units and (sku != "oat" or units > 3):
+                await self.shop.receive(sku, 1 if sku == "oat" else units, location=location)
+        await self.shop.receive("soy", 2, location="depot")
+        await self.shop.receive("rice", 5, location="harbour")
         for location, sku, one in some:
             await self.shop.set_terms(sku, one, location=location)
 
@@ -201,49 +229,32 @@ class OnTermsMachine(RuleBasedStateMachine):
 
     # What the shop does
 
-    @rule(location=locations, sku=rows, quantity=st.integers(1, 4))
-    def receive(self, location: str, sku: str, quantity: int) -> None:
-        """Units come."""
-        self.bench.run(self.shop.receive(sku, quantity, location=location))
-
-    @rule(location=locations, sku=rows)
-    def sell(self, location: str, sku: str) -> None:
-        """A till sells what nobody was promised."""
-        self.bench.run(self._sell(location, sku))
-
-    async def _sell(self, location: str, sku: str) -> None:
-        (row,) = await self.shop.inventory.rows(self.merchant, [(location, sku)])
-        if row is not None and row.available:
-            await self.shop.move(MovementType.SALE, sku, row.available, location=location)
-
     @rule(
+        kind=st.sampled_from(("receive", "receive", "sell", "expect", "arrive", "take")),
         location=locations,
-        sku=supplied,
+        sku=rows,
         day=st.sampled_from((MONDAY, FRIDAY)),
         quantity=st.integers(1, 4),
     )
-    def expect(self, location: str, sku: str, day: str, quantity: int) -> None:
-        """A supply is announced, or slips."""
-        self.bench.run(self.shop.expect(sku, "po", day, quantity, location=location))
+    def trade(self, kind: str, location: str, sku: str, day: str, quantity: int) -> None:
+        """Units come and go, a supply is announced, slips or comes, a cart takes all it can get."""
+        if kind == "receive":
+            self.bench.run(self.shop.receive(sku, quantity, location=location))
+        elif kind == "expect":
+            self.bench.run(self.shop.expect(sku, "po", day, quantity, location=location))
+        elif kind == "take":
+            self.bench.run(self._take_units(location))
+        else:
+            self.bench.run(self._sell_or_arrive(kind, location, sku, quantity))
 
-    @rule(
-        location=locations, sku=st.sampled_from(("oat", "tea", "mug")), quantity=st.integers(1, 4)
-    )
-    def arrive(self, location: str, sku: str, quantity: int) -> None:
-        """It comes, or some of it does."""
-        self.bench.run(self._arrive(location, sku, quantity))
-
-    async def _arrive(self, location: str, sku: str, quantity: int) -> None:
+    async def _sell_or_arrive(self, kind: str, location: str, sku: str, quantity: int) -> None:
         (row,) = await self.shop.inventory.rows(self.merchant, [(location, sku)])
-        if row is not None and row.terms is not None and "po" in row.terms.supplies:
-            await self.shop.move(
-                MovementType.RECEIVE, sku, quantity, location=location, supply="po"
-            )
-
-    @rule(location=locations)
-    def take(self, location: str) -> None:
-        """A cart takes all that it can get."""
-        self.bench.run(self._take_units(location))
+        if row is not None and kind == "sell" and row.available:
+            # Only what nobody was promised: so no shelf ever has too little.
+            await self.shop.move(MovementType.SALE, sku, row.available, location=location)
+        if row is not None and kind == "arrive" and row.terms and "po" in row.terms.supplies:
+            received = MovementType.RECEIVE
+            await self.shop.move(received, sku, quantity, location=location, supply="po")
 
     async def _take_units(self, location: str) -> None:
         lines = [(sku, 9) for sku in ROWS]
@@ -262,12 +273,12 @@ class OnTermsMachine(RuleBasedStateMachine):
     # Orders
 
     @rule(
-        lines=wanted_lines(),
+        lines=st.one_of(st.just(SHORT_OF_OATS), wanted_lines()),
         options=asks,
         day=st.sampled_from(("", "", MONDAY, FRIDAY)),
-        buyer=st.sampled_from(("", "ann", "ann")),
+        buyer=st.sampled_from(("ann", "ann", "")),
         fate=fates,
-        verbs=st.lists(st.tuples(st.sampled_from(VERBS), st.integers(0, 3), fates), max_size=4),
+        story=stories,
     )
     def place(
         self,
@@ -276,7 +287,7 @@ class OnTermsMachine(RuleBasedStateMachine):
         day: str,
         buyer: str,
         fate: Fate | None,
-        verbs: list[tuple[str, int, Fate | None]],
+        story: Story,
     ) -> None:
         """Place an order, and take it on."""
         if not options.stock_only:
@@ -286,21 +297,16 @@ class OnTermsMachine(RuleBasedStateMachine):
         asked = Asked(key, the_id, lines, options, buyer)
         self.asked.append(asked)
         self._do(asked, "place", 0, fate)
-        self._go_on(asked, verbs)
+        self._go_on(asked, story)
 
     @precondition(lambda self: self.asked)
-    @rule(
-        recent=st.integers(0, 3),
-        verbs=st.lists(
-            st.tuples(st.sampled_from(VERBS), st.integers(0, 3), fates), min_size=1, max_size=4
-        ),
-    )
-    def go_on(self, recent: int, verbs: list[tuple[str, int, Fate | None]]) -> None:
+    @rule(recent=st.integers(0, 3), story=stories)
+    def go_on(self, recent: int, story: Story) -> None:
         """Take one of the orders on."""
-        self._go_on(self.asked[-1 - recent % len(self.asked)], verbs)
+        self._go_on(self.asked[-1 - recent % len(self.asked)], story)
 
-    def _go_on(self, asked: Asked, verbs: list[tuple[str, int, Fate | None]]) -> None:
-        for verb, which, fate in verbs:
+    def _go_on(self, asked: Asked, story: Story) -> None:
+        for verb, which, fate in story:
             self.is_as_it_should_be()
             self._do(asked, verb, which, fate)
 
@@ -462,7 +468,8 @@ class OnTermsMachine(RuleBasedStateMachine):
                 )
                 assert not line.location or is_there or order.plan.resourcings, what
         if order.state is OrderState.CONFIRMED:
-            assert live, what
+            # One whose parts were all released by their own ids learns that within the hour.
+            assert live or self._is_lost(order), what
             assert not any(x.sku in found.proposed for _, found in live for x in found.lines), what
 
     def _is_lost(self, order: Order) -> bool:
@@ -510,5 +517,5 @@ def test_orders_on_terms_are_whole_or_hold_nothing_whoever_dies_or_comes_between
 
     Machine.bench = bench
     Machine.driver = OrderDriver(bench.inventory)
-    steps = settings().stateful_step_count // 2
+    steps = settings().stateful_step_count // 4
     run_state_machine_as_test(Machine, settings=settings(stateful_step_count=steps))
