@@ -491,7 +491,8 @@ class Shop:
             rooms = self._rooms(location, rooms, ask)
             plan = self._plan(location, wishes, rooms, partial=partial, held=held)
         if plan.short and not (partial and any(plan.units.values())):
-            return {"code": "insufficient_stock", "lines": tuple(plan.short)}
+            code = "buyer_cap_exceeded" if plan.limits == {"buyer"} else "insufficient_stock"
+            return {"code": code, "lines": tuple(plan.short)}
         promise = Promise(location, {}, plan.missing, self.now_ms, self.now_ms + ttl_ms, order_ref)
         promise.stands_for, promise.proposed = tuple(plan.stands_for), tuple(plan.proposed)
         promise.on_terms = bool(plan.stands_for)
@@ -589,6 +590,8 @@ class Shop:
                 if way.kind != "substitute"
             )
             plan.short.append((wish.sku, wish.quantity, most, known))
+            is_capped = any(_is_bound_by_buyer(way, plan) for way in ways)
+            plan.limits.add("buyer" if is_capped else "stock")
         served_in_all, is_substituted = 0, False
         for way, (units, served) in zip(ways, choice or (), strict=False):
             served_in_all += served
@@ -1107,6 +1110,19 @@ def _unfilled(promise: Promise, units: dict[str, int]) -> tuple[tuple[str, int, 
         for sku, quantity in units.items()
         if quantity > filled[sku]
     )
+
+
+def _is_bound_by_buyer(way: Way, plan: Plan) -> bool:
+    """Tell whether the buyer's cap alone is why there is not more of a way to serve a wish."""
+    room = _room(way, plan, on_shelf=False)
+    alone = {sku: replace(way, parts={sku: each}, most=None) for sku, each in way.parts.items()}
+    scarcest = [sku for sku, one in alone.items() if _room(one, plan, on_shelf=False) == room]
+    is_capped = all(
+        plan.rooms[sku].reason == "buyer"
+        and (way.kind != "substitute" or plan.rooms[sku].shelf == plan.rooms[sku].most)
+        for sku in scarcest
+    )
+    return bool(scarcest) and is_capped and room != way.most
 
 
 def _room(way: Way, plan: Plan, *, on_shelf: bool) -> int:

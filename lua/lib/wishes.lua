@@ -17,16 +17,32 @@ local PART_SKU, PART_PLACE, PART_UNITS = 1, 2, 3
 
 -- Units of a candidate that no wish of the command has taken: `measure` is 'shelf' or 'most', as
 -- room_of() has them. A kit has as many as its scarcest component allows. A substitute must be on
--- the shelf: nobody waits for what they did not ask for.
+-- the shelf: nobody waits for what they did not ask for. The second is what there is not more for,
+-- as room_of() has it: the buyer's cap only where nothing else is as scarce.
 local function room_for(candidate, wanted, measure)
-  local room = candidate[CANDIDATE_MOST]
+  local room, limited_by = candidate[CANDIDATE_MOST], nil
   if candidate[CANDIDATE_KIND] == 'substitute' then measure = 'shelf' end
   for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
     local line = wanted[part[PART_PLACE]]
     local units = math.floor(math.max(0, line.room[measure] - line.quantity) / part[PART_UNITS])
-    if not room or units < room then room = units end
+    if not room or units < room or (units == room and limited_by == 'buyer') then
+      room, limited_by = units, line.room.limited_by
+      if limited_by == 'buyer' and line.room[measure] < line.room.most then limited_by = 'stock' end
+    end
   end
-  return room
+  return room, limited_by
+end
+
+-- What there is not more for to serve a wish: the buyer's cap or the channel's pool where one of
+-- them is what bounds something that may serve it.
+local function limit_of(wish, wanted)
+  local limit = 'stock'
+  for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
+    local _, limited_by = room_for(candidate, wanted, 'most')
+    if limited_by == 'buyer' then return limited_by end
+    limit = limited_by == 'channel' and limited_by or limit
+  end
+  return limit
 end
 
 local function measured(wish, wanted, measure)
@@ -99,7 +115,8 @@ local function serve(wish, wanted, partial, outcome)
   local choice = choice_for(wish, wanted, partial)
   if not choice or can_be_served(wish, wanted) < quantity then
     outcome.short[#outcome.short + 1] =
-      {wish[WISH_SKU], quantity, can_be_served(wish, wanted), is_known(wish, wanted)}
+      {wish[WISH_SKU], quantity, can_be_served(wish, wanted), is_known(wish, wanted),
+        limit_of(wish, wanted)}
   end
   if choice then
     local served = take_choice(wish, choice, wanted, outcome)

@@ -42,6 +42,23 @@ async def test_what_there_is_of_a_kit_is_what_its_components_allow(shelf: Shelf)
     assert problem["errors"][0]["sku"] == "gift"
 
 
+async def test_a_kit_of_which_a_buyer_may_have_no_more_says_so(shelf: Shelf) -> None:
+    await say_kit(shelf, "gift", mug=1, tea=2)
+    await shelf.move("receive", "mug", 5)
+    await shelf.move("receive", "tea", 9)
+    terms = {"buyer_cap": {"units": 2, "window_seconds": 60}}
+    tag = (await shelf.client.get(f"{shelf.path}/stock/tea")).headers["ETag"]
+    said = await shelf.client.put(
+        f"{shelf.path}/stock/tea/terms", json=terms, headers=shelf.key() | {"If-Match": tag}
+    )
+    assert said.status_code == 200, said.text
+    cart = {"lines": [{"sku": "gift", "quantity": 2}], "buyer": "ann"}
+    refused = await shelf.client.post(f"{shelf.path}/reservations", json=cart, headers=shelf.key())
+    problem = assert_problem(refused, 409, "buyer_cap_exceeded")
+    (line,) = problem["errors"]
+    assert (line["sku"], line["available"], line["limited_by"]) == ("gift", 1, "buyer")
+
+
 async def test_an_answer_names_what_stands_for_what_and_a_decision_changes_it(
     shelf: Shelf,
 ) -> None:

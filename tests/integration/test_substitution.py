@@ -8,6 +8,7 @@ import pytest
 
 from engine.kits import check_kit
 from engine.model import (
+    BuyerCap,
     Line,
     Pool,
     ProposalDecision,
@@ -17,6 +18,7 @@ from engine.model import (
     Terms,
 )
 from engine.outcomes import (
+    BuyerCapExceeded,
     IdempotencyKeyReused,
     InsufficientStock,
     InvalidCommand,
@@ -24,6 +26,7 @@ from engine.outcomes import (
     ProposalDecided,
     ProposalOpen,
     ReservationEnded,
+    ShortLine,
 )
 from engine.substitutes import Alternative, Direction, check_alternatives
 from engine.wishes import Fill, Substitution, Wish
@@ -394,3 +397,57 @@ async def test_a_kit_whose_component_is_spread_over_partitions_is_held(shop: Sho
     await say_kit(shop, "gift", mug=1, tea=2)
     await shop.inventory.splits.change((shop.merchant, LOCATION, "mug"), 4, actor=ACTOR)
     assert held(await reserve(shop, Line("gift", 15))) == {"mug": 15, "tea": 30}
+
+
+SPARE = Alternative(sku="cup")
+
+
+async def refused(shop: Shop, *lines: Line | Wish) -> BuyerCapExceeded | InsufficientStock:
+    try:
+        await reserve(shop, *lines, buyer="ann")
+    except (BuyerCapExceeded, InsufficientStock) as refusal:
+        return refusal
+    raise AssertionError("it was held")
+
+
+@pytest.mark.parametrize(
+    ("caps", "units", "asked", "limited_by"),
+    [
+        ({"mug": 1}, {"mug": 5}, wish("mug", 3, SPARE), "buyer"),
+        ({"mug": 1}, {"mug": 5, "cup": 1}, wish("mug", 3, SPARE), "buyer"),
+        ({"cup": 1}, {"mug": 1, "cup": 5}, wish("mug", 3, SPARE), "buyer"),
+        ({"mug": 2}, {"mug": 1, "cup": 1}, wish("mug", 3, SPARE), "stock"),
+        ({"tea": 2}, {"mug": 4, "tea": 9}, Line("gift", 2), "buyer"),
+        ({"tea": 4}, {"mug": 1, "tea": 9}, Line("gift", 2), "stock"),
+        ({"tea": 2}, {"mug": 1, "tea": 9}, Line("gift", 2), "stock"),
+    ],
+)
+async def test_what_a_wish_is_limited_by(
+    shop: Shop, caps: dict[str, int], units: dict[str, int], asked: Line | Wish, limited_by: str
+) -> None:
+    await say_kit(shop, "gift", mug=1, tea=2)
+    await stock(shop, **units)
+    for sku, cap in caps.items():
+        await shop.set_terms(sku, Terms(buyer_cap=BuyerCap(cap, 60_000)))
+    alone = await refused(shop, asked)
+    assert isinstance(alone, BuyerCapExceeded) == (limited_by == "buyer")
+    assert [line.limited_by for line in alone.lines] == [limited_by]
+    mixed = await refused(shop, asked, Line("none", 1))
+    assert isinstance(mixed, InsufficientStock)
+    assert {line.sku: line.limited_by for line in mixed.lines} == {
+        asked.sku: limited_by,
+        "none": "stock",
+    }
+
+
+async def test_an_amendment_of_a_wish_says_what_it_is_limited_by(shop: Shop) -> None:
+    await say_kit(shop, "gift", mug=1, tea=2)
+    await stock(shop, mug=4, tea=9)
+    await shop.set_terms("tea", Terms(buyer_cap=BuyerCap(4, 60_000)))
+    made = await reserve(shop, Line("gift", 1), buyer="ann")
+    with pytest.raises(BuyerCapExceeded) as short:
+        await shop.inventory.amend(
+            shop.merchant, made.id, [Line("gift", 3)], key=new_key(), actor=ACTOR
+        )
+    assert short.value.lines == (ShortLine("gift", 3, 2, limited_by="buyer"),)
+    await shop.audit()
