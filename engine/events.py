@@ -26,7 +26,9 @@ from engine.ledger import (
     row_after,
 )
 from engine.model import ProposalDecision, ReservationState, Row, StandsFor, time_text
+from engine.outcomes import Outcome
 from engine.outlook import LATER, Wait
+from engine.spelling import nearest
 
 SPEC_VERSION: Final = "1.0"
 """Of CloudEvents."""
@@ -53,6 +55,7 @@ class EventType(StrEnum):
     BACKORDER_FILLED = "backorder.filled"
     PROMISE_SLIPPED = "promise.slipped"
     PROMISE_RESTORED = "promise.restored"
+    SUPPLY_UNKNOWN = "supply.unknown"
     ORDER_HELD = "order.held"
     ORDER_CONFIRMED = "order.confirmed"
     ORDER_CHANGED = "order.changed"
@@ -190,6 +193,24 @@ class PromiseData(msgspec.Struct, frozen=True, kw_only=True):
     units: int
     promised_by: str
     expected_on: str | None
+    as_of: str
+
+
+class SupplyData(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event of a feed told of `units` that came with a `supply`.
+
+    The row expected nothing of that name, and they were booked. `expects` are supplies that it does
+    expect, the nearest in spelling first: where one of them was meant these units count twice.
+    """
+
+    merchant: str
+    location: str
+    sku: str
+    supply: str
+    units: int
+    source: str
+    event_id: str
+    expects: tuple[str, ...]
     as_of: str
 
 
@@ -403,6 +424,14 @@ class PromiseRestored(Event, frozen=True, kw_only=True, tag="promise.restored"):
     data: PromiseData
 
 
+class SupplyUnknown(Event, frozen=True, kw_only=True, tag="supply.unknown"):
+    """Units came with a supply that the row did not expect."""
+
+    type_name = EventType.SUPPLY_UNKNOWN
+
+    data: SupplyData
+
+
 class OrderEvent(Event, frozen=True, kw_only=True):
     """The base of the events about an order."""
 
@@ -512,6 +541,7 @@ AnyEvent = (
     | BackorderFilled
     | PromiseSlipped
     | PromiseRestored
+    | SupplyUnknown
     | OrderHeld
     | OrderConfirmed
     | OrderChanged
@@ -698,7 +728,10 @@ def _about_reservation(operation: Operation) -> list[type[Any]]:
 
 def _about_location(
     operation: Operation, time: str
-) -> tuple[type[Any], str, BackorderData | PromiseData | ShortfallData | LocationData] | None:
+) -> (
+    tuple[type[Any], str, BackorderData | PromiseData | SupplyData | ShortfallData | LocationData]
+    | None
+):
     """Return the class, subject and data of what else is told of a location.
 
     A location that holds back more units, and is what it was, has only the events of its rows.
@@ -740,6 +773,9 @@ def _about_location(
         )
         is_kept = expected_on == promised_by
         return (PromiseRestored if is_kept else PromiseSlipped), operation.id, promise
+    if operation.kind is OperationKind.FEED and operation.detail[12] == Outcome.SUPPLY_NOT_FOUND:
+        unknown = _unknown_supply(operation, time)
+        return None if unknown is None else (SupplyUnknown, unknown.sku, unknown)
     if operation.kind is OperationKind.OFFLINE:
         state, since_ms, _, before = operation.detail
         if state != before:
@@ -747,6 +783,30 @@ def _about_location(
             data = LocationData(**place, state=state, since=since, as_of=time)
             return _LOCATION_EVENTS[state], operation.location, data
     return None
+
+
+def _unknown_supply(operation: Operation, time: str) -> SupplyData | None:
+    """Return what is told of an event that named a supply which its row did not expect.
+
+    None where the row expected none at all, so that nothing counts twice. Of an event that a later
+    count has already the ledger does not say what the row expected.
+    """
+    _, units, _, _, source, _, _, _, sku, event_id, _, _, _, _, _, supply = operation.detail[:16]
+    terms = operation.rows[0].terms if operation.rows else None
+    supplies = (terms or {}).get("supplies", ())
+    if operation.rows and not supplies:
+        return None
+    return SupplyData(
+        merchant=operation.merchant,
+        location=operation.location,
+        sku=sku,
+        supply=supply,
+        units=units,
+        source=source,
+        event_id=event_id,
+        expects=nearest(supply, supplies),
+        as_of=time,
+    )
 
 
 def _order_events(operation: Operation, time: str, stem: str) -> list[AnyEvent]:

@@ -23,6 +23,7 @@ from engine.model import Line, MovementType, Page
 from engine.outcomes import HoldfastError, InvalidCommand, Outcome
 from engine.policies import Policies
 from engine.refusals import refusal
+from engine.spelling import nearest
 from engine.trace_context import split_trace
 from engine.validation import (
     check_batch,
@@ -122,7 +123,8 @@ class Verdict(StrEnum):
 class Taken(msgspec.Struct, frozen=True):
     """An event's verdict, and its place in the ledger (0: it left none there).
 
-    `why` says why it was set aside, or of one that was booked SUPPLY_NOT_FOUND.
+    `why` says why it was set aside, or of one that was booked SUPPLY_NOT_FOUND. Then `expects` are
+    supplies that the row does expect, the nearest in spelling first.
     """
 
     event_id: str
@@ -130,6 +132,7 @@ class Taken(msgspec.Struct, frozen=True):
     why: str = ""
     at_ms: int = 0
     sequence: int = 0
+    expects: tuple[str, ...] = ()
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -515,7 +518,8 @@ class Feeds:
             return Taken(event_id, Verdict.DUPLICATE, "", reply[1], reply[2])
         if code is not Outcome.OK:
             raise refusal(reply, key=event_id)
-        return Taken(event_id, Verdict(reply[3]), reply[4], reply[1], reply[2])
+        expects = nearest(str(command.arguments[-1]), reply[5]) if len(reply) > 5 else ()
+        return Taken(event_id, Verdict(reply[3]), reply[4], reply[1], reply[2], expects)
 
 
 def type_of(kind: str) -> EventType:

@@ -131,17 +131,22 @@ class BackorderUnfilled(HoldfastError):
 
 
 class SupplyNotFound(HoldfastError):
-    """The row expects no supply of that name: it was never announced, or all of it has come."""
+    """The row expects no supply of that name: it was never announced, or all of it has come.
+
+    `expects` are supplies that it does expect, the nearest in spelling first.
+    """
 
     code = "supply_not_found"
 
-    def __init__(self, sku: str, supply: str) -> None:
+    def __init__(self, sku: str, supply: str, *, expects: tuple[str, ...] = ()) -> None:
         """Keep what was asked for."""
         self.sku = sku
         self.supply = supply
+        self.expects = expects
+        others = f", but with {', '.join(expects)}" if expects else ""
         super().__init__(
-            f"nothing of {sku} is to come with a supply {supply}: announce it, or book what came "
-            "without naming one"
+            f"nothing of {sku} is to come with a supply {supply}{others}: announce it, or book "
+            "what came without naming one"
         )
 
 

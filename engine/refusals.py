@@ -24,6 +24,7 @@ from engine.outcomes import (
     SupplyNotFound,
     VersionConflict,
 )
+from engine.spelling import nearest
 
 _EXTRAS_AT: Final = 10
 """Where a reservation's body has its extras."""
@@ -55,7 +56,7 @@ def refusal(
         case Outcome.NOT_FOUND:
             return ReservationNotFound(reservation)
         case Outcome.SUPPLY_NOT_FOUND:
-            return SupplyNotFound(sku, supply)
+            return SupplyNotFound(sku, supply, expects=nearest(supply, reply[1]))
         case Outcome.ENDED:
             return ReservationEnded(
                 reservation, state=ReservationState(reply[1]), ended_at_ms=reply[4]

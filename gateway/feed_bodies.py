@@ -77,12 +77,14 @@ class EventOutcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """One event's verdict; `event_id` is null where it could not be read.
 
     `why` is there where it was set aside; or it is `supply_not_found`: it was booked, and the row
-    expected nothing of the supply that it names. `error` is there where it was rejected.
+    expected nothing of the supply that it names; `expects` are supplies that it does expect, at
+    most five, the nearest in spelling first. `error` is there where it was rejected.
     """
 
     event_id: str | None
     verdict: EventVerdict
     why: str | UnsetType = UNSET
+    expects: tuple[str, ...] | UnsetType = UNSET
     error: ItemProblem | UnsetType = UNSET
 
 

@@ -175,6 +175,7 @@ def _outcome(
             event_id=result.event_id,
             verdict=feed_bodies.EventVerdict(result.verdict),
             why=result.why or UNSET,
+            expects=result.expects or UNSET,
         )
     if isinstance(result, StoreFault):
         log.error("an event failed", call=result.call, reply=result.reply)

@@ -360,9 +360,10 @@ def _errors(error: HoldfastError, body: object, parameters: Collection[str]) -> 
         case BackorderUnfilled():
             return [_short_line(line, body, "filled") for line in error.lines]
         case SupplyNotFound():
+            expects = error.expects or msgspec.UNSET
             if body is None:
-                return [ProblemError(parameter="supply", detail=detail)]
-            return [ProblemError(pointer="#/supply", detail=detail)]
+                return [ProblemError(parameter="supply", detail=detail, expects=expects)]
+            return [ProblemError(pointer="#/supply", detail=detail, expects=expects)]
         case ReservationEnded():
             ended_at = time_text(error.ended_at_ms)
             return [

@@ -29,6 +29,7 @@ from engine.events import (
     ReservationData,
     ShortfallData,
     StockData,
+    SupplyData,
 )
 from engine.tail import Cursor
 
@@ -146,7 +147,7 @@ def places_of(event: AnyEvent) -> Iterable[str]:
 def skus_of(event: AnyEvent) -> Iterable[str]:
     """Return the SKUs that an event is about, as far as it says."""
     data = event.data
-    if isinstance(data, StockData | BackorderData | PromiseData | ShortfallData):
+    if isinstance(data, StockData | BackorderData | PromiseData | SupplyData | ShortfallData):
         return (data.sku,)
     if isinstance(data, LocationData):
         return ()
@@ -193,6 +194,10 @@ def _key_of(event: AnyEvent) -> tuple[str, ...]:
         return ("location", data.location)
     if isinstance(data, OrderData):
         return ("order", data.order)
+    if isinstance(data, BackorderData | PromiseData):
+        return (event.type_name, data.reservation, data.sku)
+    if isinstance(data, SupplyData):
+        return (event.type_name, data.location, data.sku, data.supply)
     return (event.type_name, data.location, data.sku)
 
 

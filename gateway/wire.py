@@ -555,6 +555,7 @@ class ProblemError(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     filled: int | UnsetType = UNSET
     known: bool | UnsetType = UNSET
     limited_by: str | UnsetType = UNSET
+    expects: tuple[str, ...] | UnsetType = UNSET
     state: str | UnsetType = UNSET
     ended_at: Time | UnsetType = UNSET
     expected: int | UnsetType = UNSET

@@ -3,15 +3,17 @@
 Understood are ObjectEvents of these business steps of the Core Business Vocabulary: `receiving`
 (a receipt), `shipping` (units leave for elsewhere), `cycle_counting` and `stock_taking` (a count).
 Units are named by class and quantity, or one by one. The SKU is the GTIN of 14 digits. An event
-that declares an error takes back what the event of its id did. Anything else is refused with the
-JSON pointer to it: half of a document is worse than none. See EPCIS 2.0 (GS1, 2022), sections 7.4
-and 9.5, and RFC 6901.
+that declares an error takes back what the event of its id did. The supply that was received is
+named by a business transaction: a despatch advice, or else a purchase order. Anything else is
+refused with the JSON pointer to it: half of a document is worse than none. See EPCIS 2.0 (GS1,
+2022), sections 7.4 and 9.5, the transaction types and identifiers of CBV 2.0, and RFC 6901.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -25,6 +27,11 @@ _STEPS: Final = {
     "stock_taking": "count",
 }
 _PREFIXES: Final = ("urn:epcglobal:cbv:bizstep:", "https://ref.gs1.org/cbv/BizStep-")
+_TRANSACTION_PREFIXES: Final = ("urn:epcglobal:cbv:btt:", "https://ref.gs1.org/cbv/BTT-")
+
+SUPPLIES: Final = ("desadv", "po")
+"""Types of business transactions that name a supply: that of one shipment comes first."""
+
 _DOCUMENT: Final = frozenset(
     {"@context", "id", "type", "schemaVersion", "creationDate", "epcisBody"}
 )
@@ -49,9 +56,11 @@ _EVENT: Final = frozenset(
     }
 )
 _QUANTITY: Final = frozenset({"epcClass", "quantity"})
+_TRANSACTION: Final = frozenset({"type", "bizTransaction"})
 _DECLARATION: Final = frozenset({"declarationTime", "reason", "correctiveEventIDs"})
 
 _DIGITAL_LINK = re.compile(r"https?://[^/]+(?:/[^/]+)*?/01/(\d{14})(?:/.*)?")
+_PARTYS_NUMBER = re.compile(r"urn:epcglobal:cbv:bt:\d{13}:(.+)")
 _URN = re.compile(r"urn:epc:(?:id|idpat|class):(?:sgtin|lgtin):(\d{6,12})\.(\d)(\d{0,6})\..+")
 
 
@@ -65,8 +74,12 @@ class EpcisRefused(Exception):
         super().__init__(f"{pointer or '/'}: {reason}")
 
 
-def events_of(document: bytes) -> list[dict[str, Any]]:
-    """Return the events of a document as the HTTP API takes them. Raises EpcisRefused."""
+def events_of(document: bytes, supplies: Sequence[str] = SUPPLIES) -> list[dict[str, Any]]:
+    """Return the events of a document as the HTTP API takes them. Raises EpcisRefused.
+
+    `supplies` are the types of business transactions by which what is received names its supply,
+    the first that an event has.
+    """
     try:
         parsed = msgspec.json.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -83,11 +96,11 @@ def events_of(document: bytes) -> list[dict[str, Any]]:
         raise EpcisRefused("/epcisBody/eventList", f"must be a list of at most {MAX_EVENTS}")
     events: list[dict[str, Any]] = []
     for number, one in enumerate(found):
-        events += _events_of_one(one, f"/epcisBody/eventList/{number}")
+        events += _events_of_one(one, f"/epcisBody/eventList/{number}", supplies)
     return events
 
 
-def _events_of_one(event: Any, place: str) -> Iterator[dict[str, Any]]:
+def _events_of_one(event: Any, place: str, supplies: Sequence[str]) -> Iterator[dict[str, Any]]:
     _only(event, _EVENT, place)
     if event.get("type") != "ObjectEvent":
         raise EpcisRefused(f"{place}/type", "only an ObjectEvent is understood")
@@ -97,6 +110,7 @@ def _events_of_one(event: Any, place: str) -> Iterator[dict[str, Any]]:
     the_id = _text(event, "eventID", place)
     occurred_at = _moment(event, place)
     units = _units(event, place)
+    supply = _supply(event, supplies, place) if kind == "receipt" else ""
     declared = event.get("errorDeclaration")
     if declared is not None:
         _only(declared, _DECLARATION, f"{place}/errorDeclaration")
@@ -117,6 +131,8 @@ def _events_of_one(event: Any, place: str) -> Iterator[dict[str, Any]]:
             made["type"] = "adjustment"
             made["quantity"] = quantity if kind == "transfer_out" else -quantity
             made["reason"] = f"EPCIS error: {declared.get('reason', 'declared')}"[:200]
+        elif supply:
+            made["supply"] = supply
         yield made
 
 
@@ -128,6 +144,30 @@ def _kind(step: Any, place: str) -> str:
         known = ", ".join(_STEPS)
         raise EpcisRefused(place, f"the business step is not understood; these are: {known}")
     return _STEPS[name]
+
+
+def _supply(event: Mapping[str, Any], types: Sequence[str], place: str) -> str:
+    """Return the supply that an event names, empty for none.
+
+    Of a transaction that is named by its party's GLN and number it is the number, else the URI.
+    """
+    found: dict[str, list[str]] = {}
+    for number, one in enumerate(_list(event, "bizTransactionList", place)):
+        where = f"{place}/bizTransactionList/{number}"
+        _only(one, _TRANSACTION, where)
+        name = str(one.get("type", ""))
+        for prefix in _TRANSACTION_PREFIXES:
+            name = name.removeprefix(prefix)
+        found.setdefault(name, []).append(_text(one, "bizTransaction", where))
+    for name in types:
+        named = list(dict.fromkeys(found.get(name, ())))
+        if len(named) > 1:
+            why = f"names {len(named)} of type {name}, and what comes is of one supply"
+            raise EpcisRefused(f"{place}/bizTransactionList", why)
+        if named:
+            own = _PARTYS_NUMBER.fullmatch(named[0])
+            return named[0] if own is None else unquote(own[1])
+    return ""
 
 
 def _moment(event: Mapping[str, Any], place: str) -> str:

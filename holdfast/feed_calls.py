@@ -69,12 +69,14 @@ class Quarantined(msgspec.Struct, frozen=True, kw_only=True):
 class EventOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """One event's verdict: applied, duplicate, superseded, quarantined or rejected.
 
-    `why` it was set aside; or `supply_not_found` of one that was booked all the same.
+    `why` it was set aside; or `supply_not_found` of one that was booked all the same: then
+    `expects` are supplies that the row does expect, the nearest in spelling first.
     """
 
     event_id: str | None
     verdict: str
     why: str = ""
+    expects: tuple[str, ...] = ()
     error: dict[str, Any] | None = None
 
 

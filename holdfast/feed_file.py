@@ -16,7 +16,7 @@ import msgspec
 from engine.feeds import SUPPLY_NOT_FOUND
 from holdfast import feed_calls
 from holdfast.client import Client
-from holdfast.epcis import events_of
+from holdfast.epcis import SUPPLIES, events_of
 from holdfast.stock_file import FileRefused, bounded_lines
 
 REQUIRED_COLUMNS: Final = ("event_id", "type", "sku", "quantity", "occurred_at")
@@ -82,9 +82,11 @@ def send_file(
     location: str,
     source: str,
     on_sent: Callable[[int], None],
+    supplies: Sequence[str] = SUPPLIES,
 ) -> Report:
     """Send the events of a file, in their order; `on_sent` is told of each batch.
 
+    `supplies` are the types of transactions that name a supply in an EPCIS document.
     Raises FileRefused and EpcisRefused where the file as a whole is not understood, and what the
     client raises.
     """
@@ -94,7 +96,7 @@ def send_file(
             document = file.read(MAX_DOCUMENT_BYTES + 1)
         if len(document) > MAX_DOCUMENT_BYTES:
             raise FileRefused(1, f"is larger than {MAX_DOCUMENT_BYTES} bytes")
-        events = events_of(document)
+        events = events_of(document, supplies)
         _send(client, report, _numbered(events), (merchant, location, source), on_sent)
     else:
         with path.open(encoding="utf-8-sig", newline="") as text:
@@ -169,8 +171,13 @@ def _send(
                     detail = str(outcome.error.get("detail", "was rejected"))
                     report.note(one.place, outcome.event_id or "", detail)
                 elif outcome.why == SUPPLY_NOT_FOUND:
-                    detail = f"was booked, but nothing is to come with {one.event.get('supply')}"
-                    report.note(one.place, outcome.event_id or "", detail)
+                    # Where nothing is expected at all, nothing counts twice.
+                    if outcome.expects:
+                        detail = (
+                            f"was booked, but {one.event.get('sku')} is not expected with "
+                            f"{one.event.get('supply')}, but with {', '.join(outcome.expects)}"
+                        )
+                        report.note(one.place, outcome.event_id or "", detail)
                 elif outcome.why:
                     report.note(one.place, outcome.event_id or "", f"set aside: {outcome.why}")
         on_sent(len(batch))

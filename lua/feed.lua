@@ -16,10 +16,10 @@
 -- Keys     row, SKU index of the location, location index of the partition, recent changes of the
 --          row, idempotency record, source, its prints, sources of the location, locations with
 --          sources, quarantine of the location, then of each component the row and its recent changes
--- Returns  {'ok', at, sequence, verdict, why}
+-- Returns  {'ok', at, sequence, verdict, why, {ref}}
 --            verdict applied, superseded (a later count has it already), quarantined (why), dropped,
 --            skipped, or absent: nothing of that id was set aside. Where it was booked, why may be
---            supply_not_found
+--            supply_not_found; only then there are the supplies that the row expects
 --          {'replayed', at, sequence}    it came before
 --          {'key_reused'}                another event came under its id or its sequence
 --          {'limit_exceeded', field, most}  too much is missing or was set aside: send it again later;
@@ -91,7 +91,7 @@ local function put(event, lines, weighed, verdict, why, source, seen_key)
       remember(seen_key, event.fingerprint, {'ok', now, at_sequence}, limits.feed_retention_ms)
     end
   end
-  return {'ok', now, at_sequence, verdict, why}
+  return {'ok', now, at_sequence, verdict, why, event.expected_refs}
 end
 
 local NOTHING = {superseded = false, later = 0}
@@ -177,6 +177,7 @@ local function book(event, first, source, quarantine)
   if event.act == 'retry' then take_out(quarantine, event.id) end
   local expected = event.supply and supply_of(row, event.supply)
   local note = event.supply and not expected and 'supply_not_found' or ''
+  if note ~= '' then event.expected_refs = expected_refs(row) end
   local verdict = weighed.superseded and 'superseded' or 'applied'
   -- What a later count has already came with its supply all the same.
   if weighed.superseded and not expected then

@@ -18,7 +18,7 @@
 --           change of on_hand, low_stock_threshold, offline_buffer}; the last two as add_settings() has them
 --          {'key_reused'}
 --          {'version_conflict', version}
---          {'supply_not_found'}         the row expects none of that name
+--          {'supply_not_found', {ref}}  the row expects none of that name, but these
 --          {'insufficient_on_hand', {{sku, requested, on_hand, known}}}
 --          {'limit_exceeded', field, most}, {'invalid', field}
 --          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
@@ -58,7 +58,9 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   end
   local supply = detail[5]
   if supply and not comes_with_supply(kind) then return {'invalid', 'supply'} end
-  if supply and not supply_of(row, supply) then return {'supply_not_found'} end
+  if supply and not supply_of(row, supply) then
+    return {'supply_not_found', expected_refs(row)}
+  end
   local past = past_of(row, KEYS[first + 4])
   local event, refused = outcome(row, past, id, kind, sku, quantity, may_overdraw, detail[4])
   if not event then return refused end

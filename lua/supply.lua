@@ -12,7 +12,8 @@
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit, ...},
 --            the rest as add_settings() has it
---          {'key_reused'}, {'supply_not_found'}   the second: there is none to be cancelled
+--          {'key_reused'}
+--          {'supply_not_found', {ref}}     there is none of that name to be cancelled, but these
 --          {'limit_exceeded', field, most}
 --          {'invalid', field}              split: a row whose units are spread cannot have any
 -- Ledger   supply, detail {ref, expected_on, quantity, expected_on before, quantity before}
@@ -48,7 +49,7 @@ local replies = each_command(function(first, _, id, merchant, location, actor, f
   if quantity > 0 and not is_day(day) then return {'invalid', 'expected_on'} end
   local row = row_at(KEYS[first])
   local before = supply_of(row, ref)
-  if quantity == 0 and not before then return {'supply_not_found'} end
+  if quantity == 0 and not before then return {'supply_not_found', expected_refs(row)} end
   if row.spread.is_any then return {'invalid', 'split'} end
   if quantity > 0 then
     local field, most = limit_passed(row, ref, day, most_supplies, most_days)

@@ -30,6 +30,7 @@ from reconciler.fold import (
 )
 from reconciler.reader import LedgerDamaged, LedgerReader
 from reconciler.segments import Segment, SegmentDamaged, segment_path
+from reconciler.unknown_supplies import SupplyWatch
 
 PRUNE_OPERATIONS: Final = 50_000
 """At least, between two times that endings and records past their retention are forgotten."""
@@ -85,7 +86,8 @@ class Account:
         self._reader = LedgerReader(store, keys, archive)
         self._stream = LedgerReader(store, keys, None)
         self.watch = ChangeWatch()
-        self.listeners: list[Callable[[Entry], None]] = [self.watch.observe]
+        self.supplies = SupplyWatch()
+        self.listeners: list[Callable[[Entry], None]] = [self.watch.observe, self.supplies.observe]
         self._fold = Fold()
         self._since_prune = 0
         self._since_pause = 0

@@ -9,7 +9,7 @@ without one, one actor within ten minutes) changed, and at least 30 of them.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from statistics import median
 from typing import Final
 
@@ -224,23 +224,34 @@ class ChangeWatch:
             )
 
 
-def implausible_changes(watches: Iterable[ChangeWatch], now_ms: int) -> list[Finding]:
+class Settled:
+    """What was taken back or accepted in all partitions, by the names that it was known by."""
+
+    def __init__(self, watches: Iterable[ChangeWatch]) -> None:
+        """Merge what the partitions' watches have seen."""
+        self._at_ms: dict[tuple[str, str], int] = {}
+        for watch in watches:
+            for name, at_ms in watch.settled.items():
+                self._at_ms[name] = max(at_ms, self._at_ms.get(name, 0))
+
+    def has(self, merchant: str, names: Iterable[str], at_ms: int) -> bool:
+        """Tell whether what was done by one of these names was settled since."""
+        return any(self._at_ms.get((merchant, name), -1) >= at_ms for name in names if name)
+
+
+def implausible_changes(watches: Collection[ChangeWatch], now_ms: int) -> list[Finding]:
     """Return the anomalies of the last seven days that nobody has settled, of all partitions."""
     bulks: dict[BulkKey, Bulk] = {}
-    settled: dict[tuple[str, str], int] = {}
+    settled = Settled(watches)
     singles: list[Single] = []
     for watch in watches:
         singles += watch.singles
         for key, bulk in watch.bulks.items():
             bulks[key] = _merged(bulks[key], bulk) if key in bulks else bulk
-        for name, at_ms in watch.settled.items():
-            settled[name] = max(at_ms, settled.get(name, 0))
 
     def is_news(merchant: str, reference: str, actor: str, at_ms: int) -> bool:
-        names = {reference, reference.removeprefix("import:"), actor} - {""}
-        return now_ms - at_ms <= REPORTED_MS and not any(
-            settled.get((merchant, name), -1) >= at_ms for name in names
-        )
+        names = (reference, reference.removeprefix("import:"), actor)
+        return now_ms - at_ms <= REPORTED_MS and not settled.has(merchant, names, at_ms)
 
     found = []
     reported = set()

@@ -21,7 +21,7 @@ from engine.keys import PARTITION_KEYS, ParsedKey, PartitionKeys, parse_key, par
 from engine.ledger import Operation, OperationKind, decode_operations
 from engine.outcomes import StoreFault, StoreUnavailable
 from reconciler.account import Account, Snapshots
-from reconciler.anomalies import ChangeWatch, implausible_changes
+from reconciler.anomalies import ChangeWatch, Settled, implausible_changes
 from reconciler.archive import Archive
 from reconciler.comparison import Comparison, Pace
 from reconciler.contradictions import RangeNote
@@ -40,6 +40,7 @@ from reconciler.promises import promise_figures
 from reconciler.reader import LedgerDamaged
 from reconciler.shelf import Shelf
 from reconciler.split_comparison import compare_splits
+from reconciler.unknown_supplies import SupplyWatch, unknown_supplies
 
 MAX_FINDINGS: Final = 10_000
 """Findings of one audit; a store with more is described well enough by them."""
@@ -112,6 +113,7 @@ class Audit:
         self._pace = Pace(self.settings.keys_per_second)
         self._accounts: dict[int, Account] = {}
         self._watches: dict[int, ChangeWatch] = {}
+        self._supplies: dict[int, SupplyWatch] = {}
         self._expected: dict[int, array[int]] = {}
         self._broken: set[int] = set()
         self._reported: dict[int, set[tuple[str, ...]]] = {}
@@ -190,6 +192,7 @@ class Audit:
             comparison.now_ms,
         )
         self._watches[number] = account.watch
+        self._supplies[number] = account.supplies
         self._reported[number] = {_identity(finding) for finding in findings}
         self._broken.discard(number)
         if account.broken:
@@ -211,7 +214,10 @@ class Audit:
 
     def anomalies(self) -> list[Finding]:
         """Return what is implausible in the partitions audited so far."""
-        return implausible_changes(self._watches.values(), self.now_ms)
+        return [
+            *implausible_changes(self._watches.values(), self.now_ms),
+            *unknown_supplies(self._supplies.values(), Settled(self._watches.values())),
+        ]
 
     async def scan(self) -> list[Finding]:
         """Look for keys that neither the ledger nor an index names, and between partitions.

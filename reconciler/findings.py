@@ -111,6 +111,7 @@ class Code(StrEnum):
     # Histories that are consistent and implausible.
     BULK_CHANGE_IMPLAUSIBLE = "bulk_change_implausible"
     CHANGE_IMPLAUSIBLE = "change_implausible"
+    SUPPLY_UNKNOWN = "supply_unknown"
 
 
 _WARNINGS: Final = frozenset(
@@ -128,6 +129,7 @@ _WARNINGS: Final = frozenset(
         Code.SEGMENT_MISSING,
         Code.BULK_CHANGE_IMPLAUSIBLE,
         Code.CHANGE_IMPLAUSIBLE,
+        Code.SUPPLY_UNKNOWN,
     }
 )
 _NOTICES: Final = frozenset({Code.LISTING_DIFFERS, Code.KEY_UNKNOWN})
@@ -286,10 +288,11 @@ class SegmentEvidence(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChangeEvidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Changes far outside of what their rows had seen: how many, by whom, and some of the rows.
+    """Changes that are implausible: how many, by whom, and some of the rows.
 
     `judged` are the rows with enough history, `outside` those of them that left it by a factor of
-    three or more; `factor` is the typical one. `units` is the sum of the changes' sizes.
+    three or more; `factor` is the typical one. Arrivals with a supply that is not known are judged
+    by no history. `units` is the sum of the changes' sizes.
     """
 
     reference: str

@@ -17,6 +17,7 @@ from holdfast.cli.connection import (
 )
 from holdfast.cli.exit_codes import ExitCode
 from holdfast.cli.output import Output, moment
+from holdfast.epcis import SUPPLIES
 from holdfast.feed_file import send_file
 
 MAX_GAPS_SHOWN: Final = 3
@@ -204,10 +205,22 @@ def _gaps(gaps: tuple[feed_calls.Missing, ...]) -> str:
 @merchant_option
 @location_option
 @click.option("--source", required=True, help="The till or supplier that tells of them.")
+@click.option(
+    "--supply-from",
+    type=click.Choice([*SUPPLIES, "none"]),
+    help="What names the supply of a receipt in an EPCIS document: the despatch advice or the "
+    "purchase order. Else the advice, or where there is none the order.",
+)
 @service_options
 @json_option
 def feed(
-    service: Service, file: Path, merchant: str, location: str, source: str, output: Output
+    service: Service,
+    file: Path,
+    merchant: str,
+    location: str,
+    source: str,
+    supply_from: str | None,
+    output: Output,
 ) -> None:
     """Send the events of FILE: a CSV, or an EPCIS 2.0 document (.json).
 
@@ -222,7 +235,13 @@ def feed(
             bar.show("sent", done, None)
 
         report = send_file(
-            client, file, merchant=merchant, location=location, source=source, on_sent=on_sent
+            client,
+            file,
+            merchant=merchant,
+            location=location,
+            source=source,
+            on_sent=on_sent,
+            supplies=SUPPLIES if supply_from is None else (supply_from,),
         )
     output.document(report)
     if not output.as_json:

@@ -5,6 +5,13 @@ local function supply_of(row, ref)
   return row.terms and row.terms.supplies and row.terms.supplies[ref]
 end
 
+-- The names of the supplies that a row expects.
+local function expected_refs(row)
+  local refs = {}
+  for ref in pairs(row.terms and row.terms.supplies or {}) do refs[#refs + 1] = ref end
+  return refs
+end
+
 -- Has so many units of a supply be still to come, on a day; none ends it. The terms as they were may
 -- be part of an answer that is yet to be remembered, so they are copied.
 local function set_supply(row, ref, day, units)

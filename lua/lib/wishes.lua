@@ -33,95 +33,98 @@ local function room_for(candidate, wanted, measure)
   return room, limited_by
 end
 
--- What there is not more for to serve a wish: the buyer's cap or the channel's pool where one of
--- them is what bounds something that may serve it.
-local function limit_of(wish, wanted)
-  local limit = 'stock'
-  for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
-    local _, limited_by = room_for(candidate, wanted, 'most')
-    if limited_by == 'buyer' then return limited_by end
-    limit = limited_by == 'channel' and limited_by or limit
-  end
-  return limit
-end
-
-local function measured(wish, wanted, measure)
-  local candidates = {}
-  for i, candidate in ipairs(wish[WISH_CANDIDATES]) do
-    candidates[i] = {
-      room = room_for(candidate, wanted, measure),
-      of = candidate[CANDIDATE_OF],
-      for_ = candidate[CANDIDATE_FOR],
-    }
-  end
-  return candidates
-end
-
--- What serves a wish: what lies on the shelves, and only where that does not do, what may be
--- promised before it has come.
-local function choice_for(wish, wanted, partial)
-  local quantity, whole = wish[WISH_QUANTITY], wish[WISH_WHOLE]
-  return choose(quantity, measured(wish, wanted, 'shelf'), whole, false)
-    or choose(quantity, measured(wish, wanted, 'most'), whole, partial)
-end
-
-local function can_be_served(wish, wanted)
-  local candidates, most, all = measured(wish, wanted, 'most'), 0, 0
-  for _, candidate in ipairs(candidates) do
-    local served = most_served(candidate)
-    most, all = math.max(most, served), all + served
-  end
-  return wish[WISH_WHOLE] and most or all
-end
-
--- True where the location has the row of what is asked for, or those of a kit's components.
-local function is_known(wish, wanted)
-  for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
-    local has_rows = candidate[CANDIDATE_KIND] ~= 'substitute'
-    for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
-      has_rows = has_rows and wanted[part[PART_PLACE]].row.exists
+local serve
+do
+  -- What there is not more for to serve a wish: the buyer's cap or the channel's pool where one of
+  -- them is what bounds something that may serve it.
+  local function limit_of(wish, wanted)
+    local limit = 'stock'
+    for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
+      local _, limited_by = room_for(candidate, wanted, 'most')
+      if limited_by == 'buyer' then return limited_by end
+      limit = limited_by == 'channel' and limited_by or limit
     end
-    if has_rows then return true end
+    return limit
   end
-  return false
-end
 
--- Adds to the rows what a choice takes of them. Returns how much of the wish that serves.
-local function take_choice(wish, choice, wanted, outcome)
-  local all_served, is_proposed = 0, false
-  for i, candidate in ipairs(wish[WISH_CANDIDATES]) do
-    local units, served, kind = choice[i][1], choice[i][2], candidate[CANDIDATE_KIND]
-    all_served = all_served + served
-    for _, part in ipairs(units > 0 and candidate[CANDIDATE_PARTS] or {}) do
-      local line, of = wanted[part[PART_PLACE]], candidate[CANDIDATE_OF]
-      line.quantity = line.quantity + units * part[PART_UNITS]
-      if kind == 'kit' then of = part[PART_UNITS] end
-      if kind ~= '' then
-        outcome.stands_for[#outcome.stands_for + 1] = {wish[WISH_SKU], part[PART_SKU],
-          units * part[PART_UNITS], served, of, candidate[CANDIDATE_FOR], kind}
+  local function measured(wish, wanted, measure)
+    local candidates = {}
+    for i, candidate in ipairs(wish[WISH_CANDIDATES]) do
+      candidates[i] = {
+        room = room_for(candidate, wanted, measure),
+        of = candidate[CANDIDATE_OF],
+        for_ = candidate[CANDIDATE_FOR],
+      }
+    end
+    return candidates
+  end
+
+  -- What serves a wish: what lies on the shelves, and only where that does not do, what may be
+  -- promised before it has come.
+  local function choice_for(wish, wanted, partial)
+    local quantity, whole = wish[WISH_QUANTITY], wish[WISH_WHOLE]
+    return choose(quantity, measured(wish, wanted, 'shelf'), whole, false)
+      or choose(quantity, measured(wish, wanted, 'most'), whole, partial)
+  end
+
+  local function can_be_served(wish, wanted)
+    local candidates, most, all = measured(wish, wanted, 'most'), 0, 0
+    for _, candidate in ipairs(candidates) do
+      local served = most_served(candidate)
+      most, all = math.max(most, served), all + served
+    end
+    return wish[WISH_WHOLE] and most or all
+  end
+
+  -- True where the location has the row of what is asked for, or those of a kit's components.
+  local function is_known(wish, wanted)
+    for _, candidate in ipairs(wish[WISH_CANDIDATES]) do
+      local has_rows = candidate[CANDIDATE_KIND] ~= 'substitute'
+      for _, part in ipairs(candidate[CANDIDATE_PARTS]) do
+        has_rows = has_rows and wanted[part[PART_PLACE]].row.exists
+      end
+      if has_rows then return true end
+    end
+    return false
+  end
+
+  -- Adds to the rows what a choice takes of them. Returns how much of the wish that serves.
+  local function take_choice(wish, choice, wanted, outcome)
+    local all_served, is_proposed = 0, false
+    for i, candidate in ipairs(wish[WISH_CANDIDATES]) do
+      local units, served, kind = choice[i][1], choice[i][2], candidate[CANDIDATE_KIND]
+      all_served = all_served + served
+      for _, part in ipairs(units > 0 and candidate[CANDIDATE_PARTS] or {}) do
+        local line, of = wanted[part[PART_PLACE]], candidate[CANDIDATE_OF]
+        line.quantity = line.quantity + units * part[PART_UNITS]
+        if kind == 'kit' then of = part[PART_UNITS] end
+        if kind ~= '' then
+          outcome.stands_for[#outcome.stands_for + 1] = {wish[WISH_SKU], part[PART_SKU],
+            units * part[PART_UNITS], served, of, candidate[CANDIDATE_FOR], kind}
+        end
+      end
+      if units > 0 and kind == 'substitute' then
+        outcome.is_substituted = true
+        is_proposed = is_proposed or wish[WISH_APPROVE] or candidate[CANDIDATE_APPROVAL]
       end
     end
-    if units > 0 and kind == 'substitute' then
-      outcome.is_substituted = true
-      is_proposed = is_proposed or wish[WISH_APPROVE] or candidate[CANDIDATE_APPROVAL]
-    end
+    if is_proposed then outcome.proposed[#outcome.proposed + 1] = wish[WISH_SKU] end
+    return all_served
   end
-  if is_proposed then outcome.proposed[#outcome.proposed + 1] = wish[WISH_SKU] end
-  return all_served
-end
 
-local function serve(wish, wanted, partial, outcome)
-  local quantity = wish[WISH_QUANTITY]
-  local choice = choice_for(wish, wanted, partial)
-  if not choice or can_be_served(wish, wanted) < quantity then
-    outcome.short[#outcome.short + 1] =
-      {wish[WISH_SKU], quantity, can_be_served(wish, wanted), is_known(wish, wanted),
-        limit_of(wish, wanted)}
-  end
-  if choice then
-    local served = take_choice(wish, choice, wanted, outcome)
-    if served < quantity then
-      outcome.missing[#outcome.missing + 1] = {wish[WISH_SKU], quantity - served}
+  serve = function(wish, wanted, partial, outcome)
+    local quantity = wish[WISH_QUANTITY]
+    local choice = choice_for(wish, wanted, partial)
+    if not choice or can_be_served(wish, wanted) < quantity then
+      outcome.short[#outcome.short + 1] =
+        {wish[WISH_SKU], quantity, can_be_served(wish, wanted), is_known(wish, wanted),
+          limit_of(wish, wanted)}
+    end
+    if choice then
+      local served = take_choice(wish, choice, wanted, outcome)
+      if served < quantity then
+        outcome.missing[#outcome.missing + 1] = {wish[WISH_SKU], quantity - served}
+      end
     end
   end
 end

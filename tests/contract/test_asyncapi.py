@@ -99,6 +99,12 @@ PROPOSED: Final = {
 }
 """Extras of a reservation in which teas stand for a mug until somebody declines."""
 
+UNKNOWN_SUPPLY: Final[tuple[Any, ...]] = (
+    *("receive", 3, "", "", "depot", 5, True, 0, "tea", "7", 0),
+    *("superseded", "supply_not_found", "", [], "po-l"),
+)
+"""Of an event that a later count has already, and whose row did not expect its supply."""
+
 
 def test_every_schema_is_one_and_is_used(document: dict[str, Any]) -> None:
     used = set(references(document))
@@ -123,6 +129,7 @@ def test_what_is_sent_is_what_the_document_says(document: dict[str, Any]) -> Non
         operation(OperationKind.FILL, ("tea", 2, 1)),
         operation(OperationKind.SLIP, ("tea", 2, "2026-12-07", "later")),
         operation(OperationKind.SLIP, ("tea", 2, "2026-12-07", "2026-12-07")),
+        Operation(OperationKind.FEED, "e", "m", "l", "key:1", "", (), UNKNOWN_SUPPLY),
         operation(OperationKind.SHORTFALL, ("tea", 2, 1000, "sale", [["rsv_0_1", 2, "held"]])),
         operation(OperationKind.SHORTFALL, ("tea", 0, 1000, "receive", [])),
         operation(OperationKind.OFFLINE, ("degraded", 1000, [["tea", 3]], "live")),

@@ -159,6 +159,7 @@ def test_each_refusal_becomes_the_exception_that_the_page_names(code: Outcome) -
         Outcome.ENDED: ["", "released", 0, 0, 5],
         Outcome.NOT_HELD: ["", "confirmed"],
         Outcome.PROPOSED: [""] * 7 + [[""] * 10 + [{"proposed": ["tea"]}]],
+        Outcome.SUPPLY_NOT_FOUND: ["", ["po-1"]],
         Outcome.VERSION_CONFLICT: ["", 3],
         Outcome.LIMIT_EXCEEDED: ["", "quantity", 5],
         Outcome.INVALID: ["", "quantity"],

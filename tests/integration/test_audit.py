@@ -18,7 +18,7 @@ from reconciler.findings import AuditReport, Code, Finding, Invariant, Severity
 from reconciler.objects import Objects
 from reconciler.rebuild import rebuild
 from reconciler.rebuild_plan import RebuildRequest
-from reconciler.repair import mend
+from reconciler.repair import accept, mend
 from reconciler.snapshots import Snapshots
 from tests.damage import (
     DamagedShop,
@@ -30,6 +30,7 @@ from tests.damage import (
     trade,
     trade_on_terms,
 )
+from tests.events import Till
 from tests.shop import ACTOR, LOCATION, open_shop
 from tests.stores import KINDS, MakeStore, set_up
 
@@ -731,3 +732,34 @@ def test_a_report_survives_being_written_as_json() -> None:
         invariant=Invariant.DENSE, code=Code.ENTRIES_MISSING, detail="d", remedy="r", first=2
     )
     assert msgspec.json.decode(msgspec.json.encode(finding), type=Finding) == finding
+
+
+async def test_a_supply_that_was_misspelt_is_named_until_somebody_sees_to_it(
+    damaged: DamagedShop,
+) -> None:
+    shop, till = damaged.shop, Till(damaged.shop, "supplier")
+    for sku in ("tea", "mug"):
+        await shop.expect(sku, "po-17", "2026-12-07", 10)
+    await shop.expect("tea", "console", "2026-12-07", 5)
+    for number, sku in enumerate(("tea", "mug", "cup"), start=1):
+        told = await till.tell("receipt", 4, sku=sku, supply="po-l7", sequence=number)
+        assert told == "applied: supply_not_found"
+    finding = only(await damaged.audit(), Code.SUPPLY_UNKNOWN)
+    assert (finding.severity, finding.repairable) == (Severity.WARNING, False)
+    assert "8 units of 2 SKUs came with supply po-l7" in finding.detail
+    assert "while po-17 was" in finding.detail
+    assert finding.change is not None
+    assert finding.change.changes == 2
+    # Another supply settles nothing; what is announced anew, or has come, does.
+    await shop.expect("tea", "console", "2026-12-08", 5)
+    await shop.expect("tea", "po-17", "2026-12-07", 6)
+    assert "4 units of mug" in only(await damaged.audit(), Code.SUPPLY_UNKNOWN).detail
+    await shop.arrive("mug", "po-17", 10)
+    assert (await damaged.audit()).findings == ()
+    # A later count has these units already, and still they are said to come.
+    await till.tell("count", 20, sequence=4, ago=50)
+    told = await till.tell("receipt", 4, sequence=5, ago=60, supply="po-71")
+    assert told == "superseded: supply_not_found"
+    assert only(await damaged.audit(), Code.SUPPLY_UNKNOWN).sku == "tea"
+    await accept(shop.inventory, merchant=shop.merchant, name="po-71", actor=ACTOR, reason="a gift")
+    assert (await damaged.audit()).findings == ()

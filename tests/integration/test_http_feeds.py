@@ -109,6 +109,7 @@ async def test_a_delivery_says_whether_its_supply_was_announced(shelf: Shelf) ->
     first, second, third = answer.json()["data"]
     assert (first["verdict"], second["verdict"]) == ("applied", "applied")
     assert ("why" in first, second["why"]) == (False, "supply_not_found")
+    assert ("expects" in first, second["expects"]) == (False, ["po-1"])
     assert third["error"]["errors"][0]["pointer"] == "#/events/2/supply"
     stock = (await shelf.client.get(f"{shelf.path}/stock/tea")).json()
     assert (stock["on_hand"], stock["incoming"]) == (6, 4)

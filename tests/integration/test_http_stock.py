@@ -284,6 +284,18 @@ async def test_a_row_says_what_can_be_promised_by_which_day(shelf: Shelf) -> Non
     again = await shelf.client.post(movements, json=arrival, headers=shelf.key())
     problem = assert_problem(again, 404, "supply_not_found")
     assert problem["errors"][0]["pointer"] == "#/supply"
+    assert "expects" not in problem["errors"][0]
+    for name in ("console/7", "po/12"):
+        announced = await shelf.client.put(
+            f"{shelf.path}/stock/tea/supplies/{name.replace('/', '%2F')}",
+            json={"expected_on": "2026-12-07", "quantity": 9},
+            headers=shelf.key(),
+        )
+        assert announced.status_code == 200, announced.text
+    misspelt = await shelf.client.post(movements, json=arrival, headers=shelf.key())
+    problem = assert_problem(misspelt, 404, "supply_not_found")
+    assert problem["errors"][0]["expects"] == ["po/12", "console/7"]
+    assert "a supply po/1, but with po/12, console/7: announce it" in problem["detail"]
     sold = {"type": "sale", "sku": "tea", "quantity": 1, "supply": "po/1"}
     refused = await shelf.client.post(movements, json=sold, headers=shelf.key())
     assert_problem(refused, 400, "invalid_request")

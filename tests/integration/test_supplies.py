@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from engine.events import PromiseRestored, PromiseSlipped, events_of
+from engine.events import PromiseRestored, PromiseSlipped, SupplyUnknown, events_of
 from engine.ledger import read_entries
 from engine.model import Line, Movement, MovementType, Pool, Promised, Reservation, Terms
 from engine.outcomes import (
@@ -513,6 +513,24 @@ async def test_a_delivery_in_a_feed_is_taken_off_its_supply_once(shop: Shop) -> 
     assert (row.terms, row.on_hand, row.available) == (None, 10, 4)
     assert await till.tell("sale", 1, sequence=7, supply="po-1") == "invalid_request"
     await shop.audit()
+
+
+async def test_a_delivery_with_a_supply_that_is_not_expected_is_told(own_shop: Shop) -> None:
+    till = Till(own_shop, "supplier")
+    assert await till.tell("receipt", 1, supply="po-1") == "applied: supply_not_found"
+    await own_shop.expect("tea", "po-1", MONDAY, 10)
+    await till.tell("receipt", 4, supply="po-l", event_id="misspelt")
+    unknown = [
+        event
+        for entry in await read_entries(own_shop.inventory.store, own_shop.keys())
+        for operation in entry.operations
+        for event in events_of(operation, sequence=1, at_ms=entry.at_ms, partition=0)
+        if isinstance(event, SupplyUnknown)
+    ]
+    assert [(one.data.supply, one.data.units, one.data.expects) for one in unknown] == [
+        ("po-l", 4, ("po-1",))
+    ]
+    assert (unknown[0].data.source, unknown[0].data.event_id) == ("supplier", "misspelt")
 
 
 async def test_a_delivery_that_was_set_aside_keeps_its_supply(own_shop: Shop) -> None:

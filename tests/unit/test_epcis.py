@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.epcis import EpcisRefused, events_of
+from holdfast.epcis import SUPPLIES, EpcisRefused, events_of
 
 LINK = "https://id.gs1.org/01/09521568251204"
 
@@ -72,6 +72,33 @@ def test_items_are_counted_by_their_class_whatever_they_are_called() -> None:
     assert len({event["event_id"] for event in events}) == 2
 
 
+PO = "urn:epcglobal:cbv:bt:5200001000008:4711%2F2"
+ADVICE = "http://supplier.example/desadv/8779891013658"
+
+
+@pytest.mark.parametrize(
+    ("transactions", "supplies", "supply"),
+    [
+        ([("po", PO)], SUPPLIES, "4711/2"),
+        ([("urn:epcglobal:cbv:btt:desadv", ADVICE)], SUPPLIES, ADVICE),
+        ([("po", PO), ("https://ref.gs1.org/cbv/BTT-desadv", ADVICE)], SUPPLIES, ADVICE),
+        ([("po", PO), ("desadv", ADVICE)], ("po",), "4711/2"),
+        ([("po", PO), ("po", PO), ("inv", "urn:x:1"), ("inv", "urn:x:2")], SUPPLIES, "4711/2"),
+        ([("inv", PO)], SUPPLIES, None),
+        ([("po", PO)], ("none",), None),
+    ],
+)
+def test_what_is_received_names_its_supply_by_a_transaction(
+    transactions: list[tuple[str, str]], supplies: tuple[str, ...], supply: str | None
+) -> None:
+    named = [{"type": kind, "bizTransaction": name} for kind, name in transactions]
+    (event,) = events_of(document(object_event(bizTransactionList=named)), supplies)
+    assert event.get("supply") == supply
+    for fields in ({"bizStep": "shipping"}, {"errorDeclaration": {"reason": "did_not_occur"}}):
+        (other,) = events_of(document(object_event(bizTransactionList=named, **fields)), supplies)
+        assert "supply" not in other
+
+
 def test_an_error_takes_back_what_the_event_did() -> None:
     declared = {"declarationTime": "2026-11-25T12:00:00Z", "reason": "incorrect_data"}
     received, shipped = (
@@ -103,6 +130,12 @@ def test_an_error_takes_back_what_the_event_did() -> None:
         ({"quantityList": []}, ""),
         ({"bizStep": "stock_taking", "errorDeclaration": {}}, "/errorDeclaration"),
         ({"errorDeclaration": {"why": 1}}, "/errorDeclaration/why"),
+        ({"bizTransactionList": ["po"]}, "/bizTransactionList/0"),
+        ({"bizTransactionList": [{"type": "po"}]}, "/bizTransactionList/0/bizTransaction"),
+        (
+            {"bizTransactionList": [{"type": "po", "bizTransaction": f"urn:x:{n}"} for n in "12"]},
+            "/bizTransactionList",
+        ),
     ],
 )
 def test_what_is_not_understood_is_refused_with_its_pointer(

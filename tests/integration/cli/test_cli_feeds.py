@@ -57,7 +57,7 @@ def test_a_file_of_deliveries_names_what_was_announced(cli: CommandLine, tmp_pat
         f"2,receipt,mug,1,{ago(50)},po-2\n"
     )
     told = cli.run("feed", path, "--location", "leeds", "--source", "supplier")
-    assert "line 3 (2): was booked, but nothing is to come with po-2" in told.stderr
+    assert "line 3 (2): was booked, but mug is not expected with po-2, but with po-1" in told.stderr
     row = cli.json("stock", "leeds", "mug")
     assert (row["on_hand"], row["incoming"]) == (6, 4)
 
@@ -82,6 +82,10 @@ def test_an_epcis_document_is_sent_whole_or_refused_with_the_pointer(
         "eventTimeZoneOffset": "+00:00",
         "action": "OBSERVE",
         "bizStep": "receiving",
+        "bizTransactionList": [
+            {"type": "po", "bizTransaction": "urn:epcglobal:cbv:bt:5200001000008:4711"},
+            {"type": "desadv", "bizTransaction": "https://supplier.example/desadv/9"},
+        ],
         "quantityList": [{"epcClass": "https://id.gs1.org/01/09521568251204", "quantity": 12}],
     }
     document = {
@@ -93,8 +97,10 @@ def test_an_epcis_document_is_sent_whole_or_refused_with_the_pointer(
     path = tmp_path / "delivery.json"
     path.write_text(json.dumps(document))
     place = ("--location", "depot", "--source", "supplier")
-    assert cli.json("feed", path, *place)["applied"] == 1
-    assert cli.json("stock", "depot", "09521568251204")["on_hand"] == 12
+    cli.run("supplies", "expect", "depot", "09521568251204", "4711", "2026-12-07", 20)
+    assert cli.json("feed", path, *place, "--supply-from", "po")["applied"] == 1
+    row = cli.json("stock", "depot", "09521568251204")
+    assert (row["on_hand"], row["incoming"]) == (12, 8)
     event["errorDeclaration"] = {"declarationTime": ago(1), "reason": "did_not_occur"}
     path.write_text(json.dumps(document))
     assert cli.json("feed", path, *place)["applied"] == 1
