@@ -120,7 +120,10 @@ class EndangeredReservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BlastResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What undoing an import would change; units are given to and taken from the shelves."""
+    """What undoing an import would change; units are given to and taken from the shelves.
+
+    `units_to_come` are said to come with supplies beyond what they are now.
+    """
 
     name: str
     operations: int
@@ -131,6 +134,7 @@ class BlastResult(msgspec.Struct, frozen=True, kw_only=True):
     rows_differing: int
     units_added: int
     units_taken: int
+    units_to_come: int = 0
     unfounded: int
     """Reservations that were made although, without it, there would not have been enough."""
     endangered: int

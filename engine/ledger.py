@@ -54,6 +54,10 @@ MOVEMENTS: Final = frozenset({OperationKind.MOVE, OperationKind.FEED})
 _COMPONENTS: Final = 14
 """Where the detail of an event of a kit says of which components units were booked."""
 
+_MOVE_SUPPLY: Final = 8
+_FEED_SKU, _FEED_VERDICT, _FEED_SUPPLY = 8, 11, 15
+"""Where the details of movements name the supply that came; there is no element of others."""
+
 
 class Levels(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A row's units, or the change of each.
@@ -214,3 +218,20 @@ def units_of(operation: Operation, sku: str) -> int:
     if len(detail) > _COMPONENTS and detail[_COMPONENTS]:
         return int(dict(detail[_COMPONENTS]).get(sku, 0))
     return int(detail[1])
+
+
+def arrival_of(operation: Operation) -> tuple[str, str, int] | None:
+    """Return the SKU, supply and units of a booked movement that names a supply; None of others.
+
+    Also where a later count had the units already, or the row did not expect the supply.
+    """
+    detail = operation.detail
+    if operation.kind is OperationKind.MOVE and len(detail) > _MOVE_SUPPLY:
+        return operation.rows[0].sku, detail[_MOVE_SUPPLY], detail[1]
+    if (
+        operation.kind is OperationKind.FEED
+        and len(detail) > _FEED_SUPPLY
+        and detail[_FEED_VERDICT] in ("applied", "superseded")
+    ):
+        return detail[_FEED_SKU], detail[_FEED_SUPPLY], detail[1]
+    return None

@@ -3,15 +3,24 @@
 The ledger is folded a second time, for the rows that the named operations touched, without these.
 Everything else is carried out again on the levels as they would have been: a count says what is on
 the shelf whatever was there before, other movements and commits add and take units (see
-`shelf_deltas` in lua/lib/rows.lua), promises that were made stay made. Where the two folds differ
-the import still has an effect; where a later count or setting said how things are it has none.
+`shelf_deltas` in lua/lib/rows.lua), promises that were made stay made, and what arrives with a
+supply is taken off what would have been to come. Where the two folds differ the import still has an
+effect; where a later count, setting or announcement said how things are it has none.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from engine.ledger import MOVEMENTS, Entry, Levels, Operation, OperationKind, RowChange
+from engine.ledger import (
+    MOVEMENTS,
+    Entry,
+    Levels,
+    Operation,
+    OperationKind,
+    RowChange,
+    arrival_of,
+)
 from engine.outcomes import InvalidCommand
 from reconciler.anomalies import UNDO
 from reconciler.contradictions import counted_books, movement_units
@@ -74,8 +83,17 @@ def names_of(operation: Operation) -> frozenset[str]:
     return frozenset(names)
 
 
+class SupplyDifference(msgspec.Struct, frozen=True):
+    """A supply of which `quantity` units are to come, and `without` as it would be."""
+
+    supply: str
+    expected_on: str
+    quantity: int
+    without: int
+
+
 class RowDifference(msgspec.Struct, frozen=True):
-    """A row as it is, and as it would be."""
+    """A row as it is, and as it would be; `supplies` are those that would be otherwise."""
 
     partition: int
     merchant: str
@@ -83,6 +101,12 @@ class RowDifference(msgspec.Struct, frozen=True):
     sku: str
     actual: RowFacts
     without: Levels
+    supplies: tuple[SupplyDifference, ...] = ()
+
+    @property
+    def to_come(self) -> int:
+        """Units that would be to come beyond those that are."""
+        return sum(one.without - one.quantity for one in self.supplies)
 
     @property
     def units(self) -> int:
@@ -91,14 +115,19 @@ class RowDifference(msgspec.Struct, frozen=True):
         return (self.without.on_hand - self.without.deficit) - (levels.on_hand - levels.deficit)
 
 
+Supplies = dict[str, tuple[str, int]]
+"""The day and the units that are still to come, by the name of a supply."""
+
+
 class _Shelf(msgspec.Struct):
-    """The levels of a row as they would be, and the names of what was left out on it."""
+    """A row as it would be, and the names of what was left out on it."""
 
     on_hand: int
     reserved: int
     safety_stock: int
     deficit: int
     low_stock_threshold: int
+    supplies: Supplies
     left_out: list[frozenset[str]]
 
     def add(self, units: int) -> None:
@@ -106,6 +135,19 @@ class _Shelf(msgspec.Struct):
         books = self.on_hand - self.deficit + units
         self.on_hand = max(0, books)
         self.deficit = max(0, -books)
+
+    def arrive(self, supply: str, units: int) -> None:
+        """Take what came with a supply off it; see lua/lib/arrivals.lua."""
+        if supply in self.supplies:
+            day, expected = self.supplies[supply]
+            self.expect(supply, day, expected - units)
+
+    def expect(self, supply: str, day: str, units: int) -> None:
+        """Have so many units be still to come with a supply; none end it."""
+        if units > 0:
+            self.supplies[supply] = (day, units)
+        else:
+            self.supplies.pop(supply, None)
 
     def levels(self) -> Levels:
         """Return them as the ledger writes them."""
@@ -139,6 +181,7 @@ class Counterfactual:
         self.unfounded: dict[tuple[str, RowKey], tuple[int, int]] = {}
         self.unfounded_count = 0
         self._shelves: dict[RowKey, _Shelf] = {}
+        self._supplies: dict[RowKey, Supplies] = {}
 
     @property
     def rows(self) -> list[RowKey]:
@@ -152,18 +195,32 @@ class Counterfactual:
                 self._leave_out(operation, entry.at_ms)
             elif self._shelves:
                 self._carry_out(operation)
+            self._take_in(operation)
 
     def difference(
         self, key: RowKey, partition: int, state: PartitionState
     ) -> RowDifference | None:
         """Return how a row would be otherwise than in `state`, at the same place; None if not."""
         shelf, row = self._shelves.get(key), state.rows.get(key)
-        if shelf is None or row is None or shelf.levels() == Levels(*row.levels()):
+        if shelf is None or row is None:
+            return None
+        supplies = _differing(_supplies_of(row.terms), shelf.supplies)
+        if shelf.levels() == Levels(*row.levels()) and not supplies:
             return None
         actual = RowFacts(row.facts(), row.version, row.terms)
         # What waits for units is no matter of what was left out.
         without = msgspec.structs.replace(shelf.levels(), backordered=row.backordered)
-        return RowDifference(partition, *key, actual, without)
+        return RowDifference(partition, *key, actual, without, supplies)
+
+    def _take_in(self, operation: Operation) -> None:
+        """Keep what is to come to rows by the ledger: the lines do not say what was before."""
+        for change in operation.rows:
+            key = (operation.merchant, operation.location, change.sku)
+            supplies = _supplies_of(change.terms)
+            if supplies:
+                self._supplies[key] = supplies
+            elif self._supplies:
+                self._supplies.pop(key, None)
 
     def _leave_out(self, operation: Operation, at_ms: int) -> None:
         self.operations += 1
@@ -181,11 +238,13 @@ class Counterfactual:
             if shelf is None:
                 if len(self._shelves) >= MAX_UNDONE_ROWS:
                     raise TooMuchToUndo(len(self._shelves))
-                shelf = self._shelves[key] = _before(change)
+                supplies = dict(self._supplies.get(key, {}))
+                shelf = self._shelves[key] = _before(change, supplies)
             shelf.left_out.append(names_of(operation))
             self._drop_if_equal(key, shelf, change)
 
     def _carry_out(self, operation: Operation) -> None:
+        self._carry_out_arrival(operation)
         undone = ""
         if operation.kind is OperationKind.REPAIR and operation.detail[2].startswith(UNDO):
             undone = operation.detail[2].removeprefix(UNDO)
@@ -202,14 +261,38 @@ class Counterfactual:
                 continue
             if not any(covered):
                 self._change(operation, key, change, shelf)
+                self._change_supplies(operation, key, change, shelf)
             # Where a part was taken back, the row comes closer to what it would have been.
             self._drop_if_equal(key, shelf, change)
 
     def _drop_if_equal(self, key: RowKey, shelf: _Shelf, change: RowChange) -> None:
         """Forget a row that from here on is what it would have been anyway."""
         alike = msgspec.structs.replace(change.levels, offline_buffer=0, backordered=0)
-        if shelf.levels() == alike:
+        if shelf.levels() == alike and shelf.supplies == _supplies_of(change.terms):
             del self._shelves[key]
+
+    def _carry_out_arrival(self, operation: Operation) -> None:
+        """Take what came with a supply off it, also where the row as it was did not expect it."""
+        arrival = arrival_of(operation)
+        if arrival is not None:
+            sku, supply, units = arrival
+            shelf = self._shelves.get((operation.merchant, operation.location, sku))
+            if shelf is not None:
+                shelf.arrive(supply, units)
+
+    def _change_supplies(
+        self, operation: Operation, key: RowKey, change: RowChange, shelf: _Shelf
+    ) -> None:
+        if operation.kind is OperationKind.SUPPLY:
+            supply, day, units = operation.detail[:3]
+            shelf.expect(supply, day, units)
+        elif operation.kind not in MOVEMENTS:
+            # A repair of something else: its effect is what it changed.
+            before, after = self._supplies.get(key, {}), _supplies_of(change.terms)
+            for one in _differing(before, after):
+                _, would_be = shelf.supplies.get(one.supply, ("", 0))
+                day, units = one.expected_on, would_be + one.without - one.quantity
+                shelf.expect(one.supply, day, units)
 
     def _change(self, operation: Operation, key: RowKey, change: RowChange, shelf: _Shelf) -> None:
         kind, deltas = operation.kind, change.deltas
@@ -238,7 +321,26 @@ class Counterfactual:
             shelf.low_stock_threshold = max(0, threshold)
 
 
-def _before(change: RowChange) -> _Shelf:
+def _supplies_of(terms: dict[str, Any] | None) -> Supplies:
+    """Return what a row's terms say is to come."""
+    told = (terms or {}).get("supplies", {})
+    return {supply: (day, units) for supply, (day, units) in told.items()}
+
+
+def _differing(actual: Supplies, without: Supplies) -> tuple[SupplyDifference, ...]:
+    return tuple(
+        SupplyDifference(
+            supply,
+            without.get(supply, actual.get(supply, ("", 0)))[0],
+            actual.get(supply, ("", 0))[1],
+            without.get(supply, ("", 0))[1],
+        )
+        for supply in sorted(actual.keys() | without.keys())
+        if actual.get(supply) != without.get(supply)
+    )
+
+
+def _before(change: RowChange, supplies: Supplies) -> _Shelf:
     levels, deltas = change.levels, change.deltas
     return _Shelf(
         levels.on_hand - deltas.on_hand,
@@ -246,5 +348,6 @@ def _before(change: RowChange) -> _Shelf:
         levels.safety_stock - deltas.safety_stock,
         levels.deficit - deltas.deficit,
         levels.low_stock_threshold - deltas.low_stock_threshold,
+        supplies,
         [],
     )

@@ -185,6 +185,7 @@ def _blast(found: BlastRadius) -> BlastResult:
         rows_differing=found.rows_differing,
         units_added=found.units_added,
         units_taken=found.units_taken,
+        units_to_come=found.units_to_come,
         unfounded=found.unfounded_count,
         endangered=found.endangered_count,
         already_undone=found.already_undone,

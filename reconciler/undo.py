@@ -5,8 +5,8 @@ levels by `repair` operations, so a bad import is taken back with nothing rewrit
 stay, and so does the history of what was promised on the strength of them.
 """
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,7 @@ from reconciler.counterfactual import (
     MAX_UNDONE_ROWS,
     Counterfactual,
     RowDifference,
+    SupplyDifference,
     Target,
     TooMuchToUndo,
 )
@@ -50,7 +51,8 @@ class Affected(msgspec.Struct, frozen=True):
 class BlastRadius(msgspec.Struct, frozen=True, kw_only=True):
     """What the named operations did and still do; times in ms since 1970, 0 where there are none.
 
-    `units_added` and `units_taken` are what undoing them gives to and takes from the shelves.
+    `units_added` and `units_taken` are what undoing them gives to and takes from the shelves,
+    `units_to_come` what supplies are said to bring beyond what they are now.
     `unfounded` are reservations that were made although, without the operations, there would not
     have been enough; `endangered` are open ones that undoing them leaves without units, the latest
     first to miss theirs. Both list the first MAX_LISTED; the counts are of all.
@@ -69,6 +71,7 @@ class BlastRadius(msgspec.Struct, frozen=True, kw_only=True):
     rows_differing: int
     units_added: int
     units_taken: int
+    units_to_come: int
     unfounded_count: int
     unfounded: tuple[Affected, ...]
     endangered_count: int
@@ -95,6 +98,7 @@ class Undone(msgspec.Struct, frozen=True):
     rows: int
     units_added: int
     units_taken: int
+    units_to_come: int
     unsettled: tuple[RowDifference, ...]
 
 
@@ -185,6 +189,7 @@ async def undo_apply(
         rows=len(done),
         units_added=sum(max(0, row.units) for row in done),
         units_taken=sum(max(0, -row.units) for row in done),
+        units_to_come=sum(row.to_come for row in done),
         unsettled=tuple(unsettled),
     )
 
@@ -241,7 +246,7 @@ def _step(partition: _Partition, difference: RowDifference, token: str) -> RowSt
         sku=difference.sku,
         sequence=partition.account.state.sequence,
         finding=f"{UNDO}{name}",
-        why=f"as if {name} had not been: {difference.units:+d} units",
+        why=f"as if {name} had not been: {difference.units:+d} units{_told(difference.supplies)}",
         token=token,
         version=difference.actual.version + 1,
         levels=without,
@@ -253,8 +258,27 @@ def _step(partition: _Partition, difference: RowDifference, token: str) -> RowSt
             without.low_stock_threshold - levels.low_stock_threshold,
         ),
         past=row.past or Past(),
-        terms=difference.actual.terms,
+        terms=_terms_without(difference),
     )
+
+
+def _told(supplies: Sequence[SupplyDifference]) -> str:
+    return "".join(f", {one.without} to come with {one.supply}" for one in supplies)
+
+
+def _terms_without(difference: RowDifference) -> dict[str, Any] | None:
+    """Return a row's terms with its supplies as they would be."""
+    if not difference.supplies:
+        return difference.actual.terms
+    terms = dict(difference.actual.terms or {})
+    supplies = dict(terms.pop("supplies", {}))
+    for one in difference.supplies:
+        supplies[one.supply] = [one.expected_on, one.without]
+        if not one.without:
+            del supplies[one.supply]
+    if supplies:
+        terms["supplies"] = supplies
+    return terms or None
 
 
 class _Summary:
@@ -318,6 +342,7 @@ class _Summary:
             rows_differing=len(rows),
             units_added=sum(max(0, row.units) for row in rows),
             units_taken=sum(max(0, -row.units) for row in rows),
+            units_to_come=sum(row.to_come for row in rows),
             unfounded_count=self._unfounded_count,
             unfounded=tuple(self._unfounded),
             endangered_count=self._endangered_count,

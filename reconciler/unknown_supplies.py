@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from engine.ledger import Entry, Operation, OperationKind
+from engine.ledger import Entry, Operation, OperationKind, arrival_of
 from engine.outcomes import Outcome
 from engine.spelling import close
 from reconciler.anomalies import MAX_EXAMPLES, Settled
@@ -24,7 +24,7 @@ MAX_ARRIVALS: Final = 10_000
 MAX_NAMED: Final = 3
 """Supplies that one finding names as those that may have been meant."""
 
-_QUANTITY, _REFERENCE, _SKU, _WHY, _SUPPLY = 1, 3, 8, 12, 15
+_REFERENCE, _WHY = 3, 12
 """Of the detail of an event of a feed."""
 
 
@@ -76,8 +76,11 @@ class SupplyWatch:
                 self._arrivals = [one for one in self._arrivals if not _settles(operation, one)]
 
     def _note(self, operation: Operation, sequence: int, at_ms: int) -> None:
-        detail = operation.detail
-        key = (operation.merchant, operation.location, detail[_SKU])
+        arrival = arrival_of(operation)
+        if arrival is None:
+            return
+        sku, supply, units = arrival
+        key = (operation.merchant, operation.location, sku)
         expected = self._expected.get(key)
         if expected and len(self._arrivals) >= MAX_ARRIVALS:
             self._arrivals = self.open
@@ -86,12 +89,12 @@ class SupplyWatch:
         self._arrivals.append(
             Arrival(
                 row=key,
-                supply=detail[_SUPPLY],
-                units=detail[_QUANTITY],
-                meant=close(detail[_SUPPLY], expected),
+                supply=supply,
+                units=units,
+                meant=close(supply, expected),
                 sequence=sequence,
                 at_ms=at_ms,
-                reference=str(detail[_REFERENCE]),
+                reference=str(operation.detail[_REFERENCE]),
                 actor=operation.who,
             )
         )

@@ -27,7 +27,7 @@ from reconciler.rebuild import lift_fence as lift_fence_of
 from reconciler.rebuild_plan import RebuildPlan, RebuildRequest, plan_rebuild
 from reconciler.recovery import Until
 from reconciler.snapshots import Snapshots
-from reconciler.undo import Affected, BlastRadius, undo_apply, undo_plan
+from reconciler.undo import Affected, BlastRadius, UndoPlan, undo_apply, undo_plan
 
 MAX_SHOWN: Final = 50
 """Losses, notes and reservations that are shown to a person; --json has them all."""
@@ -271,6 +271,7 @@ def _undo(
         )
         output.document(planned)
         _tell_blast(planned.blast, output)
+        _tell_supplies(planned, output)
         return
     if not reason:
         raise click.UsageError("say why with --reason, or look first with --plan")
@@ -287,7 +288,8 @@ def _undo(
     output.document(undone)
     output.text(
         f"{undone.rows:,} rows are as they would be without {target.name}: "
-        f"{undone.units_added:+,} and {-undone.units_taken:+,} units."
+        f"{undone.units_added:+,} and {-undone.units_taken:+,} units"
+        + (f", and {undone.units_to_come:+,} to come." if undone.units_to_come else ".")
     )
     if undone.unsettled:
         output.note(
@@ -329,6 +331,19 @@ def _tell_blast(blast: BlastRadius, output: Output) -> None:
         output.text(f"endangered  {_affected(one)}")
     if blast.already_undone:
         output.note(f"{blast.already_undone:,} rows were put right by an earlier undo.")
+
+
+def _tell_supplies(planned: UndoPlan, output: Output) -> None:
+    if output.as_json:
+        return
+    told = [(row, one) for row in planned.rows for one in row.supplies]
+    for row, one in told[:MAX_SHOWN]:
+        output.text(
+            f"supply  {one.supply} of {row.sku} at {row.location}: {one.without} to come on "
+            f"{one.expected_on}, not {one.quantity}"
+        )
+    if len(told) > MAX_SHOWN:
+        output.text(f"supply  and {len(told) - MAX_SHOWN:,} more")
 
 
 def _affected(one: Affected) -> str:

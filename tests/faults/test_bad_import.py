@@ -14,11 +14,13 @@ import pytest
 
 from engine.model import Line, Movement, MovementType
 from engine.outcomes import HoldfastError, InsufficientOnHand, InsufficientStock
+from engine.outlook import Promisable
 from reconciler.counterfactual import Target
 from reconciler.findings import Code, Finding
 from reconciler.repair import accept
 from reconciler.undo import undo_apply, undo_plan
 from tests.damage import DamagedShop, damaged_shop, only
+from tests.shop import LOCATION, new_key
 from tests.stores import MakeStore, eventually
 
 pytestmark = pytest.mark.faults
@@ -237,6 +239,58 @@ async def test_an_undo_reaches_into_the_archive(damaged: DamagedShop) -> None:
 
     assert undone.rows == 2
     await account.check()
+
+
+async def test_what_an_import_took_off_supplies_is_to_come_again(damaged: DamagedShop) -> None:
+    shop = damaged.shop
+    await shop.receive("tea", 1)
+    await shop.expect("tea", "po-1", "2026-12-07", 10)
+    await shop.expect("mug", "po-1", "2026-12-07", 5)
+    await shop.expect("mug", "po-2", "2026-12-11", 5)
+    held = (await shop.reserve([("tea", 8)], by="2026-12-07")).reservation
+    arrivals = [("tea", "po-1", 12), ("mug", "po-1", 3), ("mug", "po-2", 2)]
+    for sku, supply, units in arrivals:
+        movement = Movement(
+            key=new_key(),
+            location=LOCATION,
+            type=MovementType.RECEIVE,
+            sku=sku,
+            quantity=units,
+            reference=IMPORT,
+            supply=supply,
+        )
+        await shop.inventory.move(shop.merchant, movement, actor="importer")
+    # What was said since is right, whatever the import did.
+    await shop.arrive("mug", "po-1", 1)
+    await shop.expect("mug", "po-2", "2026-12-12", 4)
+    await shop.move(MovementType.COUNT, "mug", 1)
+    assert (await shop.inventory.reservation(shop.merchant, held.id)).backordered == ()
+
+    planned = await undo_plan(damaged.inventory, damaged.archive, Target(IMPORT))
+    supplies = {
+        row.sku: [(one.supply, one.expected_on, one.quantity, one.without) for one in row.supplies]
+        for row in planned.rows
+    }
+    assert supplies == {
+        "tea": [("po-1", "2026-12-07", 0, 10)],
+        "mug": [("po-1", "2026-12-07", 1, 4)],
+    }
+    assert (planned.blast.units_taken, planned.blast.units_to_come) == (12, 13)
+
+    for rows in (2, 0):
+        undone = await undo_apply(
+            damaged.inventory, damaged.archive, Target(IMPORT), actor=MENDER, reason="twice"
+        )
+        assert (undone.rows, undone.unsettled) == (rows, ())
+    tea, mug = await shop.row("tea"), await shop.row("mug")
+    assert (tea.on_hand, tea.reserved, tea.incoming) == (1, 8, 10)
+    assert (mug.on_hand, mug.incoming) == (1, 8)
+    assert tea.available_to_promise == (Promisable("2026-12-07", 3),)
+    await shop.audit()
+    assert (await damaged.audit()).findings == ()
+    # What is to come again comes again.
+    await shop.arrive("tea", "po-1", 10)
+    assert (await shop.row("tea")).available == 3
 
 
 async def test_a_row_that_was_edited_by_hand_waits_for_its_repair(damaged: DamagedShop) -> None:

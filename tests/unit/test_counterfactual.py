@@ -18,6 +18,7 @@ LOCATION: Final = "depot"
 SKU: Final = "tea"
 KEY: Final = (MERCHANT, LOCATION, SKU)
 IMPORT: Final = "import:monday"
+PO, DAY = "po-1", "2026-12-07"
 
 Event = tuple[str, int, bool]
 """What happens, with how many units, and whether it is part of the import."""
@@ -57,6 +58,7 @@ class Ledger:
     """Writes entries of one operation on the one row, and keeps the row."""
 
     shelf: Shelf = field(default_factory=Shelf)
+    to_come: int = 0
     entries: list[Entry] = field(default_factory=list)
 
     def book(
@@ -73,6 +75,23 @@ class Ledger:
         }
         self.add(kind, after, details[kind], actor=actor, the_id=the_id)
 
+    def announce(self, units: int) -> None:
+        """Say how many units are still to come with the supply."""
+        self.to_come = units
+        detail = (PO, DAY if units else "", units, "", 0)
+        self.add(OperationKind.SUPPLY, self.shelf, detail, actor="buyer")
+
+    def arrive(self, units: int, *, reference: str = "", superseded: bool = False) -> None:
+        """Book what came with the supply in a feed, whether it is expected or not."""
+        why = "" if self.to_come else "supply_not_found"
+        verdict = "superseded" if superseded else "applied"
+        detail = ("receive", units, "", reference, "supplier", 0, superseded, 0, SKU)
+        event = ("event", 0, verdict, why, "", (), PO)
+        is_of_row = bool(self.to_come) or not superseded
+        self.to_come = max(0, self.to_come - units)
+        after = self.shelf if superseded else self.shelf.moved(units)
+        self.add(OperationKind.FEED, after, (*detail, *event), actor="dock", is_of_row=is_of_row)
+
     def undo(self, name: str, to: Shelf) -> None:
         """Write what an undo of `name` writes."""
         self.add(OperationKind.REPAIR, to, ("row", "why", f"undo {name}", []), actor="mender")
@@ -85,6 +104,7 @@ class Ledger:
         *,
         actor: str,
         the_id: str = "",
+        is_of_row: bool = True,
     ) -> None:
         sequence = len(self.entries) + 1
         before = self.shelf.levels()
@@ -95,7 +115,8 @@ class Ledger:
             levels.safety_stock - before.safety_stock,
             levels.deficit - before.deficit,
         )
-        rows = (RowChange(SKU, sequence, levels, deltas),)
+        terms = {"supplies": {PO: [DAY, self.to_come]}} if self.to_come else None
+        rows = (RowChange(SKU, sequence, levels, deltas, terms),) if is_of_row else ()
         operation = Operation(
             kind, the_id or f"op-{sequence}", MERCHANT, LOCATION, actor, "", rows, detail
         )
@@ -146,6 +167,45 @@ def test_the_row_is_what_it_would_have_been(events: list[Event]) -> None:
     actual = ledger.shelf.levels()
     assert (actual if levels is None else levels) == would_be.levels()
     assert levels != actual
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["arrive", "arrive", "announce", "superseded", "count", "sale"]),
+            st.integers(0, 9),
+            st.booleans(),
+        ),
+        max_size=20,
+    )
+)
+def test_what_is_to_come_is_what_it_would_have_been(events: list[Event]) -> None:
+    ledger, would_be, to_come = Ledger(), Shelf(), 0
+    for what, units, is_import in events:
+        reference = IMPORT if is_import else ""
+        if what == "announce":
+            ledger.announce(units)
+            to_come = units
+        elif what in ("count", "sale"):
+            ledger.book(what, units)
+            would_be = would_be.after(what, units)
+        else:
+            superseded = what == "superseded"
+            ledger.arrive(units, reference=reference, superseded=superseded)
+            if not is_import:
+                to_come = max(0, to_come - units)
+                would_be = would_be if superseded else would_be.moved(units)
+
+    counterfactual, fold = Counterfactual(Target("monday")), Fold()
+    for entry in ledger.entries:
+        counterfactual.observe(entry)
+        fold.apply(entry)
+    found = counterfactual.difference(KEY, 0, fold.state)
+
+    levels = ledger.shelf.levels() if found is None else found.without
+    assert levels == would_be.levels()
+    told = [(one.expected_on, one.quantity, one.without) for one in found.supplies] if found else []
+    assert told == ([(DAY, ledger.to_come, to_come)] if ledger.to_come != to_come else [])
 
 
 def test_a_later_count_ends_what_an_import_did() -> None:

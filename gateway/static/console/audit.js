@@ -124,7 +124,7 @@ export async function open(root, context) {
   function blastOf(job) {
     const it = job.blast;
     return [h("dl", { class: "tiles" }, tile("Operations", count(it.operations)), tile("Rows that would change", count(it.rows_differing)),
-      tile("Units given", signed(it.units_added)), tile("Units taken", signed(-it.units_taken)),
+      tile("Units given", signed(it.units_added)), tile("Units taken", signed(-it.units_taken)), it.units_to_come !== 0 && tile("To come", signed(it.units_to_come), { note: "with supplies" }),
       tile("Promised on it", count(it.unfounded), { note: "reservations" }), tile("Left without units", count(it.endangered), { kind: it.endangered ? "bad" : "", note: "open reservations" })),
     it.shown.length > 0 && table("Left without units", ["Reservation", "State", "Order", "About", ":Missing"], it.shown.map((one) => [
       h("span", { class: "id" }, one.reservation), one.state, one.order_ref || "–", `${one.sku} at ${one.location} (${one.merchant})`, count(one.missing)])),
