@@ -1017,9 +1017,10 @@ class Shop:
         for stand in old.stands_for:
             asked[stand[1]] -= stand[2]
         asked = {sku: units for sku, units in asked.items() if units}
-        for stand in old.stands_for:
-            if stand[-1] == "kit":
-                asked[stand[0]] = stand[3]
+        # Each component of a kit says how many kits it is for.
+        kits = {stand[0]: stand[3] for stand in old.stands_for if stand[-1] == "kit"}
+        for sku, units in kits.items():
+            asked[sku] = asked.get(sku, 0) + units
         for stand in old.stands_for:
             if stand[-1] != "kit":
                 asked[stand[0]] = asked.get(stand[0], 0) + stand[3]
