@@ -38,7 +38,7 @@ EXAMPLES_TO_ONE: Final = 2
 """To one of a machine, whose steps each look at all there is."""
 
 STEPS_OF_AUDIT: Final = 10
-FEWEST_STEPS: Final = 12
+FEWEST_STEPS: Final = 20
 MOST_STEPS: Final = 45
 SLIPS: Final = ("expect", "cancel", "arrive", "feed", "feed_again", "move", "keep_back", "retry")
 """What may keep a day from being kept. All else must not."""
@@ -76,7 +76,7 @@ STEPS: Final[dict[str, tuple[Arguments, int]]] = {
     "receive": ({**where, "quantity": st.integers(1, 6)}, 2),
     "move": ({**where, "kind": st.sampled_from(("sale", "count")), "quantity": recents}, 2),
     "keep_back": ({**where, "quantity": st.integers(0, 3)}, 1),
-    "expect": ({**where, "supply": supplies, "day": days, "quantity": units_to_come}, 4),
+    "expect": ({**where, "supply": supplies, "day": days, "quantity": units_to_come}, 6),
     "cancel": ({**where, "supply": supplies}, 1),
     "arrive": ({**where, "supply": supplies, "kind": arrivals, "quantity": units_to_come}, 1),
     "feed": (
@@ -312,6 +312,9 @@ def trading(bench: Bench, stock: list[int], packed: int) -> Iterator[Trade]:
     stock=st.lists(st.integers(0, 4), min_size=2 * len(SKUS), max_size=2 * len(SKUS)),
     packed=st.integers(0, 2),
     first_deals=st.lists(deals, min_size=len(SKUS), max_size=len(SKUS)),
+    to_come=st.lists(
+        st.tuples(skus, supplies, days, units_to_come), min_size=len(SKUS), max_size=2 * len(SKUS)
+    ),
     program=st.lists(steps, min_size=FEWEST_STEPS, max_size=MOST_STEPS),
 )
 def test_rows_on_terms_do_what_the_model_does(
@@ -319,11 +322,14 @@ def test_rows_on_terms_do_what_the_model_does(
     stock: list[int],
     packed: int,
     first_deals: list[dict[str, Any]],
+    to_come: list[tuple[str, str, str, int]],
     program: list[Step],
 ) -> None:
     with trading(bench, stock, packed) as trade:
         for sku, deal in zip(SKUS, first_deals, strict=True):
             trade.terms(LOCATIONS[0], sku, deal)
+        for row_and_supply in to_come:
+            trade.expect(LOCATIONS[0], *row_and_supply)
         # Each answer is compared; what is left behind is looked at now and then, so that there is
         # time for more examples.
         for count, one in enumerate(program, start=1):
