@@ -16,12 +16,7 @@ from engine.order_parts import (
     with_parts,
     without_declined,
 )
-from engine.order_records import (
-    Order,
-    OrderChanged,
-    OrderState,
-    Part,
-)
+from engine.order_records import Order, OrderChanged, OrderState, Part
 from engine.order_steps import MAX_ROUNDS, OrderResult, OrderSteps
 from engine.outcomes import (
     IdempotencyKeyReused,
@@ -30,9 +25,7 @@ from engine.outcomes import (
     ProposalDecided,
     ProposalOpen,
 )
-from engine.validation import (
-    check_key,
-)
+from engine.validation import check_key
 
 
 class OrderDecisions:

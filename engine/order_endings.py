@@ -8,28 +8,12 @@ from engine import reservations
 from engine.model import Line
 from engine.order_decisions import OrderDecisions
 from engine.order_execution import OrderExecution
-from engine.order_parts import (
-    check_held,
-    ended,
-    with_parts,
-)
-from engine.order_records import (
-    Aim,
-    Order,
-    OrderState,
-    Part,
-    PartState,
-)
+from engine.order_parts import check_held, ended, with_parts
+from engine.order_records import Aim, Order, OrderState, Part, PartState
 from engine.order_steps import MAX_ROUNDS, OrderResult, OrderSteps
-from engine.outcomes import (
-    InvalidCommand,
-    OutcomeUnknown,
-)
+from engine.outcomes import InvalidCommand, OutcomeUnknown
 from engine.resourcing import allot_picks
-from engine.validation import (
-    check_picks,
-    check_text,
-)
+from engine.validation import check_picks, check_text
 
 
 class OrderEndings:

@@ -7,26 +7,10 @@ import msgspec
 
 from engine.candidates import Known
 from engine.model import ReservationState
-from engine.order_parts import (
-    as_held,
-    covers,
-    refused_lines,
-    with_parts,
-    without_stand_ins,
-)
+from engine.order_parts import as_held, covers, refused_lines, with_parts, without_stand_ins
 from engine.order_planning import OrderPlanning
-from engine.order_records import (
-    Aim,
-    Order,
-    OrderChanged,
-    OrderState,
-    Part,
-    PartState,
-    Resourcing,
-)
-from engine.order_requests import (
-    options_of,
-)
+from engine.order_records import Aim, Order, OrderChanged, OrderState, Part, PartState, Resourcing
+from engine.order_requests import options_of
 from engine.order_steps import MAX_ROUNDS, OrderResult, OrderSteps
 from engine.outcomes import (
     BackorderUnfilled,

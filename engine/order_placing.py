@@ -5,30 +5,12 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.keys import digest, digest_of_buyer, order_id
-from engine.limits import (
-    DEFAULT_TTL_MS,
-)
+from engine.limits import DEFAULT_TTL_MS
 from engine.order_execution import OrderExecution
-from engine.order_parts import (
-    ended,
-    next_number,
-    shorts_of,
-)
+from engine.order_parts import ended, next_number, shorts_of
 from engine.order_planning import OrderPlanning
-from engine.order_records import (
-    Order,
-    OrderBody,
-    OrderKind,
-    OrderState,
-    WantedLine,
-)
-from engine.order_requests import (
-    Options,
-    check_wanted,
-    options_of,
-    summed_lines,
-    told_apart,
-)
+from engine.order_records import Order, OrderBody, OrderKind, OrderState, WantedLine
+from engine.order_requests import Options, check_wanted, options_of, summed_lines, told_apart
 from engine.order_steps import OrderResult, OrderSteps
 from engine.outcomes import (
     BuyerCapExceeded,
@@ -38,13 +20,7 @@ from engine.outcomes import (
     InvalidCommand,
     ShortLine,
 )
-from engine.validation import (
-    check_id,
-    check_key,
-    check_name,
-    check_text,
-    check_ttl,
-)
+from engine.validation import check_id, check_key, check_name, check_text, check_ttl
 
 
 class OrderPlacing:

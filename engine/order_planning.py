@@ -11,27 +11,10 @@ from engine import reservations
 from engine.candidates import Candidates, Known
 from engine.inventory import Inventory
 from engine.keys import reservation_id
-from engine.limits import (
-    MAX_ORDER_PARTS,
-    MAX_ORDER_PLANS,
-)
+from engine.limits import MAX_ORDER_PARTS, MAX_ORDER_PLANS
 from engine.model import Line
-from engine.order_parts import (
-    dropping,
-    next_number,
-    places_left_out,
-    places_that_failed,
-)
-from engine.order_records import (
-    Aim,
-    Declined,
-    Order,
-    OrderBody,
-    Part,
-    PartState,
-    Plan,
-    Resourcing,
-)
+from engine.order_parts import dropping, next_number, places_left_out, places_that_failed
+from engine.order_records import Aim, Declined, Order, OrderBody, Part, PartState, Plan, Resourcing
 from engine.order_requests import (
     decode_options,
     explained,
@@ -48,11 +31,7 @@ from engine.order_requests import (
     wish_of,
     without_places,
 )
-from engine.outcomes import (
-    InsufficientStock,
-    InvalidCommand,
-    LimitExceeded,
-)
+from engine.outcomes import InsufficientStock, InvalidCommand, LimitExceeded
 from engine.resourcing import Failed, StandIn, failed_parts, lay_out
 from engine.sourcing import Sourced, source
 from engine.wishes import Wish

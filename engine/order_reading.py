@@ -2,19 +2,11 @@
 
 from engine import reservations
 from engine.keys import encode
-from engine.limits import (
-    DEFAULT_PAGE,
-)
+from engine.limits import DEFAULT_PAGE
 from engine.model import Page
-from engine.order_records import (
-    Order,
-)
+from engine.order_records import Order
 from engine.order_steps import OrderSteps
-from engine.validation import (
-    check_id,
-    check_page,
-    check_text,
-)
+from engine.validation import check_id, check_page, check_text
 
 
 class OrderReading:

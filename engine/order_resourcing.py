@@ -5,25 +5,12 @@ from collections.abc import Sequence
 import msgspec
 
 from engine.keys import digest
-from engine.limits import (
-    MAX_SOURCING_LOCATIONS,
-)
+from engine.limits import MAX_SOURCING_LOCATIONS
 from engine.order_execution import OrderExecution
-from engine.order_parts import (
-    ended,
-    next_number,
-    resourcing_under,
-)
+from engine.order_parts import ended, next_number, resourcing_under
 from engine.order_planning import OrderPlanning
-from engine.order_records import (
-    Order,
-    PartState,
-    Resourcing,
-)
-from engine.order_requests import (
-    Options,
-    chosen_options,
-)
+from engine.order_records import Order, PartState, Resourcing
+from engine.order_requests import Options, chosen_options
 from engine.order_steps import MAX_ROUNDS, OrderResult, OrderSteps
 from engine.outcomes import (
     HoldfastError,
@@ -33,11 +20,7 @@ from engine.outcomes import (
     ReservationEnded,
     ShortLine,
 )
-from engine.validation import (
-    check_batch,
-    check_id,
-    check_key,
-)
+from engine.validation import check_batch, check_id, check_key
 
 
 class OrderResourcing:
@@ -49,7 +32,6 @@ class OrderResourcing:
         self._plans = plans
         self._execution = execution
         self._inventory = steps.inventory
-        self._records = steps.records
 
     async def resource(
         self,

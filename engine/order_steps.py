@@ -11,25 +11,9 @@ import msgspec
 
 from engine.inventory import Inventory
 from engine.model import ProposalDecision, ReservationResult, ReservationState
-from engine.order_parts import (
-    as_held,
-    may_change,
-    with_parts,
-    without_aim,
-)
-from engine.order_records import (
-    Aim,
-    Order,
-    OrderChanged,
-    OrderKind,
-    OrderState,
-    Part,
-    PartState,
-)
-from engine.order_requests import (
-    options_of,
-    wish_of,
-)
+from engine.order_parts import as_held, may_change, with_parts, without_aim
+from engine.order_records import Aim, Order, OrderChanged, OrderKind, OrderState, Part, PartState
+from engine.order_requests import options_of, wish_of
 from engine.outcomes import (
     IdempotencyKeyReused,
     OrderNotFound,
