@@ -7,6 +7,7 @@ what stands for it, is promised anew by `lua/repromise.lua`.
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from engine.claims import Claimant, Taken, Unclaimed
 from engine.definitions import Definitions
 from engine.dispatch import Command
 from engine.keys import PartitionKeys, digest, digest_of_buyer, reservation_hash
@@ -100,6 +101,7 @@ class Amendment(NamedTuple):
         final: bool,
         plan: int,
         defined: Defined | None,
+        taken: Taken | None = None,
     ) -> Command:
         """Make the command of `lua/repromise.lua`; `defined` where lines are to be taken as wishes.
 
@@ -119,6 +121,8 @@ class Amendment(NamedTuple):
             asked = ask(wishes, defined.choices, defined.kits, held.location, held.stands_for)
             skus, work, most_lines = asked.skus, asked.mixed_units, MAX_WISH_ROWS
             asker["wishes"] = asked.wishes
+        if taken is not None:
+            asker |= taken.ask(keys)
         its_keys = [*self._own_keys(keys, reservation)]
         for sku in skus:
             row = (held.merchant, held.location, sku)
@@ -222,8 +226,40 @@ class Amendments:
         return await self._partitions.wherever(reservation, lambda it: self._amend(it, amendment))
 
     async def _amend(self, reservation: str, amendment: Amendment) -> ReservationResult:
-        keys, merchant = self._partitions.keys_of_reservation(reservation), amendment.merchant
+        keys = self._partitions.keys_of_reservation(reservation)
         held = self._partitions.recent_lines.get(reservation)
+        for _ in range(MAX_REREADS):
+            held = held or await self._partitions.read_lines(keys, reservation)
+            if held is None or held.merchant != amendment.merchant:
+                break
+            try:
+                return await self._amend_for_buyer(reservation, amendment, held)
+            except Unclaimed:
+                # It has got a buyer since its lines were read.
+                held = None
+        raise ReservationNotFound(reservation)
+
+    async def _amend_for_buyer(
+        self, reservation: str, amendment: Amendment, held: LinesOf
+    ) -> ReservationResult:
+        merchant, buyer = amendment.merchant, held.buyer or amendment.buyer
+        if not buyer:
+            return await self._amend_lines(reservation, amendment, held, None)
+        kits = await self._kits.known(merchant)
+        is_served = held.stands_for or not is_plain(amendment.lines, kits)
+        return await self._partitions.claiming.around(
+            Claimant(reservation, merchant, held.location, buyer, amendment.actor),
+            {line.sku: None if is_served else line.quantity for line in amendment.lines},
+            lambda taken: self._amend_lines(reservation, amendment, held, taken),
+            # It is refused what a first reserve would be, and never what it has.
+            takes_less=True,
+        )
+
+    async def _amend_lines(
+        self, reservation: str, amendment: Amendment, known: LinesOf, taken: Taken | None
+    ) -> ReservationResult:
+        keys, merchant = self._partitions.keys_of_reservation(reservation), amendment.merchant
+        held: LinesOf | None = known
         is_on_terms = False
         as_wishes = not is_plain(amendment.lines, self._kits.known_now(merchant))
         plan, reclaims, rereads = ANYWHERE, 0, 0
@@ -235,13 +271,13 @@ class Amendments:
             place = (held.merchant, held.location)
             amendment.check(held, is_at_part=self._partitions.keys_of(*place) != keys)
             final = reclaims == MAX_RECLAIM_ROUNDS
-            if is_on_terms or as_wishes or held.has_extras:
+            if is_on_terms or as_wishes or held.has_extras or taken is not None:
                 verb = "repromise"
                 defined = None
                 if as_wishes or held.stands_for:
                     defined = await self._defined(merchant, amendment.lines)
                 command = amendment.command_on_terms(
-                    keys, reservation, held, final=final, plan=plan, defined=defined
+                    keys, reservation, held, final=final, plan=plan, defined=defined, taken=taken
                 )
             else:
                 verb, command = "amend", amendment.command(keys, reservation, held, final=final)
@@ -251,6 +287,8 @@ class Amendments:
                 held, rereads = None, rereads + 1
             elif code is Outcome.TERMS:
                 is_on_terms = True
+            elif code is Outcome.UNCLAIMED:
+                raise Unclaimed(reply)
             elif code is Outcome.SPLIT:
                 await self._splits.fetch(place, keys.partition, reply[1])
                 reclaims += 1

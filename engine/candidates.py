@@ -10,7 +10,7 @@ from engine.inventory import Inventory
 from engine.kits import Kits
 from engine.layouts import Candidate, Way, Ways
 from engine.limits import DEFAULT_CHANNEL, MAX_BATCH_ROWS, MAX_SOURCING_LOCATIONS
-from engine.model import Line, Row
+from engine.model import CapScope, Line, Row
 from engine.offline import LIVE, FreshnessView
 from engine.order_records import Part
 from engine.places import Places
@@ -197,7 +197,8 @@ def _room(row: Row, channel: str, by: str, *, stock_only: bool) -> _Room:
     pool = terms.channels.get(channel)
     if pool is not None and pool.cap is not None:
         most = min(most, max(0, pool.cap - pool.held))
-    if terms.buyer_cap is not None:
+    # One over all locations is no limit of this one.
+    if terms.buyer_cap is not None and terms.buyer_cap.scope is CapScope.LOCATION:
         most = min(most, terms.buyer_cap.units)
     shelf = min(shelf, most)
     return _Room(shelf, most - shelf)

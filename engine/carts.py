@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from engine.claims import Taken
 from engine.dispatch import Command
 from engine.keys import PartitionKeys
 from engine.model import Line
@@ -32,6 +33,8 @@ class Cart(NamedTuple):
     lines: tuple[Line, ...]
     wishes: Any = None
     mixed_units: int = 0
+    taken: Taken | None = None
+    """What was claimed for its buyer, where a row's cap is one over all locations."""
 
     @property
     def name(self) -> RowName:
@@ -62,8 +65,12 @@ class Cart(NamedTuple):
         asked: list[Any] = [partial, reclaimed, plan]
         if on_terms:
             its_keys = (*its_keys[:2], *self._keys_on_terms(keys))
-            who = self.promise.asker
-            asked.append(who if self.wishes is None else {**who, "wishes": self.wishes})
+            who: dict[str, Any] = {**self.promise.asker}
+            if self.wishes is not None:
+                who["wishes"] = self.wishes
+            if self.taken is not None:
+                who |= self.taken.ask(keys)
+            asked.append(who)
         return Command(
             its_keys,
             (

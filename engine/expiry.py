@@ -23,6 +23,7 @@ from engine.outcomes import (
     StoreFault,
 )
 from engine.partitions import Partitions
+from engine.reservations import from_reply
 from engine.scripts import script
 
 MAX_NAMED: Final = 1_000
@@ -114,6 +115,8 @@ class Expiry:
                 self._partitions.note_at_part(lines, keys)
                 if Outcome(reply[0]) is not Outcome.OK:
                     return False
+                if lines.is_claimed:
+                    await self._partitions.claiming.ended(from_reply(reservation, reply))
                 metrics.HOLDS_EXPIRED.add(())
                 return True
         return False

@@ -41,6 +41,7 @@ class Inventory:
         self.dispatcher = shared.dispatcher
         """Carries the commands of other parts of the engine too, in turn with its own."""
         self.splits = shared.splits
+        self.claiming = shared.claiming
         self.order_records = OrderRecords(store, self.dispatcher, self.keys)
         self.kits: Definitions[Kit, Kits] = Definitions(
             What.KITS,

@@ -138,6 +138,11 @@ def is_move_id(text: str) -> bool:
     return text.startswith("mov_")
 
 
+def claim_partition(merchant: str, buyer: str, partitions: int) -> int:
+    """Return the partition of what counts for a buyer, by their digest, over all locations."""
+    return partition_of(merchant, f"buyer {buyer}", partitions)
+
+
 def moved_order_id(order: str, partition: int) -> str:
     """Return the id that a record has in another partition."""
     return f"{order[:3]}_{partition}_{reservation_hash(order)}"
@@ -172,6 +177,8 @@ class PartitionKeys:
     """Sorted set of the rows that are or were split, as `row_member` writes them."""
     intake: str = field(init=False)
     """Stream that integrators may write events to; see docs/start/feeds.md."""
+    claiming: str = field(init=False)
+    """Sorted set of claims, as `claim_member` writes them, by when to look at them (ms)."""
     driving: str = field(init=False)
     """Sorted set of records of orders by when somebody should look at them (ms)."""
     archive: str = field(init=False)
@@ -191,6 +198,7 @@ class PartitionKeys:
         object.__setattr__(self, "shortfalls", f"{tag}:shortfalls")
         object.__setattr__(self, "splits", f"{tag}:splits")
         object.__setattr__(self, "intake", f"{tag}:intake")
+        object.__setattr__(self, "claiming", f"{tag}:claiming")
         object.__setattr__(self, "driving", f"{tag}:driving")
         object.__setattr__(self, "archive", f"{tag}:archive")
         object.__setattr__(self, "readers", f"{tag}:readers")
@@ -210,6 +218,10 @@ class PartitionKeys:
     def buyer(self, merchant: str, location: str, sku: str, buyer: str) -> str:
         """String: what counts for a buyer, by their digest, of a row (`lua/lib/pledges.lua`)."""
         return f"{self.tag}:buyer:{encode(merchant)}:{encode(location)}:{encode(sku)}:{buyer}"
+
+    def claims(self, merchant: str, buyer: str) -> str:
+        """String: what counts for a buyer over all locations (`lua/lib/claims.lua`)."""
+        return f"{self.tag}:claims:{encode(merchant)}:{buyer}"
 
     def reservation(self, reservation: str) -> str:
         """Hash of a reservation; `lua/lib/reservations.lua` names its fields."""
@@ -350,6 +362,11 @@ def parse_row_member(member: str) -> tuple[str, str, str] | None:
     """Return the merchant, location and SKU of a member; None where it is not one of ours."""
     parts = [unquote(part) for part in member.split(":")]
     return (parts[0], parts[1], parts[2]) if len(parts) == 3 else None
+
+
+def claim_member(merchant: str, buyer: str, reservation: str) -> str:
+    """Return the member of a partition's index of claims; see `parse_row_member`."""
+    return row_member(merchant, buyer, reservation)
 
 
 class ParsedKey(NamedTuple):

@@ -35,6 +35,8 @@ class OperationKind(StrEnum):
     MOVE = "move"
     FEED = "feed"
     ORDER = "order"
+    CLAIM = "claim"
+    SETTLE = "settle"
     SHORTFALL = "shortfall"
     OFFLINE = "offline"
     CONFIGURE = "configure"

@@ -187,6 +187,8 @@ class Lifecycle:
                     # A commit without picks takes what it held, so no unit comes back.
                     self._partitions.sold_out.forget(lines.row_keys(keys))
                 self._partitions.note_at_part(lines, keys)
-                return reservations.replied(reservation, reply)
+                result = reservations.replied(reservation, reply)
+                await self._partitions.claiming.changed(result.reservation)
+                return result
             lines = await self._partitions.read_lines(keys, reservation)
         raise OutcomeUnknown()

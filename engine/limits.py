@@ -98,6 +98,14 @@ MAX_BUYER_UNITS: Final = 1_000
 MAX_BUYER_WINDOW_MS: Final = 366 * 24 * 3_600_000
 """How long a cap may remember what a buyer got."""
 
+CLAIM_MS: Final = 60_000
+"""How long a claim may wait for the promise that it is for: a call of the store is done, or was
+given up, long before. So long the units of a caller that died are kept from their buyer."""
+
+CLAIM_LOOK_MS: Final = 10 * 60_000
+"""How long after a reservation ended its units may be kept from their buyer, where whoever ended it
+died before it could say so: what became of it is looked at as often."""
+
 MAX_REREADS: Final = 3
 """How often a reservation's lines are read anew before what was to be done with it is given up."""
 
@@ -182,6 +190,8 @@ def script_limits() -> dict[str, int]:
         "min_ttl_ms": MIN_TTL_MS,
         "max_ttl_ms": MAX_TTL_MS,
         "max_hold_ms": MAX_HOLD_MS,
+        "claim_ms": CLAIM_MS,
+        "claim_look_ms": CLAIM_LOOK_MS,
         "retention_ms": RETENTION_MS,
         "recent_ms": RECENT_MS,
         "feed_retention_ms": FEED_RETENTION_MS,

@@ -32,11 +32,19 @@ class Pool(msgspec.Struct, frozen=True, omit_defaults=True):
     held: int = 0
 
 
-class BuyerCap(msgspec.Struct, frozen=True):
+class CapScope(StrEnum):
+    """Of what a cap a buyer is: of the row, or of its SKU at all locations of the merchant."""
+
+    LOCATION = "location"
+    MERCHANT = "merchant"
+
+
+class BuyerCap(msgspec.Struct, frozen=True, omit_defaults=True):
     """At most so many units a buyer: what is promised, and what was picked within `window_ms`."""
 
     units: int
     window_ms: int
+    scope: CapScope = CapScope.LOCATION
 
 
 class Terms(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -302,7 +310,8 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     and `backordered` are those units of `lines` that there is nothing on the shelf for yet;
     `promised` says by which days they are to come, of those that were promised by one.
     `stands_for` says which units are held for another SKU, and `proposed` for which of these
-    somebody has to accept that.
+    somebody has to accept that. `claimed` says of which SKUs units count for the buyer over all
+    locations, and for how long they do once they were picked, ms.
     """
 
     id: str
@@ -324,6 +333,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True):
     stands_for: tuple[StandsFor, ...] = ()
     proposed: tuple[str, ...] = ()
     promised: tuple[Promised, ...] = ()
+    claimed: dict[str, int] = {}
 
 
 class ReservationResult(msgspec.Struct, frozen=True):

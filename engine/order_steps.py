@@ -138,6 +138,9 @@ class OrderSteps:
                 channel=options.channel,
                 buyer_digest=options.buyer,
                 by="" if part.stock_only else options.by,
+                instead_of=next(
+                    (x.reservation for x in order.parts if x.number == part.replaces), ""
+                ),
                 actor=actor,
             ),
         )

@@ -32,6 +32,7 @@ class Outcome(StrEnum):
     LINES_CHANGED = "lines_changed"
     TERMS = "terms"
     SPLIT = "split"
+    UNCLAIMED = "unclaimed"
     ORDER_CHANGED = "order_changed"
     READ_ONLY = "read_only"
     INVALID = "invalid"

@@ -6,6 +6,7 @@ The parts of an `Inventory` share one `Partitions`: what one of them learns, all
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from engine.claims import Claiming
 from engine.dispatch import Dispatcher
 from engine.keys import (
     MAX_PARTITIONS,
@@ -37,6 +38,7 @@ class Partitions:
         self.keys = [PartitionKeys(number) for number in range(count)]
         self.dispatcher = Dispatcher(store, self.keys)
         self.splits = Splits(store, self.dispatcher, self.keys, expire_due)
+        self.claiming = Claiming(self.dispatcher, self.keys)
         self.sold_out = SoldOut()
         self.recent_lines = RecentLines()
 

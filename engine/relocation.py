@@ -294,6 +294,7 @@ class Relocation:
                 by=min((one.by for one in new.promised), default=""),
                 stands_for=new.stands_for,
                 proposed=new.proposed,
+                instead_of=here.id,
                 actor=body.actor,
             )
         except InvalidCommand as refused:

@@ -58,6 +58,7 @@ class Extras(msgspec.Struct, frozen=True, omit_defaults=True):
     pooled: tuple[str, ...] = ()
     buyer: str = ""
     capped: dict[str, int] = {}
+    claimed: dict[str, int] = {}
     stands_for: tuple[StandsFor, ...] = ()
     proposed: tuple[str, ...] = ()
     decided: dict[str, str] = {}
@@ -115,7 +116,7 @@ class LinesOf(msgspec.Struct, frozen=True):
     """Which rows a reservation holds units of, and on what terms.
 
     `channel` is through which it was promised, where that was on terms; `buyer` the digest of whom
-    it counts for.
+    it counts for, over all locations where some of it `is_claimed`.
     """
 
     merchant: str
@@ -125,6 +126,7 @@ class LinesOf(msgspec.Struct, frozen=True):
     channel: str = ""
     buyer: str = ""
     stands_for: tuple[StandsFor, ...] = ()
+    is_claimed: bool = False
 
     @property
     def has_extras(self) -> bool:
@@ -187,6 +189,7 @@ class RecentLines:
             reservation.channel,
             reservation.buyer,
             reservation.stands_for,
+            bool(reservation.claimed),
         )
         if len(self._lines) > self._most:
             self._lines.popitem(last=False)
@@ -242,6 +245,7 @@ def lines_of(body: bytes) -> LinesOf:
         extras.channel,
         extras.buyer,
         extras.stands_for,
+        bool(extras.claimed),
     )
 
 
@@ -305,6 +309,7 @@ def from_reserve(
         **_told(held, extras.waiting()),
         stands_for=extras.stands_for,
         proposed=extras.proposed,
+        claimed=extras.claimed,
     )
 
 
@@ -469,6 +474,7 @@ def _reservation(
         **_told(body.lines, waiting),
         stands_for=extras.stands_for,
         proposed=extras.proposed,
+        claimed=extras.claimed,
     )
 
 

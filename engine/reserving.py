@@ -5,10 +5,11 @@ rows are fetched, and what stands for a SKU or makes up a kit is tried.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from engine import metrics, reservations
 from engine.carts import Cart, Promise
+from engine.claims import Claimant, Taken, Unclaimed
 from engine.definitions import Definitions
 from engine.keys import (
     digest,
@@ -64,6 +65,19 @@ SPLIT_RETRY_MS: Final = 50
 REFUSED_FOR_UNITS: Final = (Outcome.INSUFFICIENT_STOCK, Outcome.BUYER_CAP_EXCEEDED)
 
 
+class _Request(NamedTuple):
+    """What a caller of `Reserving.reserve` asked for, checked."""
+
+    promise: Promise
+    lines: Sequence[Line | Wish]
+    key: str
+    stands_for: Sequence[StandsFor]
+    proposed: Sequence[str]
+    asks: bool
+    """Whether more is said than which units are wanted."""
+    first_attempt: bool
+
+
 class Reserving:
     """Makes the reservations of all merchants."""
 
@@ -100,6 +114,7 @@ class Reserving:
         by: str = "",
         stands_for: Sequence[StandsFor] = (),
         proposed: Sequence[str] = (),
+        instead_of: str = "",
         first_attempt: bool = False,
         actor: str,
     ) -> ReservationResult:
@@ -117,6 +132,8 @@ class Reserving:
         components: the reservation's `lines` are what is held, its `stands_for` what for. Where the
         lines are those of another reservation, they may be served by what `stands_for` them there,
         no more units of it than there; of the SKUs that are `proposed` that is not accepted yet.
+        `instead_of` is the reservation whose place this one is to take: under a cap over all
+        locations the units of both count once.
 
         A retry under the same key gets the first answer again. `first_attempt` says that this is
         no retry: it may then be refused without asking the store (see `engine.sold_out`). Raises
@@ -149,13 +166,35 @@ class Reserving:
         promise = Promise(
             the_id, merchant, location, ttl_ms, order_ref, partial, asker, actor, fingerprint
         )
+        request = _Request(promise, lines, key, stands_for, proposed, asks, first_attempt)
+        if not asker["buyer"]:
+            return await self._reserve(request, None)
+        wanted: dict[str, int | None] = {}
+        is_served = stands_for or not is_plain(lines, await self._kits.known(merchant))
+        for line in lines:
+            # What serves others as well is counted together with those.
+            wanted[line.sku] = None if is_served else (wanted.get(line.sku) or 0) + line.quantity
+        return await self._partitions.claiming.around(
+            Claimant(the_id, merchant, location, asker["buyer"], actor, instead_of),
+            wanted,
+            lambda taken: self._reserve(request, taken),
+            takes_less=partial,
+            makes_it=True,
+            first_attempt=first_attempt,
+        )
+
+    async def _reserve(self, request: "_Request", taken: Taken | None) -> ReservationResult:
+        """Hold the units of all lines, with what was `taken` for their buyer."""
+        promise, lines, key, stands_for, proposed, asks, first_attempt = request
+        merchant, location, partial = promise.merchant, promise.location, promise.partial
+        the_id, keys = promise.id, self._partitions.keys_of(merchant, location)
         # A partial reserve would hold the rest of the cart without the kit.
         kits = await self._kits.known(merchant) if partial else self._kits.known_now(merchant)
         if stands_for or not is_plain(lines, kits):
-            return await self._serve_wishes(promise, lines, key, stands_for, proposed)
+            return await self._serve_wishes(promise, lines, key, taken, stands_for, proposed)
         wishes = lines
         lines = reservations.summed(cast(Sequence[Line], lines))
-        cart = Cart(promise, lines)
+        cart = Cart(promise, lines, taken=taken)
         plan = NOT_SPLIT
         if len(lines) > 1:
             plan = ANYWHERE
@@ -181,6 +220,8 @@ class Reserving:
             if code is Outcome.TERMS:
                 self._on_terms.learn(keys.stock(merchant, location, reply[1]))
                 on_terms = True
+            elif code is Outcome.UNCLAIMED:
+                raise Unclaimed(reply)
             elif code is Outcome.SPLIT and plan == NOT_SPLIT:
                 return await self._reserve_split(cart, the_id, key, first_attempt=first_attempt)
             elif code is Outcome.SPLIT:
@@ -199,7 +240,7 @@ class Reserving:
             # A kit is short of units of its own: so it is asked for where something is.
             and not is_plain(wishes, await self._kits.known(merchant))
         ):
-            return await self._serve_wishes(promise, wishes, key)
+            return await self._serve_wishes(promise, wishes, key, taken)
         # What a row with terms has for one asker, it may have more or less of for another.
         if isinstance(refused, InsufficientStock) and not on_terms:
             self._partitions.sold_out.learn(
@@ -213,6 +254,7 @@ class Reserving:
         promise: Promise,
         lines: Sequence[Line | Wish],
         key: str,
+        taken: Taken | None,
         stands_for: Sequence[StandsFor] = (),
         proposed: Sequence[str] = (),
     ) -> ReservationResult:
@@ -225,7 +267,7 @@ class Reserving:
         asked = ask(wishes, choices, kits, location, stands_for, proposed)
         keys = self._partitions.keys_of(merchant, location)
         rows = tuple(Line(sku, 0) for sku in asked.skus)
-        cart = Cart(promise, rows, asked.wishes, asked.mixed_units)
+        cart = Cart(promise, rows, asked.wishes, asked.mixed_units, taken)
         plan, reclaims = ANYWHERE, 0
         while True:
             final = reclaims == MAX_RECLAIM_ROUNDS
@@ -245,6 +287,8 @@ class Reserving:
                 await self._splits.fetch((merchant, location), keys.partition, reply[1])
                 plan = GATHERED
                 continue
+            if code is Outcome.UNCLAIMED:
+                raise Unclaimed(reply)
             if code not in REFUSED_FOR_UNITS or not reply[1] or final:
                 break
             await self._expire_due(keys.partition)

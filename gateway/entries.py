@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from engine import model
+from engine.claims import Claim
 from engine.feeds import SourceState, Verdict
 from engine.history import Found, HistoryPage
 from engine.ledger import OperationKind, RowChange, row_after
@@ -165,6 +166,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     step: str | UnsetType = UNSET
     order_state: OrderState | UnsetType = UNSET
     parts: list[OrderPart] | UnsetType = UNSET
+    buyer: str | UnsetType = UNSET
+    claimed: list[PickedLine] | UnsetType = UNSET
     repaired: str | UnsetType = UNSET
     finding: str | UnsetType = UNSET
 
@@ -365,6 +368,22 @@ def _ordered(detail: Sequence[Any]) -> Details:
     )
 
 
+def _claimed(detail: Sequence[Any]) -> Details:
+    buyer, claim, _, picked = detail
+    return Details(
+        buyer=buyer,
+        claimed=_lines_of_claim(claim),
+        picked=_lines_of_claim(picked) if picked else UNSET,
+    )
+
+
+def _lines_of_claim(claim: Sequence[Any]) -> list[PickedLine]:
+    if not claim:
+        return []
+    lines = msgspec.convert(claim, Claim).lines
+    return [PickedLine(sku, units) for sku, (units, _, _) in sorted(lines.items())]
+
+
 _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
     OperationKind.MOVE: _moved,
     OperationKind.FEED: _fed,
@@ -404,6 +423,8 @@ _DETAILS: Final[dict[OperationKind, Callable[[Sequence[Any]], Details]]] = {
         safety_stock=detail[0], low_stock_threshold=detail[1] if len(detail) > 1 else UNSET
     ),
     OperationKind.ORDER: _ordered,
+    OperationKind.CLAIM: _claimed,
+    OperationKind.SETTLE: _claimed,
     OperationKind.DEFINE: lambda detail: Details(
         defined=detail[0],
         revision=detail[1],

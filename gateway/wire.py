@@ -28,7 +28,7 @@ from engine.limits import (
     MAX_TTL_MS,
     MIN_TTL_MS,
 )
-from engine.model import time_text
+from engine.model import CapScope, time_text
 from engine.splits import Spread
 from engine.substitutes import Alternative
 from engine.wishes import Fill, Substitution, Wish
@@ -254,11 +254,16 @@ class PoolRequest(Request, frozen=True, kw_only=True):
     minimum: Setting = 0
 
 
-class BuyerCap(Request, frozen=True, kw_only=True):
-    """At most `units` a buyer: what is promised them, and what they got in `window_seconds`."""
+class BuyerCap(Request, frozen=True, kw_only=True, omit_defaults=True):
+    """At most `units` a buyer: what is promised them, and what they got in `window_seconds`.
+
+    It counts what they have of the row, or with the scope `merchant` what they have of the SKU at
+    all locations where it has a cap of that scope.
+    """
 
     units: Annotated[int, Meta(ge=1, le=MAX_BUYER_UNITS)]
     window_seconds: Annotated[int, Meta(ge=1, le=MAX_BUYER_WINDOW_MS // 1000)]
+    scope: CapScope = CapScope.LOCATION
 
 
 class TermsRequest(Request, frozen=True, kw_only=True):
@@ -709,7 +714,7 @@ def terms_of(body: TermsRequest) -> model.Terms:
     return model.Terms(
         0 if body.backorder_limit is UNSET else body.backorder_limit,
         {name: model.Pool(pool.cap, pool.minimum) for name, pool in pools.items()},
-        None if cap is UNSET else model.BuyerCap(cap.units, cap.window_seconds * 1000),
+        None if cap is UNSET else model.BuyerCap(cap.units, cap.window_seconds * 1000, cap.scope),
     )
 
 
@@ -720,7 +725,9 @@ def terms(found: model.Terms) -> Terms:
         found.backorder_limit or UNSET,
         {name: Pool(pool.held, pool.minimum, pool.cap) for name, pool in found.channels.items()}
         or UNSET,
-        UNSET if cap is None else BuyerCap(units=cap.units, window_seconds=cap.window_ms // 1000),
+        UNSET
+        if cap is None
+        else BuyerCap(units=cap.units, window_seconds=cap.window_ms // 1000, scope=cap.scope),
     )
 
 

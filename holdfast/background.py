@@ -1,7 +1,7 @@
 """The background process, one a deployment: what goes on behind the counter.
 
-Expired holds, orders that are to be driven on, events of tills, shortfalls, split rows, silent
-stores, the archive, webhooks and the index.
+Expired holds, orders and claims that are to be driven on, events of tills, shortfalls, split rows,
+silent stores, the archive, webhooks and the index.
 
 Run as `python -m holdfast.background`; `holdfast serve` starts it. It takes the store from
 HOLDFAST_REDIS_URL, the reconciler's settings from the variables that `reconciler.settings` names,
@@ -19,6 +19,7 @@ import structlog
 import uvloop
 
 from engine import metrics, tracing
+from engine.claim_driver import ClaimDriver
 from engine.feeds import Feeds
 from engine.inventory import Inventory
 from engine.offline import OfflineKeeper
@@ -68,6 +69,7 @@ async def run(
             group.create_task(Sweeper(inventory).run(stop))
             group.create_task(Reconciler(inventory, upkeep).run(stop))
             group.create_task(OrderDriver(inventory).run(stop))
+            group.create_task(ClaimDriver(inventory).run(stop))
             group.create_task(ShortfallKeeper(inventory).run(stop))
             group.create_task(SplitKeeper(inventory.splits).run(stop))
             group.create_task(OfflineKeeper(inventory, Feeds(inventory)).run(stop))

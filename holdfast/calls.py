@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from engine.limits import MAX_KEY_CHARACTERS
-from engine.model import MovementType, ReservationState
+from engine.model import CapScope, MovementType, ReservationState
 from engine.outcomes import InvalidCommand
 from engine.wishes import Fill, Substitution
 
@@ -34,11 +34,15 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0
 
 
-class BuyerCap(msgspec.Struct, frozen=True):
-    """At most so many units a buyer: promised, or picked within the window."""
+class BuyerCap(msgspec.Struct, frozen=True, omit_defaults=True):
+    """At most so many units a buyer: promised, or picked within the window.
+
+    `scope` is `location` for a cap of the row alone, `merchant` for one over all locations.
+    """
 
     units: int
     window_seconds: int
+    scope: CapScope = CapScope.LOCATION
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -527,6 +531,8 @@ def _terms(terms: Terms) -> dict[str, Any]:
             "units": terms.buyer_cap.units,
             "window_seconds": terms.buyer_cap.window_seconds,
         }
+        if terms.buyer_cap.scope != CapScope.LOCATION:
+            document["buyer_cap"]["scope"] = terms.buyer_cap.scope
     return document
 
 

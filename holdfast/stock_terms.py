@@ -1,7 +1,7 @@
 """Terms of a row as the cells of a stock file say them: `backorder_limit`, `buyer_cap`, `channels`.
 
-They are written for people: `5`, `2 per 7 days`, `partner:x cap 40; store minimum 3`. An empty cell
-leaves a term as it is, `0` or `none` ends it. Quantities are units.
+They are written for people: `5`, `2 per 7 days`, `2 per day per merchant`, `partner:x cap 40; store
+minimum 3`. An empty cell leaves a term as it is, `0` or `none` ends it. Quantities are units.
 """
 
 import re
@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from engine import model
+from engine.model import CapScope
 from engine.outcomes import InvalidCommand
 from engine.validation import check_terms
 from holdfast.calls import BuyerCap, Pool, Terms
@@ -21,13 +22,13 @@ COLUMNS: Final = ("backorder_limit", "buyer_cap", "channels")
 NONE: Final = "none"
 
 _SECONDS: Final = {"week": 604_800, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
-_CAP_FORM: Final = "write it as 2 per day, 5 per 7 days or none"
+_CAP_FORM: Final = "write it as 2 per day, 5 per 7 days, 2 per day per merchant or none"
 _POOLS_FORM: Final = "write them as partner:x cap 40; store minimum 3, or none"
 
 _UNITS = re.compile(r"[0-9]{1,13}")
 _CAP = re.compile(
     r"(?P<units>[0-9]{1,13})\s+per(?:\s+(?P<count>[0-9]{1,9}))?\s+"
-    r"(?P<span>week|day|hour|minute|second)s?"
+    r"(?P<span>week|day|hour|minute|second)s?(?:\s+per\s+(?P<scope>location|merchant))?"
 )
 _POOL = re.compile(
     r"""\s*(?:(?P<quoted>"(?:[^"\\]|\\.)*")|(?P<bare>[^";,]+?))"""
@@ -99,7 +100,7 @@ def write_terms(terms: Terms | None) -> dict[str, str]:
     ]
     return {
         "backorder_limit": str(said.backorder_limit),
-        "buyer_cap": NONE if cap is None else f"{cap.units} per {_window(cap.window_seconds)}",
+        "buyer_cap": NONE if cap is None else _cap(cap),
         "channels": "; ".join(pools) or NONE,
     }
 
@@ -119,7 +120,13 @@ def _read_cap(text: str) -> BuyerCap | None:
     if match is None:
         raise InvalidCommand("buyer_cap", f"is {_shown(text)}; {_CAP_FORM}")
     seconds = int(match["count"] or "1") * _SECONDS[match["span"]]
-    return BuyerCap(int(match["units"]), seconds)
+    scope = CapScope(match["scope"] or CapScope.LOCATION)
+    return BuyerCap(int(match["units"]), seconds, scope)
+
+
+def _cap(cap: BuyerCap) -> str:
+    scope = "" if cap.scope is CapScope.LOCATION else f" per {cap.scope}"
+    return f"{cap.units} per {_window(cap.window_seconds)}{scope}"
 
 
 def _read_pools(text: str) -> dict[str, Pool]:
@@ -160,7 +167,9 @@ def _check(asked: AskedTerms) -> None:
             model.Terms(
                 terms.backorder_limit,
                 {name: model.Pool(pool.cap, pool.minimum) for name, pool in terms.channels.items()},
-                None if cap is None else model.BuyerCap(cap.units, cap.window_seconds * 1000),
+                None
+                if cap is None
+                else model.BuyerCap(cap.units, cap.window_seconds * 1000, cap.scope),
             )
         )
     except InvalidCommand as fault:

@@ -91,7 +91,7 @@ end
 
 -- Has the lines that are left alone count in a pool, or for the buyer.
 local function count_lines(extras, lines)
-  local pooled, capped, held = {}, {}, {}
+  local pooled, capped, claimed, held = {}, {}, {}, {}
   for _, line in ipairs(lines) do held[line[1]] = true end
   for _, sku in ipairs(extras.pooled or {}) do
     if held[sku] then pooled[#pooled + 1] = sku end
@@ -99,8 +99,12 @@ local function count_lines(extras, lines)
   for sku, window_ms in pairs(extras.capped or {}) do
     if held[sku] then capped[sku] = window_ms end
   end
+  for sku, window_ms in pairs(extras.claimed or {}) do
+    if held[sku] then claimed[sku] = window_ms end
+  end
   extras.pooled = #pooled > 0 and pooled or nil
   extras.capped = next(capped) and capped or nil
+  extras.claimed = next(claimed) and claimed or nil
 end
 
 -- The extras with the decisions in them, and with what a retry of the reserve is to be told.

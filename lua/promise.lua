@@ -5,8 +5,8 @@
 -- Command {id, who, terms, lines, ttl_ms, partial, reclaimed, plan, ask, sku, quantity, sku, quantity,
 --          ...}
 --   who, terms, lines, ttl_ms, partial, reclaimed, plan  as for `reserve`
---   ask      {promise, channel, buyer, by, wishes}, see room_of(); with wishes, see wishes.lua, they
---            say how much is asked for, and the quantity of each row is 0
+--   ask      {promise, channel, buyer, by, claims, lapses_at, wishes}, see room_of(); with wishes, see
+--            wishes.lua, they say how much is asked for, and the quantity of each row is 0
 -- Keys     reservation, open index of the location, then of each line the row and its queue, and
 --          where there is a buyer what counts for them of the row
 -- Returns  {'ok', created_at, held, missing, extras}  both as {{sku, quantity}, ...}; without extras
@@ -21,6 +21,8 @@
 --            asked for with units that are elsewhere
 --          {'buyer_cap_exceeded', due, {{sku, requested, room, known, 'buyer'}, ...}}
 --            the same, where the buyer's cap alone is in the way
+--          {'unclaimed', now, {{sku, cap, window_ms}, ...}}  units of these rows have to be claimed for
+--            the buyer first; or they were, for another cap or too long ago
 --          {'invalid', field}               buyer: a row has a cap a buyer, and nobody is named
 -- Ledger   as `reserve`, with extras at the end of its detail
 -- @include group
@@ -36,28 +38,32 @@ local DETAIL, LONG_DETAIL = array_of(4), array_of(5)
 local BODY, LONG_BODY, NOT_AMENDED = array_of(9), array_of(11), array_of(0)
 
 -- Reads the rows of the lines, and what room they have. Returns them and the lines that do not fit,
--- or nil and the field that is off.
+-- or nil and the refusal.
 local function wanted_rows(first, lines, ask)
-  if #lines == 0 or #lines % 2 == 1 then return nil, 'lines' end
+  if #lines == 0 or #lines % 2 == 1 then return nil, {'invalid', 'lines'} end
   local wanted, short = {}, {}
   local keys_of_a_line = ask.buyer == '' and 2 or 3
   for i = 1, #lines, 2 do
     local sku, quantity, line = lines[i], lines[i + 1], (i + 1) / 2
-    if not is_text(sku) then return nil, 'sku' end
+    if not is_text(sku) then return nil, {'invalid', 'sku'} end
     if not is_integer(quantity, ask.wishes and 0 or 1, MAX_QUANTITY) then
-      return nil, 'quantity'
+      return nil, {'invalid', 'quantity'}
     end
     local at = first + 2 + (line - 1) * keys_of_a_line
     local row = row_at(KEYS[at])
-    if row.wanted_by == first then return nil, 'sku' end
+    if row.wanted_by == first then return nil, {'invalid', 'sku'} end
     row.wanted_by = first
-    if row.terms and row.terms.buyer_cap and ask.buyer == '' then return nil, 'buyer' end
+    if row.terms and row.terms.buyer_cap and ask.buyer == '' then
+      return nil, {'invalid', 'buyer'}
+    end
     local room = room_of(row, ask, KEYS[at + 2])
     wanted[line] = {row = row, sku = sku, quantity = quantity, room = room, queue = KEYS[at + 1]}
     if quantity > room.most then
       short[#short + 1] = {sku, quantity, room.most, row.exists, room.limited_by}
     end
   end
+  local refused = unclaimed(wanted, ask)
+  if refused then return nil, refused end
   return wanted, short
 end
 
@@ -111,7 +117,7 @@ local replies = each_command(function(first, _, id, who, terms, _, ttl_ms, parti
     return {'invalid', 'ttl_seconds'}
   end
   local wanted, short = wanted_rows(first, {...}, ask)
-  if not wanted then return {'invalid', short} end
+  if not wanted then return short end
   local pledge, outcome, elsewhere = new_pledge(id, ask), nil, {}
   if ask.wishes then
     outcome = serve_wishes(ask.wishes, wanted, partial)

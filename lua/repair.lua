@@ -19,6 +19,9 @@
 --                  Keys: reservation, queue of the row. The token is of the reservation.
 --   'count'        sku, buyer, token, {{reservation id, units, until}, ...}
 --                  Keys: what counts for the buyer. What is over by now is left out.
+--   'claims'       buyer, token, {name = claim}, {{member, due at}, ...}
+--                  Keys: claims of the buyer, index of claims to look at. What is over by now is left
+--                  out.
 --   'listing'      sku ('' for the location alone), location member
 --                  Keys: row, SKU index, location index. The two list the row if it is there.
 --   'seen'         operation, token, fingerprint, reply without its code, ms to keep it
@@ -44,6 +47,7 @@
 -- @include ledger
 -- @include listing
 -- @include asof
+-- @include claims
 
 local LEVELS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'low_stock_threshold'}
 local ROW_FIELDS = {'on_hand', 'reserved', 'safety_stock', 'deficit', 'version',
@@ -286,6 +290,24 @@ local function repair_count(command, first)
     {what, reason, finding, sku, buyer})}
 end
 
+local function repair_claims(command, first)
+  local id, merchant, location, actor, what, reason, finding, buyer, token, entries, due =
+    unpack(command, 1, 11)
+  if not are_indexes(first + 1, first + 1) then return {'invalid', 'index'} end
+  if changed_since(KEYS[first], token) then return {'version_conflict', 0} end
+  for _, entry in pairs(entries) do
+    if type(entry[CLAIM_LINES]) ~= 'table' then return {'invalid', 'claims'} end
+  end
+  drop_what_is_over(entries)
+  changed[KEYS[first]] = true
+  touch_claims({key = KEYS[first], entries = entries})
+  for _, one in ipairs(due) do
+    write('ZADD', KEYS[first + 1], integer(math.max(one[2], now)), one[1])
+  end
+  return {'ok', record('repair', id, merchant, location, actor, '', {},
+    {what, reason, finding, buyer, entries})}
+end
+
 local function repair_listing(command, first)
   local id, merchant, location, actor, what, reason, finding, sku, member =
     unpack(command, 1, 9)
@@ -410,7 +432,8 @@ end
 
 local REPAIRS = {
   row = repair_row, reservation = repair_reservation, index = repair_index,
-  queue = repair_queue, count = repair_count, listing = repair_listing, seen = repair_seen, remove = repair_remove, gap = repair_range,
+  queue = repair_queue, count = repair_count, claims = repair_claims, listing = repair_listing,
+  seen = repair_seen, remove = repair_remove, gap = repair_range,
   known = repair_range, sequence = repair_sequence, source = repair_source,
   set_aside = repair_set_aside,
 }
@@ -425,6 +448,7 @@ end)
 -- After this point nothing may fail.
 for i = 1, #writes do redis.call(unpack(writes[i])) end
 write_rows()
+write_claims()
 write_listing()
 write_ledger()
 return table.concat(replies)

@@ -7,9 +7,9 @@
 --   wanted, most_lines, reclaimed  as for `amend`; where others stand for a SKU, or it is a kit, its
 --            quantity is how much is asked for, by whatever it is served
 --   plan     ANYWHERE, or GATHERED once the units of split rows were fetched as far as that could be
---   ask      {promise, channel, buyer, wishes, conflict} as for `promise`. A reservation keeps the
---            channel and the buyer that it has; conflict is which of them the caller says otherwise,
---            if there is one. With wishes there is one for each of `wanted`
+--   ask      {promise, channel, buyer, claims, lapses_at, wishes, conflict} as for `promise`. A
+--            reservation keeps the channel and the buyer that it has; conflict is which of them the
+--            caller says otherwise, if there is one. With wishes there is one for each of `wanted`
 --   seen     what stands for what, as the caller knows it
 --   skus     the rows of the command
 -- Keys     reservation, idempotency record, then of each of `skus` the row and its queue, and where
@@ -22,6 +22,7 @@
 --          {'buyer_cap_exceeded', due, {{sku, requested, room, known, 'buyer'}, ...}}
 --            every line that there is no room for, its own units among the room; as for `promise`
 --          {'split', {{sku, units}, ...}}  as for `promise`
+--          {'unclaimed', now, {{sku, cap, window_ms}, ...}}  as for `promise`
 --          {'limit_exceeded', 'lines', most_lines}
 --          {'invalid', field}             buyer: a row has a cap a buyer, and nobody is named;
 --            lines: none would be left; or the conflict
@@ -193,13 +194,14 @@ end
 
 -- The extras that a reservation begins with to be amended. What is empty at the end is left out.
 local function copied_extras(reservation, ask)
-  local extras = {channel = ask.channel, pooled = {}, capped = {}}
+  local extras = {channel = ask.channel, pooled = {}, capped = {}, claimed = {}}
   local before = reservation.extras or {}
   for name, value in pairs(before) do
     if not extras[name] then extras[name] = value end
   end
   for i, sku in ipairs(before.pooled or {}) do extras.pooled[i] = sku end
   for sku, window_ms in pairs(before.capped or {}) do extras.capped[sku] = window_ms end
+  for sku, window_ms in pairs(before.claimed or {}) do extras.claimed[sku] = window_ms end
   extras.first = first_told(reservation)
   return extras
 end
@@ -207,19 +209,12 @@ end
 local function without_empty(extras)
   if #extras.pooled == 0 then extras.pooled = nil end
   if not next(extras.capped) then extras.capped = nil end
+  if not next(extras.claimed) then extras.claimed = nil end
   return extras
 end
 
--- Has a line that is dropped count no longer.
-local function forget_line(extras, sku)
-  local pooled = {}
-  for _, one in ipairs(extras.pooled) do
-    if one ~= sku then pooled[#pooled + 1] = one end
-  end
-  extras.pooled, extras.capped[sku] = pooled, nil
-end
-
--- Has no more units of a line held than before, and no more of them wait. Returns the ledger's line.
+-- Has no more units of a line held than before, and no more of them wait. One that is dropped counts
+-- no longer. Returns the ledger's line.
 local function give_back(reservation, id, extras, line, units, unfilled)
   local row, sku, own = line.row, line.sku, line.own
   local fewer, come = own.units - units, own.waiting - unfilled
@@ -227,7 +222,13 @@ local function give_back(reservation, id, extras, line, units, unfilled)
     count_less(reservation, id, row, sku, fewer, units, false, {line.queue, line.count_key})
   end
   if come > 0 then wait_less(reservation, id, row, sku, come, line.queue) end
-  if units == 0 then forget_line(extras, sku) end
+  if units == 0 then
+    local pooled = {}
+    for _, one in ipairs(extras.pooled) do
+      if one ~= sku then pooled[#pooled + 1] = one end
+    end
+    extras.pooled, extras.capped[sku], extras.claimed[sku] = pooled, nil, nil
+  end
   return change_row(row, sku, 0, come - fewer, 0, 0, nil, come > 0 and 0 or nil,
     come > 0 and -come or nil)
 end
@@ -242,7 +243,8 @@ local function take_more(reservation, id, ask, extras, line, units, unfilled)
     if not own.is_pooled then extras.pooled[#extras.pooled + 1] = sku end
   end
   if terms.buyer_cap then
-    extras.buyer, extras.capped[sku] = ask.buyer, terms.buyer_cap.window_ms
+    local counted = claim_of(row, ask) and extras.claimed or extras.capped
+    extras.buyer, counted[sku] = ask.buyer, terms.buyer_cap.window_ms
   end
   if extras.capped[sku] then count_for_buyer(count_of(line.count_key), id, units, 0) end
   if waits > 0 then
@@ -259,13 +261,14 @@ local function take_more(reservation, id, ask, extras, line, units, unfilled)
 end
 
 -- Has a reservation hold so many units of each row. Fewer of a row give back those first that nothing
--- has come for. Returns the ledger's lines.
+-- has come for. Returns the ledger's lines, and whether more is promised of a row that has terms.
 local function hold(reservation, id, ask, extras, lines, totals)
-  local changes = {}
+  local changes, on_terms = {}, false
   for _, line in ipairs(lines) do
     local units, own = totals[line.sku], line.own
     local unfilled = own.waiting - own.freed_waiting + math.max(0, line.quantity - line.room.shelf)
     if units > own.units then
+      on_terms = on_terms or line.row.terms ~= nil
       changes[#changes + 1] = take_more(reservation, id, ask, extras, line, units, unfilled)
     else
       unfilled = math.min(unfilled, math.max(0, own.waiting - (own.units - units)))
@@ -274,15 +277,7 @@ local function hold(reservation, id, ask, extras, lines, totals)
       end
     end
   end
-  return changes
-end
-
--- True where more is promised of a row that has terms.
-local function takes_on_terms(lines, totals)
-  for _, line in ipairs(lines) do
-    if line.row.terms and totals[line.sku] > line.own.units then return true end
-  end
-  return false
+  return changes, on_terms
 end
 
 local replies = each_command(function(first, _, id, merchant, actor, fingerprint, operation, wanted,
@@ -302,6 +297,8 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
   if not freed then return {'invalid', 'stands_for', substitutes} end
   local lines = rows_of_command(first, reservation, id, ask, skus, held, freed, substitutes)
   if not lines then return {'lines_changed'} end
+  local not_claimed = unclaimed(lines, ask)
+  if not_claimed then return not_claimed end
 
   local outcome, elsewhere, is_substituted = nil, {}, false
   if ask.wishes then
@@ -334,10 +331,9 @@ local replies = each_command(function(first, _, id, merchant, actor, fingerprint
 
   local extras = copied_extras(reservation, ask)
   note_stand_ins(extras, reservation, outcome, units)
-  local has_extras = reservation.extras or extras.stands_for or takes_on_terms(lines, totals)
   reservation.waiting = reservation.waiting or {}
-  local changes = hold(reservation, id, ask, extras, lines, totals)
-  if has_extras then
+  local changes, on_terms = hold(reservation, id, ask, extras, lines, totals)
+  if reservation.extras or extras.stands_for or on_terms then
     reservation.rewaits = true
     local missing = reservation.body[BODY_MISSING]
     remake_reservation(reservation, id, new_lines, missing, without_empty(extras))

@@ -27,6 +27,8 @@
 --            keys: idempotency record
 --          {'buyer', count, keep until}
 --            keys: what counts for a buyer of a row
+--          {'claims', claims, keep until, {member, due_at, ...}}
+--            keys: claims of a buyer, index of claims to look at
 --          Units, versions, picked, body and record come as the texts that are kept. What is to be
 --          kept until a moment that has passed is left out.
 -- Returns  'ok'; an error where the store is not being rebuilt by this rebuild
@@ -105,6 +107,13 @@ local function restore_buyer(item)
   end
 end
 
+local function restore_claims(item)
+  local due, index = item[4], KEYS[first + 1]
+  restore_buyer(item)
+  for i = 1, #due, 2 do redis.call('ZADD', index, integer(due[i + 1]), due[i]) end
+  first = first + 1
+end
+
 local function restore_recent(item)
   local deltas, keep_until, texts = item[2], item[3], {}
   local key = KEYS[first]
@@ -147,7 +156,7 @@ end
 local RESTORES = {rows = restore_rows, order = restore_order, reservation = restore_reservation,
   seen = restore_seen, recent = restore_recent, source = restore_source,
   quarantine = restore_quarantine, splits = restore_splits,
-  buyer = restore_buyer}
+  buyer = restore_buyer, claims = restore_claims}
 
 -- After this point nothing may fail.
 for i = 1, #items do RESTORES[items[i][1]](items[i]) end

@@ -5,8 +5,8 @@
 -- Command {id, merchant, location, actor, fingerprint, sku, expected version, location member,
 --          terms}
 --   expected version  0 where the row is to be made
---   terms    {backorder_limit, channels {name = {cap, minimum}}, buyer_cap {units, window_ms}},
---            each only where it is set
+--   terms    {backorder_limit, channels {name = {cap, minimum}}, buyer_cap {units, window_ms,
+--            scope}}, each only where it is set; the scope of a cap of the row's own is left out
 -- Keys     row, SKU index of the location, location index of the partition, idempotency record
 -- Returns  {'ok' | 'replayed', at, sequence, version, on_hand, reserved, safety_stock, deficit, ...},
 --            the rest as add_settings() has it
@@ -31,7 +31,8 @@ local function wrong_field(terms)
   end
   local cap = terms.buyer_cap
   if cap and not (is_integer(cap.units, 1, MAX_QUANTITY)
-    and is_integer(cap.window_ms, 1, MAX_QUANTITY * 100)) then
+    and is_integer(cap.window_ms, 1, MAX_QUANTITY * 100)
+    and (cap.scope == nil or cap.scope == 'merchant')) then
     return 'buyer_cap'
   end
 end

@@ -75,6 +75,7 @@ class Account:
         archive: Archive | None,
     ) -> None:
         """Start before the first operation; `keys` are those of all partitions."""
+        self.partitions = keys
         self.keys = keys[partition]
         self.contradictions = Contradictions()
         self.broken: list[BrokenSegment] = []
@@ -104,7 +105,8 @@ class Account:
     def size(self) -> int:
         """How much is kept in memory, in rows, reservations, records and buyers."""
         state = self.state
-        return len(state.rows) + len(state.reservations) + len(state.seen) + len(state.buyers)
+        held = len(state.rows) + len(state.reservations) + len(state.seen)
+        return held + len(state.buyers) + len(state.claims)
 
     async def open(self, *, snapshots: Snapshots | None = None, whole: bool = True) -> None:
         """Read up to the end of the archive.

@@ -17,7 +17,14 @@ from redis.exceptions import RedisError
 
 from engine.definitions import definitions_key
 from engine.inventory import Inventory
-from engine.keys import PARTITION_KEYS, ParsedKey, PartitionKeys, parse_key, partition_of
+from engine.keys import (
+    PARTITION_KEYS,
+    ParsedKey,
+    PartitionKeys,
+    claim_partition,
+    parse_key,
+    partition_of,
+)
 from engine.ledger import Operation, OperationKind, decode_operations
 from engine.outcomes import StoreFault, StoreUnavailable
 from reconciler.account import Account, Snapshots
@@ -69,6 +76,7 @@ _FIXED: Final = frozenset(
         "intake",
         "shortfalls",
         "splits",
+        "claiming",
     }
 )
 _OF_PARTS: Final = frozenset({"stock", "recent", "open", "skus"})
@@ -286,6 +294,9 @@ class Audit:
         if parsed.noun in ("rsv", "seen"):
             return True
         merchant, location = parsed.parts[:2]
+        if parsed.noun == "claims":
+            number = claim_partition(merchant, location, self._inventory.partitions)
+            return number == parsed.partition
         return partition_of(merchant, location, self._inventory.partitions) == parsed.partition
 
     def _is_well_formed(self, name: str, parsed: ParsedKey) -> bool:
@@ -314,6 +325,7 @@ class Audit:
             account = await self._open(number)
         comparison = Comparison(self._store, account, self._pace)
         fed: list[ParsedKey] = []
+        claimed: list[ParsedKey] = []
         pledged: list[ParsedKey] = []
         for stray in strays:
             if stray.noun in ("stock", "recent"):
@@ -325,6 +337,8 @@ class Audit:
                 fed.append(stray)
             elif stray.noun in ("waiting", "buyer"):
                 pledged.append(stray)
+            elif stray.noun == "claims":
+                claimed.append(stray)
             elif stray.noun == "seen":
                 merchant, operation = stray.parts
                 comparison.suspect(records=[(merchant, operation)])
@@ -334,6 +348,7 @@ class Audit:
         await comparison.look_again()
         await comparison.look_at_feeds(fed)
         await comparison.look_at_pledges(pledged)
+        await comparison.look_at_claims(claimed)
         self.dropped += comparison.dropped
         self.now_ms = comparison.now_ms
         # An index that nothing names has members that were found by another way before.
@@ -489,6 +504,7 @@ _PARTS: Final = {
     "quarantine": 2,
     "waiting": 3,
     "buyer": 4,
+    "claims": 2,
 }
 
 
@@ -502,7 +518,7 @@ def _key_of(keys: PartitionKeys, parsed: ParsedKey) -> str | None:
         return keys.reservation(parts[0])
     if parsed.noun in ("recent", "feed", "prints", "waiting", "buyer"):
         return str(getattr(keys, parsed.noun)(*parts))
-    if parsed.noun in ("feeds", "quarantine"):
+    if parsed.noun in ("feeds", "quarantine", "claims"):
         return str(getattr(keys, parsed.noun)(*parts))
     if parsed.noun == "seen":
         return keys.seen(parts[0], parts[1])
@@ -520,6 +536,7 @@ def _expected_keys(account: Account) -> "array[int]":
     digests += [hash(keys.recent(*key)) for key, row in state.rows.items() if row.past is not None]
     digests += [hash(keys.waiting(*key)) for key, row in state.rows.items() if row.terms]
     digests += [hash(keys.buyer(*key)) for key in state.buyers]
+    digests += [hash(keys.claims(*key)) for key in state.claims]
     for name in state.sources:
         digests += [hash(keys.feed(*name)), hash(keys.prints(*name)), hash(keys.feeds(*name[:2]))]
     digests += [

@@ -18,6 +18,7 @@ from engine.limits import RETENTION_MS
 from engine.model import ReservationState
 from engine.store import Store, pairs
 from reconciler.account import Account
+from reconciler.claim_comparison import ClaimComparison
 from reconciler.evidence import (
     ledger_row,
     reservation_findings,
@@ -34,7 +35,7 @@ from reconciler.findings import (
     RecordEvidence,
     RowEvidence,
 )
-from reconciler.fold import BuyerKey, FoldedReservation, FoldedRow, FoldedSeen, RowKey
+from reconciler.fold import BuyerKey, ClaimsKey, FoldedReservation, FoldedRow, FoldedSeen, RowKey
 from reconciler.inspection import (
     MAX_INSPECTED,
     Inspection,
@@ -122,6 +123,7 @@ class Comparison:
         await self._compare_pledges()
         await self._compare_definitions()
         self.findings += await OrderComparison(self._account, self._look).run()
+        self.findings += await self._claims().run()
         await self._suspect_noted()
         await self.look_again()
 
@@ -379,6 +381,14 @@ class Comparison:
         comparison = PledgeComparison(self._account, self._look, self._members)
         self.findings += await comparison.look_at(rows, buyers)
         self.dropped += comparison.dropped
+
+    def _claims(self) -> ClaimComparison:
+        return ClaimComparison(self._store, self._account, self._look, self._account.partitions)
+
+    async def look_at_claims(self, strays: Sequence[ParsedKey]) -> None:
+        """Make findings of claims that the ledger does not know."""
+        of_buyers = [cast(ClaimsKey, one.parts) for one in strays]
+        self.findings += await self._claims().look_at(of_buyers)
 
     async def look_at_feeds(self, strays: Sequence[ParsedKey]) -> None:
         """Make findings of keys of sources and quarantines that the ledger does not know."""

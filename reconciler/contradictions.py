@@ -45,6 +45,17 @@ _EVENT_SEQUENCE: Final = 10
 _WAITING: Final = 5
 """Where the detail of an amendment on terms says what waits from then on."""
 
+_OF_NO_ROW: Final = frozenset(
+    {
+        OperationKind.REBUILD,
+        OperationKind.SHORTFALL,
+        OperationKind.ORDER,
+        OperationKind.CLAIM,
+        OperationKind.SETTLE,
+    }
+)
+"""They change neither a row nor a reservation, whatever their ids name."""
+
 _HELD_ONLY: Final = frozenset({OperationKind.CONFIRM, OperationKind.EXTEND, OperationKind.EXPIRE})
 _ON_RESERVATIONS: Final = _HELD_ONLY | {
     OperationKind.AMEND,
@@ -176,7 +187,7 @@ class Contradictions:
         if kind is OperationKind.REPAIR:
             self._settle(operation, sequence, seen)
             return
-        if kind in (OperationKind.REBUILD, OperationKind.SHORTFALL, OperationKind.ORDER):
+        if kind in _OF_NO_ROW:
             return
         reservation = state.reservations.get(operation.id)
         again = self._check_once(operation, sequence, at_ms, state, seen)

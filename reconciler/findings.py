@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.claims import Claims
 from engine.figures import PromiseFigures
 from engine.ledger import Levels, OperationKind
 from engine.limits import RETENTION_MS
@@ -62,6 +63,9 @@ class Code(StrEnum):
     OVERSOLD = "oversold"
     # What else promises on a row's terms leave behind.
     BUYER_COUNT_DIFFERS = "buyer_count_differs"
+    CLAIMS_DIFFER = "claims_differ"
+    CLAIM_MISSING = "claim_missing"
+    CLAIM_OVERDUE = "claim_overdue"
     # A reservation in the store beside the ledger's.
     RESERVATION_DIFFERS = "reservation_differs"
     RESERVATION_MISSING = "reservation_missing"
@@ -122,6 +126,9 @@ _WARNINGS: Final = frozenset(
         Code.OPEN_INDEX_DIFFERS,
         Code.QUEUE_DIFFERS,
         Code.BUYER_COUNT_DIFFERS,
+        Code.CLAIMS_DIFFER,
+        Code.CLAIM_MISSING,
+        Code.CLAIM_OVERDUE,
         Code.RECORD_MISSING,
         Code.RECORD_UNKNOWN,
         Code.CLOCK_FELL,
@@ -241,6 +248,14 @@ class CountEvidence(msgspec.Struct, frozen=True, kw_only=True):
     ledger: dict[str, tuple[int, int]]
 
 
+class ClaimsEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts for a buyer over all locations, and what should; `buyer` is their digest."""
+
+    token: str
+    buyer: str
+    right: Claims
+
+
 class RecordEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """An idempotency record: how it was found, and what the ledger says that it should say.
 
@@ -332,6 +347,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     hold: HoldEvidence | None = None
     queue: QueueEvidence | None = None
     count: CountEvidence | None = None
+    claims: ClaimsEvidence | None = None
     record: RecordEvidence | None = None
     source: SourceEvidence | None = None
     aside: AsideEvidence | None = None

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from engine.claims import Claim, Claims
 from engine.ledger import Entry, Levels, Operation, OperationKind, RowChange, units_of
 from engine.limits import FEED_RETENTION_MS, RETENTION_MS
 from engine.model import Line, MovementType, ReservationState
@@ -50,6 +51,9 @@ RowKey = tuple[str, str, str]
 
 BuyerKey = tuple[str, str, str, str]
 """(merchant, location, SKU, digest of the buyer)."""
+
+ClaimsKey = tuple[str, str]
+"""(merchant, digest of the buyer)."""
 
 
 class FoldedRow(msgspec.Struct, array_like=True, gc=False):
@@ -202,6 +206,8 @@ class PartitionState(msgspec.Struct):
     buyers: dict[BuyerKey, dict[str, tuple[int, int]]] = msgspec.field(default_factory=dict)
     """What counts for a buyer of a row: (units, until) of each reservation, until as in the store.
     """
+    claims: dict[ClaimsKey, Claims] = msgspec.field(default_factory=dict)
+    """What counts for buyers over all locations; see `engine.claims`."""
     offline: dict[tuple[str, str], str] = msgspec.field(default_factory=dict)
     definitions: dict[tuple[str, str], FoldedDefinitions] = msgspec.field(default_factory=dict)
     shortfalls: dict[str, tuple[int, int, str, str, str, str]] = msgspec.field(default_factory=dict)
@@ -230,6 +236,12 @@ class PartitionState(msgspec.Struct):
                     del counted[the_id]
             if not counted:
                 del self.buyers[key]
+        for of_buyer, claims in list(self.claims.items()):
+            lasting = lasting_claims(claims, now_ms)
+            if lasting:
+                self.claims[of_buyer] = lasting
+            else:
+                del self.claims[of_buyer]
 
 
 class Fold:
@@ -321,6 +333,8 @@ class Fold:
                 self.state.offline[place] = f"{operation.detail[0]} {operation.detail[1]}"
         elif kind is OperationKind.ORDER:
             self._order(operation, sequence, at_ms)
+        elif kind is OperationKind.CLAIM or kind is OperationKind.SETTLE:
+            self._claim(operation)
         elif kind is OperationKind.DEFINE:
             self._define(operation, sequence)
         elif kind is OperationKind.SHORTFALL:
@@ -481,6 +495,19 @@ class Fold:
             ref,
         )
 
+    def _claim(self, operation: Operation) -> None:
+        """Take over what a claim says from here on; `lua/lib/claims.lua` is the twin."""
+        buyer, claim, name, picked = operation.detail
+        key = (operation.merchant, buyer)
+        claims = self.state.claims.setdefault(key, {})
+        claims.pop(operation.id, None)
+        if claim:
+            claims[operation.id] = msgspec.convert(claim, Claim)
+        if name:
+            claims[name] = msgspec.convert(picked, Claim)
+        if not claims:
+            del self.state.claims[key]
+
     def _reserve(self, operation: Operation, at_ms: int) -> None:
         ttl_ms, order_ref, missing, expires_at_ms, *more = operation.detail
         extras = msgspec.convert(more[0], Extras) if more else None
@@ -617,6 +644,11 @@ class Fold:
             right = msgspec.convert(detail[4], FoldedReservation)
             self.state.reservations[detail[3]] = right
             self._count_for_buyer(detail[3], right)
+        elif detail[0] == "claims":
+            claims = msgspec.convert(detail[4] or {}, Claims)
+            self.state.claims.pop((operation.merchant, detail[3]), None)
+            if claims:
+                self.state.claims[operation.merchant, detail[3]] = claims
         elif detail[0] == "source":
             name = (operation.merchant, operation.location, detail[3])
             before = self.state.sources.get(name)
@@ -640,6 +672,15 @@ class Fold:
     ) -> None:
         if len(self.disagreements) < MAX_FINDINGS:
             self.disagreements.append(Disagreement(invariant, sequence, detail, row, reservation))
+
+
+def lasting_claims(claims: Claims, now_ms: int) -> Claims:
+    """Return the claims of a buyer without what counts no longer."""
+    return {
+        name: lasting
+        for name, claim in claims.items()
+        if (lasting := claim.lasting(now_ms)) is not None
+    }
 
 
 def held_in_pools(terms: dict[str, Any] | None) -> dict[str, int]:

@@ -24,6 +24,7 @@ import msgspec
 import structlog
 
 from engine.boot import SCHEMA_VERSION
+from engine.claims import Claims, reservation_of_claim
 from engine.clock import clock_ms
 from engine.keys import (
     API_KEYS_KEY,
@@ -32,6 +33,7 @@ from engine.keys import (
     POLICIES_KEY,
     STORE_KEY,
     PartitionKeys,
+    claim_partition,
     moved_order_id,
     moved_reservation_id,
     order_partition,
@@ -346,6 +348,7 @@ class _Rebuild:
         state.definitions.update(piece.definitions)
         state.orders.update(piece.orders)
         state.buyers.update(piece.buyers)
+        state.claims.update(piece.claims)
         return parts
 
     async def _origin_header(self, partition: int, sequence: int) -> SnapshotHeader:
@@ -544,11 +547,31 @@ def _cut(state: PartitionState, partitions: int) -> dict[int, PartitionState]:
         pieces[number].buyers[buyer] = {
             moved_reservation_id(the_id, number): entry for the_id, entry in counted.items()
         }
+    for (merchant, digest), claims in state.claims.items():
+        number = claim_partition(merchant, digest, partitions)
+        pieces[number].claims[merchant, digest] = {
+            _moved_claim(merchant, name, claim.location, partitions): msgspec.structs.replace(
+                claim, beside=_moved_beside(merchant, claims, claim.beside, partitions)
+            )
+            for name, claim in claims.items()
+        }
     for (what, merchant), said in state.definitions.items():
         pieces[partition_of(merchant, "", partitions)].definitions[what, merchant] = said
     for the_id, short in state.shortfalls.items():
         pieces[partition_of(short[3], short[4], partitions)].shortfalls[the_id] = short
     return pieces
+
+
+def _moved_claim(merchant: str, name: str, location: str, partitions: int) -> str:
+    """Return the name of a claim once its reservation is where it belongs."""
+    the_id, rest = reservation_of_claim(name)
+    return moved_reservation_id(the_id, partition_of(merchant, location, partitions)) + rest
+
+
+def _moved_beside(merchant: str, claims: Claims, beside: str, partitions: int) -> str:
+    """Return the name of the claim that another is beside; '' of one that is gone."""
+    there = claims.get(beside)
+    return "" if there is None else _moved_claim(merchant, beside, there.location, partitions)
 
 
 def _header(partition: int, state: PartitionState) -> SnapshotHeader:

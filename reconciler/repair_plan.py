@@ -16,6 +16,7 @@ from engine.limits import RETENTION_MS
 from engine.model import ReservationState
 from reconciler.findings import (
     LOSSES,
+    ClaimsEvidence,
     Code,
     CountEvidence,
     Finding,
@@ -30,6 +31,7 @@ from reconciler.inspection import MISSING
 from reconciler.sources import FoldedSource
 from reconciler.steps import (
     AsideStep,
+    ClaimsStep,
     CountStep,
     HoldStep,
     IndexStep,
@@ -98,6 +100,7 @@ class _PartitionPlan:
         self._partition = partition
         self._findings = findings
         self._is_lossy = any(finding.code in LOSSES for finding in findings)
+        self._edited_claims = {x.key for x in findings if x.code is Code.CLAIMS_DIFFER}
         self._rows: dict[RowKey, list[Finding]] = defaultdict(list)
         self._holds: dict[str, _Subject] = {}
         for finding in findings:
@@ -370,6 +373,10 @@ class _PartitionPlan:
             return [_queue_step(finding, partition, finding.queue)]
         if finding.count is not None:
             return [_count_step(finding, partition, finding.count)]
+        if finding.claims is not None:
+            # What the ledger has may be all that is missing.
+            is_later = code is Code.CLAIM_MISSING and finding.key in self._edited_claims
+            return [] if is_later else [_claims_step(finding, partition, finding.claims)]
         record = finding.record
         # A record of an operation that the ledger lost keeps a retry from having its effect again.
         is_lost = self._is_lossy and record is not None and record.fingerprint != ""
@@ -527,6 +534,18 @@ def _count_step(finding: Finding, partition: int, count: CountEvidence) -> Count
         finding=finding.code,
         why=f"what counts for buyer {count.buyer} is written again as the ledger says",
         count=count,
+    )
+
+
+def _claims_step(finding: Finding, partition: int, claims: ClaimsEvidence) -> ClaimsStep:
+    return ClaimsStep(
+        partition=partition,
+        merchant=finding.merchant,
+        location=finding.location,
+        sequence=finding.sequence,
+        finding=finding.code,
+        why=f"what is claimed for buyer {claims.buyer} is written again",
+        claims=claims,
     )
 
 

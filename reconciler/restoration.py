@@ -7,10 +7,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from engine.claims import Claims
 from engine.definitions import definitions_key
 from engine.keys import (
     MOVED_KEY,
     PartitionKeys,
+    claim_member,
     location_member,
     reservation_hash,
     row_member,
@@ -23,6 +25,7 @@ from engine.scripts import script
 from engine.store import Store
 from reconciler.fold import (
     BuyerKey,
+    ClaimsKey,
     FoldedOrder,
     FoldedReservation,
     FoldedRow,
@@ -131,6 +134,8 @@ def _items(keys: PartitionKeys, state: PartitionState) -> Iterator[_Item]:
         yield _source_item(keys, name, source)
     for buyer, counted in state.buyers.items():
         yield _buyer_item(keys, buyer, counted)
+    for of_buyer, claims in state.claims.items():
+        yield _claims_item(keys, of_buyer, claims)
     yield from _quarantine_items(keys, state)
     for place, told in state.offline.items():
         yield _Item((keys.offline(*place),), ("quarantine", ("", told)), 1)
@@ -239,6 +244,20 @@ def _buyer_item(
     untils = [until_ms for _, until_ms in counted.values()]
     return _Item(
         (keys.buyer(*buyer),), ("buyer", _text(counted), 0 if 0 in untils else max(untils)), 1
+    )
+
+
+def _claims_item(keys: PartitionKeys, of_buyer: ClaimsKey, claims: Claims) -> _Item:
+    """As with a count. Those that are promised stand in the index of claims to look at."""
+    untils = [line[2] for claim in claims.values() for line in claim.lines.values()]
+    due: list[str | int] = []
+    for name, claim in claims.items():
+        if claim.is_promised:
+            due += (claim_member(*of_buyer, name), claim.due_at_ms)
+    return _Item(
+        (keys.claims(*of_buyer), keys.claiming),
+        ("claims", _text(claims), 0 if 0 in untils else max(untils), due),
+        1,
     )
 
 

@@ -9,10 +9,16 @@ from typing import Any, Final
 import msgspec
 
 from engine.dispatch import Command
-from engine.keys import PartitionKeys, digest, location_member
+from engine.keys import PartitionKeys, claim_member, digest, location_member
 from engine.ledger import Levels
 from engine.packing import passed_on
-from reconciler.findings import AsideEvidence, CountEvidence, RecordEvidence, SegmentEvidence
+from reconciler.findings import (
+    AsideEvidence,
+    ClaimsEvidence,
+    CountEvidence,
+    RecordEvidence,
+    SegmentEvidence,
+)
 from reconciler.fold import FoldedReservation
 from reconciler.past import Past
 from reconciler.sources import FoldedSource, quarantine_text
@@ -223,6 +229,38 @@ class CountStep(msgspec.Struct, frozen=True, kw_only=True, tag="count"):
         )
 
 
+class ClaimsStep(msgspec.Struct, frozen=True, kw_only=True, tag="claims"):
+    """What counts for a buyer over all locations becomes what is right, and is looked at soon."""
+
+    partition: int
+    merchant: str
+    location: str
+    sequence: int
+    finding: str
+    why: str
+    claims: ClaimsEvidence
+
+    def command(self, keys: PartitionKeys, *, actor: str, reason: str) -> Command:
+        """Make the command."""
+        claims = self.claims
+        due = [
+            (claim_member(self.merchant, claims.buyer, name), claim.due_at_ms)
+            for name, claim in claims.right.items()
+            if claim.is_promised
+        ]
+        return Command(
+            (keys.claims(self.merchant, claims.buyer), keys.claiming),
+            (
+                _id(self, claims.buyer, claims.token),
+                *_head(self, "claims", actor, reason),
+                claims.buyer,
+                claims.token,
+                claims.right,
+                due,
+            ),
+        )
+
+
 class RecordStep(msgspec.Struct, frozen=True, kw_only=True, tag="seen"):
     """An idempotency record says again what the ledger says."""
 
@@ -417,6 +455,7 @@ ScriptStep = (
     | ListingStep
     | QueueStep
     | CountStep
+    | ClaimsStep
     | RecordStep
     | SourceStep
     | AsideStep
@@ -429,7 +468,7 @@ RepairStep = ScriptStep | SegmentStep
 WAVES: Final[tuple[tuple[type[msgspec.Struct], ...], ...]] = (
     (SequenceStep,),
     (RemoveStep,),
-    (RowStep, HoldStep, CountStep, RecordStep, SourceStep, AsideStep),
+    (RowStep, HoldStep, CountStep, ClaimsStep, RecordStep, SourceStep, AsideStep),
     (IndexStep, QueueStep, ListingStep),
     (SegmentStep,),
     (KnownStep,),

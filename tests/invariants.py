@@ -18,6 +18,7 @@ Quantities are units, times milliseconds since 1970.
 | Dense | sequences and versions rise by one, the clock never falls |
 | Once | one effect per operation id, and the idempotency record tells of just that effect |
 | Fold | previous + delta = result in every line, and the fold = the live rows |
+| Claims | at least what a buyer is promised over all locations is claimed, and as the ledger says |
 | Parts | what is at the parts of a split row, under way and at home is the row, no unit twice |
 """
 
@@ -51,7 +52,18 @@ LIVE_ENOUGH: Final = ("amend", "decide", "fill", "slip", "commit", "release")
 """What is done to a reservation that is held or confirmed, and not only to a held one."""
 
 MOVEMENTS: Final = ("move", "feed")
-NOUNS: Final = ("stock", "rsv", "open", "skus", "seen", "waiting", "order", "orders", "orderrefs")
+NOUNS: Final = (
+    "stock",
+    "rsv",
+    "open",
+    "skus",
+    "seen",
+    "waiting",
+    "order",
+    "orders",
+    "orderrefs",
+    "claims",
+)
 OF_ANY_MERCHANT: Final = ("rsv", "order")
 """Nouns that are followed by an id."""
 
@@ -69,7 +81,17 @@ MAY_FOLLOW: Final = {
 """What the state of an order may be after each; a move is `confirmed` before it may still fail."""
 
 RECORDED: Final = (*MOVEMENTS, "configure", "terms", "supply", "extend", "amend")
-REPEATED: Final = ("repair", "shortfall", "offline", "fill", "slip", "split", "part")
+REPEATED: Final = (
+    "repair",
+    "shortfall",
+    "offline",
+    "fill",
+    "slip",
+    "split",
+    "part",
+    "claim",
+    "settle",
+)
 """Kinds whose ids are of what they are about."""
 
 _CANONICAL = re.compile(rb"0|[1-9][0-9]{0,12}")
@@ -126,6 +148,7 @@ class _Partition:
     rows: dict[RowName, _Row] = field(default_factory=dict)
     promises: dict[str, _Promise] = field(default_factory=dict)
     orders: dict[str, _Order] = field(default_factory=dict)
+    claims: dict[tuple[str, str], dict[str, list[Any]]] = field(default_factory=dict)
     effects: dict[tuple[str, ...], int] = field(default_factory=dict)
     amendments: Counter[str] = field(default_factory=Counter)
     unrecorded: set[tuple[str, ...]] = field(default_factory=set)
@@ -169,6 +192,7 @@ class Audit:
         self._compare_promises(live_promises, merchant)
         self._compare_sums(live_rows, live_promises)
         await self._compare_orders(merchant)
+        await self._compare_claims(live_promises, merchant)
         await self._compare_queues()
         self._compare_parts(live_rows)
         await self._compare_hold_index(live_promises, merchant)
@@ -279,6 +303,16 @@ class Audit:
         self._fold_promise(partition, at, operation, where)
         if kind == "order":
             self._fold_order(partition, at, operation, where)
+        if kind in ("claim", "settle"):
+            buyer, entry, picked_as, picked = detail
+            claims = partition.claims.setdefault((merchant, buyer), {})
+            if not entry and the_id not in claims and not picked_as:
+                self._violated("Claims", f"{where}: there was no such claim")
+            claims.pop(the_id, None)
+            claims |= {the_id: entry} if entry else {}
+            claims |= {picked_as: picked} if picked_as else {}
+        if kind == "repair" and detail[0] == "claims":
+            partition.claims[merchant, detail[3]] = dict(detail[4] or {})
 
     @staticmethod
     def _book_changes(kind: str, detail: list[Any]) -> dict[str, int]:
@@ -643,6 +677,41 @@ class Audit:
         if listed or references:
             self._violated("IndexMatch", f"{listed}, {references}: there are no such orders")
 
+    async def _compare_claims(
+        self, live_promises: dict[str, dict[bytes, bytes]], merchant: str | None
+    ) -> None:
+        seconds, microseconds = await self._client.time()
+        now = seconds * 1000 + microseconds // 1000
+        promised: dict[tuple[str, str], dict[str, dict[str, int]]] = defaultdict(dict)
+        for the_id, fields in live_promises.items():
+            body = msgpack.unpackb(fields[b"body"], raw=False)
+            claimed = body[10].get("claimed", {}) if len(body) > 10 else {}
+            if claimed and fields[b"state"].decode() in LIVE:
+                lines = {sku: units for sku, units in body[6] if sku in claimed}
+                promised[body[0], body[10]["buyer"]][the_id] = lines
+        found = {}
+        for key in self._found["claims"]:
+            name = tuple(unquote(part) for part in key.split(":")[2:])
+            text = await self._client.get(key)
+            found[name] = msgpack.unpackb(text, raw=False) if text else {}
+        for number, partition in self._partitions.items():
+            due = dict(await self._sorted_set(f"{{hf.{number}}}:claiming"))
+            for name, folded in partition.claims.items():
+                if merchant not in (None, name[0]):
+                    continue
+                there, told = _lasting(found.pop(name, {}), now), _lasting(folded, now)
+                if there != told:
+                    self._violated("Fold", f"claims of {name} are {there}, not {told}")
+                for the_id, lines in promised.pop(name, {}).items():
+                    has = {sku: line[0] for sku, line in told.get(the_id, [0, {}])[1].items()}
+                    if any(units > has.get(sku, 0) for sku, units in lines.items()):
+                        self._violated("Claims", f"{the_id} has {lines}, and {has} are claimed")
+                for the_id in told:
+                    if "@" not in the_id and not any(m.endswith(f":{the_id}") for m in due):
+                        self._violated("IndexMatch", f"nobody will look at the claim for {the_id}")
+        if promised or any(_lasting(one, now) for one in found.values()):
+            self._violated("Claims", f"{promised} is not claimed, or {found} not in the ledger")
+
     async def _compare_queues(self) -> None:
         found = {}
         for key in self._found["waiting"]:
@@ -894,6 +963,18 @@ async def assert_invariants(
 ) -> None:
     """Audit a quiet store from its first ledger entry on; see `Audit.check`."""
     await Audit(client, partitions=partitions).check(merchant=merchant)
+
+
+def _lasting(claims: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
+    """Leave out what counts no longer, or not for long."""
+    kept = {}
+    for name, entry in claims.items():
+        lines = {
+            sku: line for sku, line in entry[1].items() if line[2] == 0 or line[2] > now + 5_000
+        }
+        if lines:
+            kept[name] = [entry[0], lines, *entry[2:]]
+    return kept
 
 
 def _moved(split: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ be made again: a retry must get the answer of the first time, before and after a
 """
 
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from engine.keys import parse_key, reservation_hash
 from engine.kits import check_kit
 from engine.model import (
     BuyerCap,
+    CapScope,
     Line,
     Movement,
     MovementType,
@@ -39,6 +41,7 @@ from tests.shop import ACTOR
 LOCATIONS: Final = ("high street", "depot:{7}", "harbour", "københavn", "outlet")
 SKUS: Final = ("tea", "кофе", "a:{b}\r\n", "mug", "soap")
 DAYS: Final = ("2026-12-07", "2026-12-11", "2027-01-04")
+OVER_ALL_LOCATIONS: Final = BuyerCap(12, 3_600_000, CapScope.MERCHANT)
 SCAN_COUNT: Final = 1_000
 INDEXES: Final = ("open", "skus", "holds", "locations", "feeds", "feeding", "waiting")
 
@@ -167,7 +170,7 @@ class Trade:
         terms = Terms(
             backorder_limit=self.draw.choice((0, 3, 20)),
             channels=self.draw.choice(({}, pools, {"store": Pool(minimum=3, cap=5)})),
-            buyer_cap=self.draw.choice((None, BuyerCap(5, 3_600_000))),
+            buyer_cap=self.draw.choice((None, BuyerCap(5, 3_600_000), OVER_ALL_LOCATIONS)),
         )
         await self._do(
             "terms",
@@ -411,6 +414,11 @@ class Trade:
         return self.draw.choice(self.reservations) if self.reservations else "rsv_0_" + "0" * 24
 
 
+def _claim_name(name: str) -> str:
+    """Return the name of a claim whatever partition its reservation is in."""
+    return re.sub(r"rsv_[0-9]+_", "", name)
+
+
 def _plain(answer: Any) -> Any:
     """Return an answer without what may differ in a retry: its mark, and the id's partition."""
     reservation = getattr(answer, "reservation", None)
@@ -453,6 +461,17 @@ async def contents(client: Client) -> dict[tuple[str, ...], Any]:
             counted = msgpack.unpackb(await any_client.get(raw))
             by_hash = {reservation_hash(the_id): entry for the_id, entry in counted.items()}
             found[name] = (by_hash, await any_client.pttl(raw) > 0)
+        elif parsed.noun == "claims":
+            claims = msgpack.unpackb(await any_client.get(raw))
+            # A retry claims and settles anew, and finds that it was done.
+            plain = {
+                _claim_name(name): (one[0], one[1], _claim_name(one[2]), one[6])
+                for name, one in claims.items()
+            }
+            found[name] = (plain, await any_client.pttl(raw) > 0)
+        elif parsed.noun == "claiming":
+            members = await any_client.zrange(raw, 0, -1)
+            found.setdefault(name, set()).update(_claim_name(one.decode()) for one in members)
         elif parsed.noun in ("recent", "prints"):
             found[name] = (await any_client.get(raw), await any_client.pttl(raw) > 0)
         elif parsed.noun in ("feed", "quarantine", "offline", "substitutes", "kits"):

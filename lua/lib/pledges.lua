@@ -22,6 +22,7 @@
 --   pooled       {sku, ...} that count in the channel's pool
 --   buyer        digest of who they were promised to
 --   capped       {sku = window_ms} that count for the buyer
+--   claimed      {sku = window_ms} that count for them over all locations, see claims.lua
 --   stands_for   {{asked, sku, units, served, of, for, kind}, ...}: units that are held for units
 --                of another SKU, whether as a substitute or as a component of a kit
 --   proposed     SKUs whose substitutes somebody has to accept first

@@ -28,6 +28,35 @@ local function room_to_come(row, ask, taken)
   return most, days
 end
 
+-- Whether a row's cap a buyer is one over all locations of the merchant, so that its units have to be
+-- claimed before they are promised (see claims.lua), and how many the asker has claimed: nil where
+-- they bring no claim that goes for it.
+local function claim_of(row, ask)
+  local cap = row.terms and row.terms.buyer_cap
+  if not cap or cap.scope ~= 'merchant' then return false end
+  local claim = ask.claims and ask.claims[row.key]
+  if claim and now <= ask.lapses_at and claim[2] == cap.units and claim[3] == cap.window_ms then
+    return true, claim[1]
+  end
+  return true
+end
+
+-- The answer where units have to be claimed first; nil where that was done. It names all rows of the
+-- command that need it, with their caps.
+local function unclaimed(lines, ask)
+  local capped, is_missing = {}, false
+  for _, line in ipairs(lines) do
+    local is_capped, units = claim_of(line.row, ask)
+    if is_capped and ask.buyer ~= '' then
+      local cap = line.row.terms.buyer_cap
+      capped[#capped + 1] = {line.sku, cap.units, cap.window_ms}
+      is_missing = is_missing or not units
+    end
+  end
+  if not is_missing then return nil end
+  return {'unclaimed', now, capped}
+end
+
 -- What there is of a row for an asker: `most` units, of which `shelf` are on the shelf and the rest
 -- are promised before they come: `days` says by when. `limited_by` is what there is not more for:
 -- 'stock', 'channel' or 'buyer'.
@@ -35,7 +64,9 @@ end
 --   ask.by       the day by which all of it must have come, or missing
 --   ask.channel  through which the units are asked for
 --   ask.buyer    digest of who asks, or ''; count_key is what counts for them
-local function room_of(row, ask, count_key)
+--   ask.claims   {row's key = {units, cap, window_ms}} that are claimed until ask.lapses_at, those
+--                included that the asker has and that stay: `stays` of them, none where it is missing
+local function room_of(row, ask, count_key, stays)
   local room = {shelf = available(row), limited_by = 'stock'}
   local terms = row.terms
   local own = terms and terms.channels and terms.channels[ask.channel]
@@ -56,8 +87,13 @@ local function room_of(row, ask, count_key)
     room.most, room.limited_by = math.max(0, own.cap - own.held), 'channel'
   end
   if terms and terms.buyer_cap then
-    room.count = count_of(count_key)
-    local units = math.max(0, terms.buyer_cap.units - units_of_buyer(room.count))
+    local is_claimed, units = claim_of(row, ask)
+    if is_claimed then
+      units, room.is_claimed = math.max(0, (units or 0) - (stays or 0)), true
+    else
+      room.count = count_of(count_key)
+      units = math.max(0, terms.buyer_cap.units - units_of_buyer(room.count))
+    end
     if units < room.most then room.most, room.limited_by = units, 'buyer' end
   end
   room.shelf = math.min(room.shelf, room.most)
@@ -76,10 +112,11 @@ local function room_beside(row, ask, count_key, own)
   local shelf, stays = own.freed - waits, own.units - own.freed
   local terms = row.terms
   local pool = terms and terms.channels and terms.channels[ask.channel]
-  local count = terms and terms.buyer_cap and ask.buyer ~= '' and count_of(count_key)
-  if terms and terms.buyer_cap and not count then
+  if terms and terms.buyer_cap and ask.buyer == '' then
     return {shelf = shelf, most = own.freed, limited_by = 'buyer', needs_buyer = true}
   end
+  local is_counted = terms and terms.buyer_cap and not claim_of(row, ask)
+  local count = is_counted and count_of(count_key)
   local held, entry = pool and pool.held, count and count.entries[own.id]
   row.reserved, row.backordered = row.reserved - shelf, row.backordered - waits
   -- More of a line counts with all of it, whether it did before or not.
@@ -92,7 +129,7 @@ local function room_beside(row, ask, count_key, own)
     if waits < own.waiting then ask.promise = 'stock' end
     count_waits(row, own.wait, -waits)
   end
-  local room = room_of(row, ask, count_key)
+  local room = room_of(row, ask, count_key, stays)
   row.terms, row.changes_terms = terms, changes_terms
   row.reserved, row.backordered = row.reserved + shelf, row.backordered + waits
   if pool then pool.held = held end
@@ -138,10 +175,11 @@ local function take_room(pledge, row, sku, units, room, queue_key)
     pooled[#pooled + 1] = sku
     pledge.extras.pooled = pooled
   end
-  if room.count then
-    count_for_buyer(room.count, pledge.id, units, 0)
+  if room.count or room.is_claimed then
+    if room.count then count_for_buyer(room.count, pledge.id, units, 0) end
     pledge.extras.buyer = pledge.buyer
-    note(pledge, 'capped', sku, row.terms.buyer_cap.window_ms)
+    local window_ms = row.terms.buyer_cap.window_ms
+    note(pledge, room.is_claimed and 'claimed' or 'capped', sku, window_ms)
   end
   if unfilled > 0 then
     local entry = new_wait(row, room, unfilled, row.version + 1)

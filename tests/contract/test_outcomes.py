@@ -30,6 +30,7 @@ INSIDE: Final = (
     Outcome.ORDER_CHANGED,
     Outcome.TERMS,
     Outcome.SPLIT,
+    Outcome.UNCLAIMED,
 )
 """What is no refusal of a caller's command."""
 

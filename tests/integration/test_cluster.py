@@ -9,7 +9,8 @@ from redis.exceptions import ResponseError
 
 from engine.inventory import Inventory
 from engine.model import MovementType, ReservationResult, ReservationState
-from engine.outcomes import InsufficientStock, ReservationEnded
+from engine.outcomes import BuyerCapExceeded, InsufficientStock, ReservationEnded
+from tests.claims import CAP, left, stock
 from tests.shop import ACTOR, Shop, new_key, open_shop
 from tests.stores import RealCluster
 
@@ -133,3 +134,22 @@ async def test_an_undeclared_key_would_not_pass(chain: Shop) -> None:
         await client.execute_command(
             "EVAL", f"#!lua\nreturn redis.call('GET', '{theirs}')", 1, ours
         )
+
+
+async def test_a_cap_over_all_locations_holds_over_all_nodes(chain: Shop) -> None:
+    await stock(chain, "drop", places=LOCATIONS)
+    answers = await asyncio.gather(
+        *(
+            chain.reserve(
+                [("drop", 1)], location=LOCATIONS[n % len(LOCATIONS)], buyer=f"buyer {n % 4}"
+            )
+            for n in range(96)
+        ),
+        return_exceptions=True,
+    )
+    held = [one.reservation for one in answers if isinstance(one, ReservationResult)]
+    assert all(isinstance(x, ReservationResult | BuyerCapExceeded) for x in answers), answers
+    assert len(held) == 4 * CAP.units
+    await asyncio.gather(*(chain.release(one.id) for one in held))
+    assert [await left(chain, "drop", f"buyer {n}") for n in range(4)] == [CAP.units] * 4
+    await chain.audit()

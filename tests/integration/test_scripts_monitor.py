@@ -6,7 +6,7 @@ On a cluster an undeclared key can be applied in part while its slot migrates.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import uuid4
@@ -16,11 +16,11 @@ import pytest
 
 from engine.feeds import EventType, FeedEvent, Feeds
 from engine.kits import check_kit
-from engine.model import BuyerCap, Line, MovementType, Pool, ProposalDecision, Terms
+from engine.model import BuyerCap, CapScope, Line, MovementType, Pool, ProposalDecision, Terms
 from engine.offline import OfflineKeeper
 from engine.order_records import WantedLine
 from engine.orders import Orders
-from engine.outcomes import InsufficientStock
+from engine.outcomes import BuyerCapExceeded, InsufficientStock
 from engine.scripts import VERBS, script
 from engine.shortfalls import ShortfallKeeper
 from engine.store import close_quietly, connect
@@ -181,6 +181,15 @@ async def backorders(shop: Shop) -> None:
     )
     await shop.release(held[0].reservation.id)
     await shop.commit(held[1].reservation.id, [("late", 0)])
+    everywhere = Terms(buyer_cap=BuyerCap(2, 60_000, CapScope.MERCHANT))
+    await shop.receive("late", 9)
+    await shop.set_terms("late", everywhere)
+    claimed = await shop.reserve([("late", 1)], partial=True, buyer="a:{n}")
+    with suppress(BuyerCapExceeded):
+        await shop.reserve([("late", 3)], buyer="a:{n}")
+    one = claimed.reservation
+    await shop.inventory.claiming.look_after(shop.merchant, one.buyer, one.id)
+    await shop.release(one.id)
     await shop.set_clock(short.reservation.expires_at_ms or 0)
     await shop.inventory.expire_due(shop.keys().partition)
 

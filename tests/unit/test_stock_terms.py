@@ -50,7 +50,7 @@ def test_cells_that_say_nothing_ask_for_nothing() -> None:
         ("backorder_limit", str(MAX_QUANTITY + 1), "must be"),
         ("backorder_limit", 1.5, "must be text"),
         ("backorder_limit", True, "must be text"),
-        ("buyer_cap", "2", "write it as 2 per day, 5 per 7 days or none"),
+        ("buyer_cap", "2", "write it as 2 per day, 5 per 7 days, 2 per day per merchant or none"),
         ("buyer_cap", "2 per fortnight", "write it as"),
         ("buyer_cap", "0 per day", "units: must be"),
         ("buyer_cap", "1001 per day", "units: must be at most 1000"),

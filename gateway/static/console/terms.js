@@ -5,6 +5,7 @@ import { ask } from "./dialogs.js";
 import { count, h, replace, table, tile } from "./dom.js";
 
 const SPANS = [["604800", "weeks"], ["86400", "days"], ["3600", "hours"], ["60", "minutes"], ["1", "seconds"]];
+const SCOPES = [["location", "at this location"], ["merchant", "over all locations"]];
 const MAX_ATTEMPTS = 5;
 
 // The greatest unit that says it in whole numbers, and how many of them.
@@ -25,7 +26,10 @@ function asked(terms) {
   return {
     ...(terms?.backorder_limit ? { backorder_limit: terms.backorder_limit } : {}),
     ...(channels.length ? { channels: Object.fromEntries(channels) } : {}),
-    ...(terms?.buyer_cap ? { buyer_cap: { units: terms.buyer_cap.units, window_seconds: terms.buyer_cap.window_seconds } } : {}),
+    ...(terms?.buyer_cap ? { buyer_cap: {
+      units: terms.buyer_cap.units, window_seconds: terms.buyer_cap.window_seconds,
+      ...(terms.buyer_cap.scope === "merchant" ? { scope: "merchant" } : {}),
+    } } : {}),
   };
 }
 
@@ -48,7 +52,10 @@ export function drawTerms(section, row) {
           id: "backordered", kind: owed > limit ? "warn" : "",
           note: owed > limit ? "more than the limit allows now" : `${count(limit - owed)} more before they come`,
         })),
-      cap && tile("A buyer may have", count(cap.units), { id: "buyer_cap", note: `promised, or picked within ${windowText(cap.window_seconds)}` })),
+      cap && tile("A buyer may have", count(cap.units), {
+        id: "buyer_cap",
+        note: `promised, or picked within ${windowText(cap.window_seconds)}${cap.scope === "merchant" ? ", over all locations" : ""}`,
+      })),
     pools.length > 0 && table("Pools of channels", ["Channel", ":Held", ":Cap", ":Minimum"], pools.map(([name, pool]) => [
       name, count(pool.held), pool.cap === null ? "none" : count(pool.cap), pool.minimum ? count(pool.minimum) : "none",
     ])));
@@ -57,7 +64,7 @@ export function drawTerms(section, row) {
 export function editTerms(context, { location, sku, row }) {
   const path = `${context.base}/locations/${encodeURIComponent(location)}/stock/${encodeURIComponent(sku)}`;
   const before = asked(row.terms);
-  const cap = before.buyer_cap && { units: before.buyer_cap.units, ...windowOf(before.buyer_cap.window_seconds) };
+  const cap = before.buyer_cap && { ...before.buyer_cap, ...windowOf(before.buyer_cap.window_seconds) };
   const pools = poolEditor(before.channels ?? {});
   ask({
     title: `Terms of ${sku}`, action: "Save",
@@ -67,13 +74,17 @@ export function editTerms(context, { location, sku, row }) {
       { name: "cap_units", label: "Cap a buyer", type: "number", min: 1, value: String(cap?.units ?? ""), hint: "Units that one buyer may have, promised or picked within the time below." },
       { name: "cap_many", label: "Within", type: "number", min: 1, value: String(cap?.many ?? 1) },
       { name: "cap_length", label: "Unit of time", options: SPANS, value: cap?.length ?? "86400" },
+      { name: "cap_scope", label: "The cap counts", options: SCOPES, value: cap?.scope ?? "location" },
       { name: "channels", ...pools }],
     submit: async (values) => {
       const terms = asked({
         backorder_limit: values.backorder_limit,
         channels: values.channels,
         buyer_cap: values.cap_units === null ? null
-          : { units: values.cap_units, window_seconds: (values.cap_many ?? 1) * Number(values.cap_length) },
+          : {
+            units: values.cap_units, window_seconds: (values.cap_many ?? 1) * Number(values.cap_length),
+            scope: values.cap_scope,
+          },
       });
       await save(path, before, terms);
       return `Saved the terms of ${sku}`;

@@ -1,0 +1,97 @@
+"""The driver of claims: whoever died half-way, what was claimed for a buyer is settled.
+
+Each claim stands in an index by when somebody should look at it: just after the command that it was
+made for must be through, and from then on when its reservation expires, or every ten minutes. What
+is seen at the location decides (`engine.claims`). Any number may run: a lease a partition keeps
+them out of each other's way, and looking twice is harmless.
+"""
+
+import asyncio
+import os
+from typing import Final
+from uuid import uuid4
+
+import structlog
+
+from engine.inventory import Inventory
+from engine.keys import PartitionKeys, claim_member, parse_row_member
+from engine.leases import Lease
+from engine.outcomes import HoldfastError
+from engine.rounds import in_rounds
+
+ROUND_SECONDS: Final = 1.0
+MAX_DUE: Final = 200
+"""Claims of one partition in one round."""
+
+MAX_AT_ONCE: Final = 32
+PUT_OFF_MS: Final = 60_000
+"""When to look again where that failed."""
+
+log = structlog.get_logger()
+
+
+class ClaimDriver:
+    """Looks after the claims of every partition."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        """Nothing is read yet."""
+        self._inventory = inventory
+        owner = f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:8]}"
+        self._leases = [Lease(inventory.store, k, "claims", owner=owner) for k in inventory.keys]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Drive once a second until `stop` is set."""
+        try:
+            await in_rounds("claims", self.round, stop, pause_seconds=ROUND_SECONDS)
+        finally:
+            for lease in self._leases:
+                try:
+                    await lease.give_up()
+                except HoldfastError:
+                    break
+
+    async def round(self) -> int:
+        """Look at every claim that is due once; return how many those were."""
+        due = 0
+        for keys, lease in zip(self._inventory.keys, self._leases, strict=True):
+            now_ms = await self._now_ms(keys)
+            found = await self._inventory.dispatcher.read(
+                "ZRANGEBYSCORE", keys.claiming, "-inf", now_ms, "LIMIT", 0, MAX_DUE
+            )
+            if not found or not await lease.hold():
+                continue
+            due += len(found)
+            gate = asyncio.Semaphore(MAX_AT_ONCE)
+            await asyncio.gather(
+                *(self._look_after(keys, member.decode(), now_ms, gate) for member in found)
+            )
+        return due
+
+    async def _look_after(
+        self, keys: PartitionKeys, member: str, now_ms: int, gate: asyncio.Semaphore
+    ) -> None:
+        """Look at one claim; one that cannot be settled does not keep the others waiting."""
+        named = parse_row_member(member)
+        if named is None or claim_member(*named) != member:
+            await self._inventory.store.read([("ZREM", keys.claiming, member)])
+            return
+        async with gate:
+            try:
+                again_ms = await self._inventory.claiming.look_after(*named)
+            except HoldfastError as error:
+                again_ms = PUT_OFF_MS
+                log.warning(
+                    "a claim waits", reservation=named[2], code=error.code, error=str(error)
+                )
+        if again_ms:
+            # Of a store that is away this raises, and the round is over.
+            again = ("ZADD", keys.claiming, "XX", now_ms + again_ms, member)
+            await self._inventory.store.read([again])
+
+    async def _now_ms(self, keys: PartitionKeys) -> int:
+        """Return the time as the scripts of a partition have it, in ms."""
+        clock, high_water = await self._inventory.store.read(
+            [("TIME",), ("HGET", keys.meta, "clock_ms")]
+        )
+        seconds, microseconds = (int(part) for part in clock)
+        return max(seconds * 1000 + microseconds // 1000, int(high_water or 0))
