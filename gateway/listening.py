@@ -2,7 +2,8 @@
 
 The subscription is made first and what the tail brings waits in it. Then the rows are read, or the
 ledger from where the subscriber stood up to where the tail stood when the subscription was made.
-So between the two nothing is missing; what is in both is left out by its version.
+So between the two nothing is missing; what is in both is left out by its version. No entry tells of
+a kit: what there was of it is worked out from what there is, back through the entries and forward.
 """
 
 import asyncio
