@@ -23,7 +23,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 import structlog
 
-from engine.events import AnyEvent, events_of
+from engine.event_making import events_of
+from engine.events import AnyEvent
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, parse_location_member
 from engine.leases import LEASE_TTL_MS, Lease

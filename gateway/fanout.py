@@ -14,7 +14,8 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
-from engine.events import AnyEvent, StockData, events_of
+from engine.event_making import events_of
+from engine.events import AnyEvent, StockData
 from engine.inventory import Inventory
 from engine.ledger import Operation, OperationKind
 from engine.metrics import SHEDS

@@ -18,7 +18,8 @@ from typing import Final
 import msgspec
 
 from engine.definitions import What
-from engine.events import AnyEvent, events_of_kit
+from engine.event_making import events_of_kit
+from engine.events import AnyEvent
 from engine.inventory import Inventory
 from engine.keys import partition_of
 from engine.kits import Kit, kit_row

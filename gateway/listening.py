@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from engine.events import AnyEvent, StockData, events_of
+from engine.event_making import events_of
+from engine.events import AnyEvent, StockData
 from engine.inventory import Inventory
 from engine.keys import partition_of
 from engine.ledger import Entry, Operation, RowChange, read_entries

@@ -18,7 +18,8 @@ import msgspec
 import structlog
 
 from engine.consumer import Batch, Consumer, Reason, Resync, Start
-from engine.events import AnyEvent, EventType, StockEvent, events_of
+from engine.event_making import events_of
+from engine.events import AnyEvent, EventType, StockEvent
 from engine.inventory import Inventory
 from engine.keys import encode
 from engine.outbox import MAX_EVENTS_A_CALL, NewEvent, Outbox

@@ -11,7 +11,8 @@ from jsonschema import Draft202012Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from engine.events import EVENTS, EventType, events_of
+from engine.event_making import events_of
+from engine.events import EVENTS, EventType
 from engine.ledger import Levels, Operation, OperationKind, RowChange
 from engine.store import StoreSettings
 from engine.webhooks import Interest, WebhookEndpoint

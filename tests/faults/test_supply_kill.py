@@ -9,7 +9,8 @@ from typing import Final
 import msgspec
 import pytest
 
-from engine.events import PromiseSlipped, events_of
+from engine.event_making import events_of
+from engine.events import PromiseSlipped
 from engine.ledger import read_entries
 from engine.shortfalls import ShortfallKeeper
 from engine.supplies import Supplies

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.events import ReservationAmended, ReservationProposed, events_of
+from engine.event_making import events_of
+from engine.events import ReservationAmended, ReservationProposed
 from engine.kits import check_kit
 from engine.ledger import read_entries
 from engine.model import BuyerCap, Line, Pool, ProposalDecision, Reservation, Terms

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from engine.events import BackorderFilled, events_of
+from engine.event_making import events_of
+from engine.events import BackorderFilled
 from engine.ledger import read_entries
 from engine.model import Line, MovementType, Reservation, Terms
 from engine.outcomes import (

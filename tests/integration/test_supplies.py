@@ -6,7 +6,8 @@ import random
 import msgspec
 import pytest
 
-from engine.events import PromiseRestored, PromiseSlipped, SupplyUnknown, events_of
+from engine.event_making import events_of
+from engine.events import PromiseRestored, PromiseSlipped, SupplyUnknown
 from engine.ledger import read_entries
 from engine.model import Line, Movement, MovementType, Pool, Promised, Reservation, Terms
 from engine.outcomes import (

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from engine.events import EVENTS, AnyEvent, EventType, ReservationHeld, StockEvent, events_of
+from engine.event_making import events_of
+from engine.events import EVENTS, AnyEvent, EventType, ReservationHeld, StockEvent
 from engine.ledger import Levels, Operation, OperationKind, RowChange
 
 AT_MS = 1_795_454_182_973

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from engine.events import EventType, StockData, events_of
+from engine.event_making import events_of
+from engine.events import EventType, StockData
 from engine.ledger import Levels, Operation, OperationKind, RowChange
 from gateway.subscriptions import (
     CONFLATE_FROM,
