@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 from engine.store import Client, close_quietly, connect
 from tests.shop import Shop, open_shop
@@ -24,6 +25,35 @@ from tests.stores import (
 
 REQUIRE_REDIS7 = "HOLDFAST_REQUIRE_REDIS7"
 """Set where a Redis 7 must be there, so that a test that misses it fails and is not skipped."""
+
+
+PROFILE = "HOLDFAST_TEST_PROFILE"
+"""How hard the property tests look: quick by default, longer where it says `ci`.
+
+The quick ones take the same examples each time, so that a change is what turns them red; the longer
+ones look for new ones. A failure prints the blob that repeats it.
+"""
+
+_slow_store = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "quick",
+    max_examples=35,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    # Explaining a failure repeats it so often, on a real store, that it takes minutes.
+    phases=[phase for phase in Phase if phase is not Phase.explain],
+    suppress_health_check=_slow_store,
+)
+settings.register_profile(
+    "ci",
+    settings.get_profile("quick"),
+    max_examples=150,
+    stateful_step_count=50,
+    derandomize=False,
+)
+settings.load_profile(os.environ.get(PROFILE, "quick"))
 
 
 MOST_WORKERS = 2
