@@ -7,15 +7,14 @@ them out of each other's way, and looking twice is harmless.
 """
 
 import asyncio
-import os
 from typing import Final
-from uuid import uuid4
 
 import structlog
 
+from engine.clock import read_times
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, claim_member, parse_row_member
-from engine.leases import Lease
+from engine.leases import leases_of
 from engine.outcomes import HoldfastError
 from engine.rounds import in_rounds
 
@@ -36,25 +35,19 @@ class ClaimDriver:
     def __init__(self, inventory: Inventory) -> None:
         """Nothing is read yet."""
         self._inventory = inventory
-        owner = f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:8]}"
-        self._leases = [Lease(inventory.store, k, "claims", owner=owner) for k in inventory.keys]
+        self._leases = leases_of(inventory.store, inventory.keys, "claims")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Drive once a second until `stop` is set."""
-        try:
-            await in_rounds("claims", self.round, stop, pause_seconds=ROUND_SECONDS)
-        finally:
-            for lease in self._leases:
-                try:
-                    await lease.give_up()
-                except HoldfastError:
-                    break
+        await in_rounds(
+            "claims", self.round, stop, pause_seconds=ROUND_SECONDS, leases=self._leases
+        )
 
     async def round(self) -> int:
         """Look at every claim that is due once; return how many those were."""
         due = 0
         for keys, lease in zip(self._inventory.keys, self._leases, strict=True):
-            now_ms = await self._now_ms(keys)
+            now_ms = (await read_times(self._inventory.store, keys)).now_ms
             found = await self._inventory.dispatcher.read(
                 "ZRANGEBYSCORE", keys.claiming, "-inf", now_ms, "LIMIT", 0, MAX_DUE
             )
@@ -87,11 +80,3 @@ class ClaimDriver:
             # Of a store that is away this raises, and the round is over.
             again = ("ZADD", keys.claiming, "XX", now_ms + again_ms, member)
             await self._inventory.store.read([again])
-
-    async def _now_ms(self, keys: PartitionKeys) -> int:
-        """Return the time as the scripts of a partition have it, in ms."""
-        clock, high_water = await self._inventory.store.read(
-            [("TIME",), ("HGET", keys.meta, "clock_ms")]
-        )
-        seconds, microseconds = (int(part) for part in clock)
-        return max(seconds * 1000 + microseconds // 1000, int(high_water or 0))

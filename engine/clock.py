@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -56,3 +56,21 @@ async def clock_ms(store: Store, keys: PartitionKeys) -> int:
     reply = await store.call(script("due"), (keys.holds, keys.meta), 0)
     now_ms, _, _ = msgspec.msgpack.decode(reply, type=tuple[int, int, list[str]])
     return now_ms
+
+
+class Times(NamedTuple):
+    """Two times in ms since 1970: a server's clock, and what the scripts of a partition go by.
+
+    The second never goes back; see `lua/lib/group.lua`.
+    """
+
+    clock_ms: int
+    now_ms: int
+
+
+async def read_times(store: Store, keys: PartitionKeys) -> Times:
+    """Read the time of a partition, and of the server that holds it."""
+    clock, high_water = await store.read([("TIME",), ("HGET", keys.meta, "clock_ms")])
+    seconds, microseconds = (int(part) for part in clock)
+    clock_ms = seconds * 1000 + microseconds // 1000
+    return Times(clock_ms, max(clock_ms, int(high_water or 0)))

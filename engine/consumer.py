@@ -10,10 +10,7 @@ Of the processes that consume under one name, one works at a time and the others
 """
 
 import asyncio
-import os
 import re
-import secrets
-import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +24,7 @@ from engine.event_making import events_of
 from engine.events import AnyEvent
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, parse_location_member
-from engine.leases import LEASE_TTL_MS, Lease
+from engine.leases import LEASE_TTL_MS, Lease, new_owner
 from engine.ledger import Operation, row_after
 from engine.limits import MAX_PAGE
 from engine.model import Row
@@ -267,8 +264,7 @@ class Consumer:
         self._name = name
         self._handler = handler
         self._start = start
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._lease = Lease(self._store, inventory.keys[0], f"reader.{name}", owner=owner)
+        self._lease = Lease(self._store, inventory.keys[0], f"reader.{name}", owner=new_owner())
         self._cursors: dict[int, Cursor] = {}
         self._noted: dict[int, Cursor] = {}
         self._lost = asyncio.Event()

@@ -1,8 +1,11 @@
 """Leases: one owner a background job and partition, fenced by a number that only rises."""
 
 import asyncio
+import os
+import secrets
+import socket
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from typing import Final, Protocol, TypeVar
 
 from engine.scripts import script
@@ -55,6 +58,19 @@ class Lease:
         if self.fence:
             await self._store.call(script("lease"), (self.key,), self._owner, 0)
             self.fence = 0
+
+
+def new_owner() -> str:
+    """Return a name that no other owner has, which tells the machine and process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+
+def leases_of(
+    store: Store, partitions: Iterable[LeaseKeys], job: str, *, owner: str = ""
+) -> list[Lease]:
+    """Name a job in each partition, for an owner of its own unless one is told."""
+    owner = owner or new_owner()
+    return [Lease(store, keys, job, owner=owner) for keys in partitions]
 
 
 async def under(lease: Lease, work: Awaitable[Made]) -> Made | None:

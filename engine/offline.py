@@ -6,9 +6,6 @@ by the merchant's policy), until the source is heard of again and its sequence i
 """
 
 import asyncio
-import os
-import secrets
-import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -22,7 +19,7 @@ from engine.estimator import Rate, buffer_units
 from engine.feeds import Feeds, Source, SourceState
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, parse_location_member
-from engine.leases import Lease
+from engine.leases import leases_of
 from engine.ledger import MOVEMENTS, Entry, read_entries, reader_place, units_of
 from engine.limits import MAX_TOTAL
 from engine.model import MovementType
@@ -84,14 +81,13 @@ class OfflineKeeper:
         self._store = inventory.store
         self._feeds = feeds
         self._dispatch = inventory.dispatcher
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._leases = [
-            Lease(inventory.store, keys, "offline", owner=owner) for keys in inventory.keys
-        ]
+        self._leases = leases_of(inventory.store, inventory.keys, "offline")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; outages of the store are waited out."""
-        await in_rounds("offline keeper", self.round, stop, pause_seconds=POLL_SECONDS)
+        await in_rounds(
+            "offline keeper", self.round, stop, pause_seconds=POLL_SECONDS, leases=self._leases
+        )
 
     async def round(self, *, now_ms: int | None = None) -> int:
         """Look at every location with sources; return how many rows hold back another number.

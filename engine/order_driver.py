@@ -5,17 +5,15 @@ take may be taken twice.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from typing import Final
-from uuid import uuid4
 
 import structlog
 
-from engine.clock import ClockGuard
+from engine.clock import ClockGuard, read_times
 from engine.inventory import Inventory
-from engine.leases import Lease
+from engine.leases import leases_of
 from engine.metrics import ORDERS_WAITING, ORDERS_WAITING_SECONDS
 from engine.order_records import GRACE_MS, RECHECK_MS, Order, OrderKind, OrderState
 from engine.orders import Orders
@@ -52,25 +50,19 @@ class OrderDriver:
         self._clock = ClockGuard()
         self._may_expire = True
         self._waiting = _Waiting(monotonic)
-        owner = f"{os.uname().nodename}:{os.getpid()}:{uuid4().hex[:8]}"
-        self._leases = [Lease(inventory.store, k, "orders", owner=owner) for k in inventory.keys]
+        self._leases = leases_of(inventory.store, inventory.keys, "orders")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Drive once a second until `stop` is set."""
-        try:
-            await in_rounds("orders", self.round, stop, pause_seconds=ROUND_SECONDS)
-        finally:
-            for lease in self._leases:
-                try:
-                    await lease.give_up()
-                except HoldfastError:
-                    break
+        await in_rounds(
+            "orders", self.round, stop, pause_seconds=ROUND_SECONDS, leases=self._leases
+        )
 
     async def round(self) -> int:
         """Look at every record that is due once; return how many those were."""
         due = 0
         for keys, lease in zip(self._inventory.keys, self._leases, strict=True):
-            clock_ms, now_ms = await self._times(keys.meta)
+            clock_ms, now_ms = await read_times(self._inventory.store, keys)
             # As with holds: a store whose clock jumped must not empty the shop of its orders.
             self._may_expire = self._clock.accept(clock_ms)
             found = await self._inventory.order_records.due(
@@ -117,15 +109,6 @@ class OrderDriver:
             now = await self._orders.look_again(order, actor=ACTOR)
             if now == order:
                 await records.put_off(order.id, now_ms + RECHECK_MS)
-
-    async def _times(self, meta: str) -> tuple[int, int]:
-        """Return the server's clock, and the time as the scripts of a partition have it, in ms."""
-        clock, high_water = await self._inventory.store.read(
-            [("TIME",), ("HGET", meta, "clock_ms")]
-        )
-        seconds, microseconds = (int(part) for part in clock)
-        clock_ms = seconds * 1000 + microseconds // 1000
-        return clock_ms, max(clock_ms, int(high_water or 0))
 
 
 class _Waiting:

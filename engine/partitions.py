@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from engine.claims import Claiming
+from engine.clock import read_times
 from engine.dispatch import Dispatcher
 from engine.keys import (
     MAX_PARTITIONS,
@@ -90,7 +91,4 @@ class Partitions:
 
     async def now_ms(self, location: tuple[str, str]) -> int:
         """Return the time as the scripts of a merchant's location have it, in ms since 1970."""
-        meta = self.keys_of(*location).meta
-        clock, high_water = await self.store.read([("TIME",), ("HGET", meta, "clock_ms")])
-        seconds, microseconds = (int(part) for part in clock)
-        return max(seconds * 1000 + microseconds // 1000, int(high_water or 0))
+        return (await read_times(self.store, self.keys_of(*location))).now_ms

@@ -1,10 +1,11 @@
 """Background work that goes on in rounds until it is told to stop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import structlog
 
+from engine.leases import Lease
 from engine.outcomes import HoldfastError
 
 log = structlog.get_logger("engine.rounds")
@@ -16,11 +17,25 @@ async def in_rounds(
     stop: asyncio.Event,
     *,
     pause_seconds: float,
+    leases: Iterable[Lease] = (),
 ) -> None:
-    """Do the work every `pause_seconds` until `stop` is set.
+    """Do the work every `pause_seconds` until `stop` is set, and give up its leases then.
 
     What the store refuses or does not answer is waited out, and logged once a time.
     """
+    try:
+        await _repeat(name, work, stop, pause_seconds)
+    finally:
+        for lease in leases:
+            try:
+                await lease.give_up()
+            except HoldfastError:
+                break
+
+
+async def _repeat(
+    name: str, work: Callable[[], Awaitable[object]], stop: asyncio.Event, pause_seconds: float
+) -> None:
     told = False
     while not stop.is_set():
         try:

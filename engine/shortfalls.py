@@ -9,9 +9,6 @@ promises put on record whose day cannot be kept any more.
 """
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -22,7 +19,7 @@ from engine.backorders import Fillable
 from engine.dispatch import Command
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, digest, partition_of
-from engine.leases import Lease
+from engine.leases import leases_of
 from engine.ledger import MOVEMENTS, Operation, OperationKind, read_entries, reader_place
 from engine.limits import MAX_PAGE
 from engine.model import Reservation, ReservationState
@@ -210,14 +207,13 @@ class ShortfallKeeper:
         self._shortfalls = Shortfalls(inventory)
         self._policies = Policies(inventory.store)
         self._dispatch = inventory.dispatcher
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._leases = [
-            Lease(inventory.store, keys, "shortfalls", owner=owner) for keys in inventory.keys
-        ]
+        self._leases = leases_of(inventory.store, inventory.keys, "shortfalls")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; outages of the store are waited out."""
-        await in_rounds("shortfall keeper", self.round, stop, pause_seconds=POLL_SECONDS)
+        await in_rounds(
+            "shortfall keeper", self.round, stop, pause_seconds=POLL_SECONDS, leases=self._leases
+        )
 
     async def round(self) -> int:
         """Read what is new in every partition; return how many operations were put on record.

@@ -16,7 +16,7 @@ from engine.limits import (
 )
 from engine.model import time_text
 from engine.order_records import OrderState, PartState, WantedLine
-from engine.order_requests import Options
+from engine.order_requests import Options, options_of
 from engine.orders import OrderResult, Orders
 from engine.places import MAX_PRIORITY, Place, Places
 from engine.sourcing import Strategy
@@ -180,6 +180,7 @@ class Order(msgspec.Struct, frozen=True):
     `parts` are those that count; one that was refused, or that a later plan did without, is left
     out. `missing` are units that no part brings any more: of a short pick, or of a part that was
     released by its own id. `settled` is false while something is still to be done to the parts.
+    `by` is the day that was asked for, if one was.
     """
 
     id: str
@@ -197,6 +198,7 @@ class Order(msgspec.Struct, frozen=True):
     expires_at: Time | None
     confirmed_at: Time | None
     ended_at: Time | None
+    by: str | UnsetType = UNSET
 
 
 class OrderPage(Page[Order], frozen=True):
@@ -401,6 +403,7 @@ def order(found: order_records.Order) -> Order:
         time_text(found.expires_at_ms) if found.state.is_undecided else None,
         _optional(found.confirmed_at_ms),
         _optional(found.ended_at_ms),
+        options_of(body).by or UNSET,
     )
 
 

@@ -6,9 +6,6 @@ another endpoint. Any number of these workers may run on a store.
 """
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -22,6 +19,7 @@ from engine.event_making import events_of
 from engine.events import AnyEvent, EventType, StockEvent
 from engine.inventory import Inventory
 from engine.keys import encode
+from engine.leases import new_owner
 from engine.outbox import MAX_EVENTS_A_CALL, NewEvent, Outbox
 from engine.webhooks import EndpointBook, EndpointStatus, WebhookEndpoint, Webhooks
 from gateway.delivery import SCHEDULE_SECONDS, Deliveries
@@ -50,9 +48,12 @@ class WebhookWorker:
         self._inventory = inventory
         self._egress = Egress(loopback=loopback)
         book = EndpointBook(inventory.store)
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._deliveries = Deliveries(
-            inventory.store, self._egress, book, owner=owner, schedule_seconds=schedule_seconds
+            inventory.store,
+            self._egress,
+            book,
+            owner=new_owner(),
+            schedule_seconds=schedule_seconds,
         )
         self._intake = Intake(inventory, book, queued=self._deliveries.wake)
 

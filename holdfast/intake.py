@@ -7,9 +7,6 @@ found to be a duplicate. What cannot be taken is set aside with its text, and th
 """
 
 import asyncio
-import os
-import secrets
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -21,7 +18,7 @@ from redis.exceptions import RedisError
 from engine.feeds import FeedEvent, Feeds, Taken, Verdict
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys
-from engine.leases import Lease
+from engine.leases import leases_of
 from engine.limits import MAX_BATCH_EVENTS
 from engine.outcomes import (
     HoldfastError,
@@ -85,8 +82,7 @@ class Intake:
         self._store = inventory.store
         self._keys = inventory.keys
         self._feeds = feeds
-        owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._leases = [Lease(self._store, keys, "intake", owner=owner) for keys in self._keys]
+        self._leases = leases_of(self._store, self._keys, "intake")
         self._grouped: set[int] = set()
         self._told = False
 

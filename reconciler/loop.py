@@ -5,9 +5,6 @@ an archive that is down stops neither the audit nor the alarm that the store's m
 """
 
 import asyncio
-import os
-import secrets
-import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -22,7 +19,7 @@ from engine.clock import clock_ms
 from engine.feed_watch import FeedWatch
 from engine.feeds import Feeds
 from engine.inventory import Inventory
-from engine.leases import Lease
+from engine.leases import leases_of, new_owner
 from engine.outcomes import HoldfastError
 from engine.servers import read_servers
 from engine.upkeep import Alarm, UpkeepStatus, write_upkeep
@@ -88,12 +85,12 @@ class Reconciler:
         self._store = inventory.store
         self._settings = settings
         self._policy = policy or SnapshotPolicy()
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._owner = new_owner()
         self._archive: Archive | None = None
         self._archiver: Archiver | None = None
-        self._snapshot_leases = [
-            Lease(self._store, keys, "snapshot", owner=self._owner) for keys in inventory.keys
-        ]
+        self._snapshot_leases = leases_of(
+            self._store, inventory.keys, "snapshot", owner=self._owner
+        )
         self._audit = ContinuousAudit(
             inventory,
             self._open_for_audit,

@@ -643,6 +643,7 @@ async def test_what_a_part_serves_and_is_still_to_come_is_shown_with_who_is_late
     await expect(part).to_contain_text("2 × tea (2 part of 1 × box)", timeout=WAIT_MS)
     await expect(part).to_contain_text("2 not here yet, promised by 2026-12-10")
     await expect(page.locator("[data-tile=waiting]")).to_contain_text("2promised before")
+    await expect(page.locator("[data-tile=by]")).to_contain_text("2026-12-24")
     await site.send("PUT", supply, {"expected_on": "2026-12-30", "quantity": 5})
     await expect(part).to_contain_text("late expected on 2026-12-30", timeout=WAIT_MS)
     await expect(page.locator("[data-tile=waiting]")).to_contain_text("2 of them late")

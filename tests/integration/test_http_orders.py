@@ -61,7 +61,9 @@ async def test_an_order_by_a_day_says_when_its_units_come(shelf: Shelf) -> None:
     await shelf.client.put(announced, json=day, headers=shelf.key())
     body = {"lines": [{"sku": "tea", "quantity": 3}], "by": "2026-12-08"}
     placed = await shelf.client.post(path, json=body, headers=shelf.key())
-    (part,) = placed.json()["parts"]
+    order = placed.json()
+    assert order["by"] == "2026-12-08"
+    (part,) = order["parts"]
     (line,) = part["lines"]
     assert (line["backordered"], line["promised_by"], line["expected_on"]) == (
         3,

@@ -60,7 +60,7 @@ export async function openOrder(root, context, id) {
         declined: "The substitutes are given back, and the order is planned anew without them; it fails where nothing else can be had." }),
       h("section", { class: "card" }, h("dl", { class: "tiles" },
         tile("Parts", count(one.parts.length)), tile("Units", count(one.lines.reduce((sum, line) => sum + line.quantity, 0))),
-        one.by && tile("By", one.by, { note: "the day that was asked for" }),
+        one.by && tile("By", one.by, { id: "by", note: "the day that was asked for" }),
         waiting > 0 && tile("Not here yet", count(waiting), { id: "waiting", kind: late > 0 ? "bad" : "",
           note: late > 0 ? `${count(late)} of them late` : "promised before they come" }),
         tile("Made", when(one.created_at)), one.expires_at && tile("Time is up", when(one.expires_at))),
