@@ -1,11 +1,12 @@
 """The availability index over HTTP: search, and the items that give SKUs their titles."""
 
 from functools import partial
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
 from engine.keys import digest
+from engine.limits import MAX_TOTAL
 from engine.outcomes import InvalidCommand
 from engine.validation import check_id
 from gateway import search_wire as wire
@@ -21,7 +22,10 @@ QUERY = ("q", "sku", "location", "stock", "sort", "limit", "cursor")
 
 _places: Final[dict[Sort, msgspec.json.Decoder[Place]]] = {
     Sort.SKU: msgspec.json.Decoder[Place](tuple[str, str]),
-    Sort.BACKORDERED: msgspec.json.Decoder[Place](tuple[int, str, str]),
+    # A database has no whole numbers beyond 64 bits, and a cursor is anybody's.
+    Sort.BACKORDERED: msgspec.json.Decoder[Place](
+        tuple[Annotated[int, msgspec.Meta(ge=0, le=MAX_TOTAL)], str, str]
+    ),
 }
 
 

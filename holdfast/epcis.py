@@ -17,8 +17,13 @@ from urllib.parse import unquote
 
 import msgspec
 
+from engine.limits import MAX_QUANTITY
+
 MAX_EVENTS: Final = 100_000
 """Of one document, which is held in memory."""
+
+MAX_NAME_CHARACTERS: Final = 1_000
+"""Of a class, an item or a transaction."""
 
 _STEPS: Final = {
     "receiving": "receipt",
@@ -59,9 +64,11 @@ _QUANTITY: Final = frozenset({"epcClass", "quantity"})
 _TRANSACTION: Final = frozenset({"type", "bizTransaction"})
 _DECLARATION: Final = frozenset({"declarationTime", "reason", "correctiveEventIDs"})
 
-_DIGITAL_LINK = re.compile(r"https?://[^/]+(?:/[^/]+)*?/01/(\d{14})(?:/.*)?")
-_PARTYS_NUMBER = re.compile(r"urn:epcglobal:cbv:bt:\d{13}:(.+)")
-_URN = re.compile(r"urn:epc:(?:id|idpat|class):(?:sgtin|lgtin):(\d{6,12})\.(\d)(\d{0,6})\..+")
+_DIGITAL_LINK = re.compile(r"https?://[^/]+(?:/[^/]+)*?/01/([0-9]{14})(?:/.*)?")
+_PARTYS_NUMBER = re.compile(r"urn:epcglobal:cbv:bt:[0-9]{13}:(.+)")
+_URN = re.compile(
+    r"urn:epc:(?:id|idpat|class):(?:sgtin|lgtin):([0-9]{6,12})\.([0-9])([0-9]{0,6})\..+"
+)
 
 
 class EpcisRefused(Exception):
@@ -155,19 +162,30 @@ def _supply(event: Mapping[str, Any], types: Sequence[str], place: str) -> str:
     for number, one in enumerate(_list(event, "bizTransactionList", place)):
         where = f"{place}/bizTransactionList/{number}"
         _only(one, _TRANSACTION, where)
-        name = str(one.get("type", ""))
+        name = one.get("type", "")
+        if not isinstance(name, str):
+            raise EpcisRefused(f"{where}/type", "must be the type of a business transaction")
         for prefix in _TRANSACTION_PREFIXES:
             name = name.removeprefix(prefix)
-        found.setdefault(name, []).append(_text(one, "bizTransaction", where))
+        found.setdefault(name, []).append(_transaction(one, where))
     for name in types:
         named = list(dict.fromkeys(found.get(name, ())))
         if len(named) > 1:
             why = f"names {len(named)} of type {name}, and what comes is of one supply"
             raise EpcisRefused(f"{place}/bizTransactionList", why)
         if named:
-            own = _PARTYS_NUMBER.fullmatch(named[0])
-            return named[0] if own is None else unquote(own[1])
+            return named[0]
     return ""
+
+
+def _transaction(one: Mapping[str, Any], place: str) -> str:
+    name = _text(one, "bizTransaction", place)
+    own = None if len(name) > MAX_NAME_CHARACTERS else _PARTYS_NUMBER.fullmatch(name)
+    named = name if own is None else unquote(own[1])
+    if len(name) > MAX_NAME_CHARACTERS or not named.isprintable():
+        why = f"must have at most {MAX_NAME_CHARACTERS} characters, all of them printable"
+        raise EpcisRefused(f"{place}/bizTransaction", why)
+    return named
 
 
 def _moment(event: Mapping[str, Any], place: str) -> str:
@@ -193,8 +211,14 @@ def _units(event: Mapping[str, Any], place: str) -> dict[str, int]:
         _only(one, _QUANTITY, where)
         sku = _gtin(one.get("epcClass"), f"{where}/epcClass")
         quantity = one.get("quantity")
-        if not isinstance(quantity, int | float) or quantity != int(quantity) or quantity < 0:
-            raise EpcisRefused(f"{where}/quantity", "must be a whole number of units")
+        if (
+            isinstance(quantity, bool)
+            or not isinstance(quantity, int | float)
+            or not 0 <= quantity <= MAX_QUANTITY
+            or quantity != int(quantity)
+        ):
+            why = f"must be a whole number of units, at most {MAX_QUANTITY}"
+            raise EpcisRefused(f"{where}/quantity", why)
         units[sku] = units.get(sku, 0) + int(quantity)
     if not units:
         raise EpcisRefused(place, "names no units: neither epcList nor quantityList")
@@ -203,7 +227,8 @@ def _units(event: Mapping[str, Any], place: str) -> dict[str, int]:
 
 def _gtin(name: Any, place: str) -> str:
     """Return the GTIN of 14 digits that a class or an item is of."""
-    text = str(name)
+    # A pattern that does not fit is tried from every place, so no text may be long.
+    text = name if isinstance(name, str) and len(name) <= MAX_NAME_CHARACTERS else ""
     link = _DIGITAL_LINK.fullmatch(text)
     if link is not None:
         return link[1]

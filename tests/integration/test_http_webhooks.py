@@ -1,15 +1,17 @@
 """Webhook endpoints, items and search over HTTP."""
 
+import json
 from typing import Any
 
 import httpx
 import pytest
 
 from engine import webhooks as records
-from engine.keys import WEBHOOKS_KEY
+from engine.keys import WEBHOOKS_KEY, digest
 from engine.leases import Lease
 from engine.outbox import Attempt, NewEvent, Outbox
 from engine.webhooks import MAX_ENDPOINTS_OF_A_MERCHANT, Webhooks
+from gateway.paging import cursor
 from projection import follower
 from projection.database import open_database
 from tests.gateways import Api, Shelf, assert_problem
@@ -217,6 +219,12 @@ async def test_items_are_described_and_rows_are_found_by_them(api: Api, shelf: S
     assert_problem(other, 400, "invalid_request")
     owing = {"sort": "-backordered", "stock": "backordered"}
     assert await found(**owing) == []
+    merchant = shelf.merchant_path.rpartition("/")[2]
+    listing = ("search", digest(merchant, "", "", "", "backordered", "-backordered"))
+    for units, status in ((7, 200), (10**20, 400), (-1, 400)):
+        forged = owing | {"cursor": cursor(listing, json.dumps([units, "berlin", "mug"])) or ""}
+        answer = await shelf.client.get(f"{path}/search", params=forged)
+        assert answer.status_code == status, units
     for query in (
         {"sort": "-backordered"},
         {"sort": "-backordered", "stock": "in"},

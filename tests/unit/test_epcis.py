@@ -111,6 +111,16 @@ def test_an_error_takes_back_what_the_event_did() -> None:
     assert received["reason"] == "EPCIS error: incorrect_data"
 
 
+def quantities(quantity: Any) -> dict[str, Any]:
+    """Return a list of one class in such a quantity."""
+    return {"quantityList": [{"epcClass": LINK, "quantity": quantity}]}
+
+
+def transaction(**fields: Any) -> dict[str, Any]:
+    """Return a list of one business transaction."""
+    return {"bizTransactionList": [{"type": "po", "bizTransaction": PO, **fields}]}
+
+
 @pytest.mark.parametrize(
     ("fields", "pointer"),
     [
@@ -122,7 +132,7 @@ def test_an_error_takes_back_what_the_event_did() -> None:
         ({"ilmd": {}}, "/ilmd"),
         ({"acme/a~b": 1}, "/acme~1a~0b"),
         ({"epcList": ["urn:epc:id:sscc:1.2"], "quantityList": []}, "/epcList/0"),
-        ({"quantityList": [{"epcClass": LINK, "quantity": 1.5}]}, "/quantityList/0/quantity"),
+        (quantities(1.5), "/quantityList/0/quantity"),
         (
             {"quantityList": [{"epcClass": LINK, "quantity": 5, "uom": "KGM"}]},
             "/quantityList/0/uom",
@@ -132,6 +142,17 @@ def test_an_error_takes_back_what_the_event_did() -> None:
         ({"errorDeclaration": {"why": 1}}, "/errorDeclaration/why"),
         ({"bizTransactionList": ["po"]}, "/bizTransactionList/0"),
         ({"bizTransactionList": [{"type": "po"}]}, "/bizTransactionList/0/bizTransaction"),
+        (transaction(type=["po"]), "/bizTransactionList/0/type"),
+        (transaction(bizTransaction="x" * 1_001), "/bizTransactionList/0/bizTransaction"),
+        (
+            transaction(bizTransaction="urn:epcglobal:cbv:bt:5200001000008:a%0Ab"),
+            "/bizTransactionList/0/bizTransaction",
+        ),
+        (quantities(True), "/quantityList/0/quantity"),
+        (quantities(10**9 + 1), "/quantityList/0/quantity"),
+        (quantities(-1), "/quantityList/0/quantity"),
+        ({"epcList": ["https://id.gs1.org/01/٠٩٥٢١٥٦٨٢٥١٢٠٤"]}, "/epcList/0"),
+        ({"epcList": ["https://id.gs1.org" + "/01/09521568251204" * 2_000 + "\n"]}, "/epcList/0"),
         (
             {"bizTransactionList": [{"type": "po", "bizTransaction": f"urn:x:{n}"} for n in "12"]},
             "/bizTransactionList",
