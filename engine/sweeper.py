@@ -30,12 +30,16 @@ log = structlog.get_logger()
 
 
 class SweeperStatus(msgspec.Struct, frozen=True):
-    """What the sweeper last did, as it tells in the store."""
+    """What the sweeper last did, as it tells in the store.
+
+    `staying` holds are due and cannot be taken back.
+    """
 
     state: str
     """`running`, or `halted` while the store's clock is off."""
     clock_jump_ms: int
     expired_total: int
+    staying: int = 0
 
 
 class Sweeper:
@@ -46,6 +50,7 @@ class Sweeper:
         self._inventory = inventory
         self._expired_total = 0
         self._clock_jump_ms = 0
+        self._staying = 0
         self._told_at_ms = 0.0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -75,6 +80,7 @@ class Sweeper:
         )
         expired = sum(result.expired for result in found)
         self._expired_total += expired
+        self._staying = sum(result.staying for result in found)
         self._note_clock(max((result.clock_jump_ms for result in found), key=abs, default=0))
         return expired
 
@@ -86,7 +92,7 @@ class Sweeper:
             expired += result.expired
             if not result.remaining or result.expired == 0:
                 break
-        return DueHolds(expired, result.remaining, result.clock_jump_ms)
+        return msgspec.structs.replace(result, expired=expired)
 
     def _note_clock(self, jump_ms: int) -> None:
         if jump_ms and not self._clock_jump_ms:
@@ -110,6 +116,7 @@ class Sweeper:
             "halted" if self._clock_jump_ms else "running",
             self._clock_jump_ms,
             self._expired_total,
+            self._staying,
         )
         store = self._inventory.store
         started = time.perf_counter()
@@ -139,4 +146,7 @@ async def sweep_warnings(store: Store) -> list[str]:
     if status.clock_jump_ms:
         warning = f"the store's clock is off by {status.clock_jump_ms} ms; no hold is expired"
         return [f"clock_jumped: {warning}"]
+    if status.staying:
+        warning = f"{status.staying} holds are due and cannot be taken back; the log says why"
+        return [f"holds_staying: {warning}"]
     return []

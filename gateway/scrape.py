@@ -302,6 +302,11 @@ def _background(figures: Figures) -> Iterator[Metric]:
             "By how much the store's clock is off; 0 while it is trusted.",
             _one(sweeper.clock_jump_ms / 1000),
         )
+        yield _gauge(
+            "holdfast_holds_staying",
+            "Holds that are due and cannot be taken back.",
+            _one(sweeper.staying),
+        )
     if upkeep is None:
         return
     feeds = upkeep.feeds

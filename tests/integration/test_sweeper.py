@@ -8,11 +8,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from engine.clock import TOLERANCE_MS, ClockGuard
+from engine.expiry import PUT_OFF_SECONDS
 from engine.inventory import Inventory
+from engine.limits import MAX_GROUP_COMMANDS
 from engine.model import Line, Movement, MovementType, ReservationState
 from engine.order_records import WantedLine
 from engine.orders import Orders
-from engine.store import StoreSettings
+from engine.store import StoreSettings, pairs
 from engine.sweeper import Sweeper, sweep_warnings
 from tests.stores import MakeStore, set_up
 
@@ -101,11 +103,66 @@ async def test_a_damaged_order_keeps_no_other_hold_from_being_taken_back(
         await until(is_back)
         await sweeper.sweep()
     assert await state_of(inventory, merchant, part.reservation) == "held"
-    named = [one["reservation"] for one in logged if one["event"] == "a hold is damaged"]
+    named = [one["reservation"] for one in logged if one["event"] == "a hold stays"]
     assert named == [part.reservation]
     # Whoever looks into it can still give its units back.
     await inventory.release(merchant, part.reservation, reason="damaged", actor="test")
     assert await state_of(inventory, merchant, part.reservation) == "released"
+
+
+async def test_however_many_holds_stay_the_others_are_taken_back(
+    inventory: Inventory, merchant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = MAX_GROUP_COMMANDS + 2
+    await inventory.move_many(
+        merchant,
+        [
+            Movement(key=sku, location="here", type=MovementType.RECEIVE, sku=sku, quantity=count)
+            for sku in ("bad", "sane")
+        ],
+        actor="test",
+    )
+
+    async def hold_one(sku: str, key: str) -> str:
+        held = await inventory.reserve(
+            merchant, "here", [Line(sku, 1)], key=key, ttl_ms=1_000, actor="test"
+        )
+        return held.reservation.id
+
+    staying = await asyncio.gather(*(hold_one("bad", f"bad-{n}") for n in range(count)))
+    sane = await hold_one("sane", "sane")
+    keys = inventory.keys_of(merchant, "here")
+    row = keys.stock(merchant, "here", "bad")
+    # And one that the index names although it is not there.
+    lost = "rsv_0_" + "0" * 24
+    (kept,) = await inventory.store.read([("HGETALL", row)])
+    await inventory.store.read([("SET", row, "x"), ("ZADD", keys.holds, 1, lost)])
+    now = [0.0]
+    monkeypatch.setattr(inventory._expiry, "_monotonic", lambda: now[0])
+    sweeper = Sweeper(inventory)
+
+    async def is_back() -> bool:
+        await sweeper.sweep()
+        return await state_of(inventory, merchant, sane) == "expired"
+
+    await until(is_back)
+    assert await sweeper.sweep() == 0
+    await sweeper._tell()
+    (warning,) = await sweep_warnings(inventory.store)
+    assert warning.startswith(f"holds_staying: {count + 1} holds")
+
+    # Once they are mended they come back like any other, a little later.
+    fields = [part for pair in pairs(kept) for part in pair]
+    await inventory.store.read([("DEL", row), ("ZREM", keys.holds, lost)])
+    await inventory.store.read([("HSET", row, *fields)])
+    assert await sweeper.sweep() == 0
+    now[0] += PUT_OFF_SECONDS
+    while await sweeper.sweep():
+        pass
+    assert {await state_of(inventory, merchant, the_id) for the_id in staying} == {"expired"}
+    sweeper._told_at_ms = 0.0
+    await sweeper._tell()
+    assert not await sweep_warnings(inventory.store)
 
 
 @pytest.mark.parametrize("jump_ms", [-3_600_000, 25 * 3_600_000])
