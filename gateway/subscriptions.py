@@ -1,9 +1,9 @@
 """Who listens, to what, and what still has to be told to each.
 
 A reader that keeps up is told everything. Of one that is slow a subscription keeps the latest of
-each thing only: the row as it is now, not all that it was in between. So a slow reader costs a
-bounded amount of memory and catches up at once, and one that falls too far behind is cut off and
-told why.
+each thing only: the row as it is now, not all that it was in between. Of what tells of units that
+came it keeps each. So a slow reader costs a bounded amount of memory and catches up at once, and
+one that falls too far behind is cut off and told why.
 
 The *position* that goes with a delivery names a place in all partitions: every event before
 `base_ms`, and of the partitions that it lists those up to an entry, too. Whoever comes back with it
@@ -186,7 +186,10 @@ class Told:
 
 
 def _key_of(event: AnyEvent) -> tuple[str, ...]:
-    """Return what an event is the latest of: a row, a crossing of it, a reservation, a place."""
+    """Return what an event is the latest of: a row, a crossing of it, a reservation, a place.
+
+    Of what turns to and fro without a version to tell the newer by, both ways are one thing.
+    """
     data = event.data
     if isinstance(data, ReservationData):
         return ("reservation", data.reservation)
@@ -194,10 +197,13 @@ def _key_of(event: AnyEvent) -> tuple[str, ...]:
         return ("location", data.location)
     if isinstance(data, OrderData):
         return ("order", data.order)
-    if isinstance(data, BackorderData | PromiseData):
-        return (event.type_name, data.reservation, data.sku)
-    if isinstance(data, SupplyData):
-        return (event.type_name, data.location, data.sku, data.supply)
+    if isinstance(data, PromiseData):
+        return ("promise", data.reservation, data.sku)
+    if isinstance(data, ShortfallData):
+        return ("shortfall", data.location, data.sku)
+    if isinstance(data, BackorderData | SupplyData):
+        # A later one does not count the units of those before it.
+        return ("units", event.id)
     return (event.type_name, data.location, data.sku)
 
 

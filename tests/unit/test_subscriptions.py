@@ -1,6 +1,8 @@
 """What waits for a reader: the latest of each thing, bounded, and where the reader stands."""
 
 import time
+from itertools import count
+from typing import Any
 
 import pytest
 
@@ -75,6 +77,40 @@ def test_crossings_stand_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None
     )
     names = [delivery.told.event.type_name for delivery in subscription.take(9, EDGE)]
     assert names == ["stock.changed", "stock.out", "stock.back"]
+
+
+def happened(number: int, kind: OperationKind, *detail: Any) -> list[Told]:
+    operation = Operation(kind, "r-1", "acme", "leeds", "me", "", (), detail)
+    place = Place(2_000, number)
+    events = events_of(operation, sequence=number, at_ms=place.at_ms, partition=0)
+    return [Told(event, 0, place) for event in events]
+
+
+def test_a_slow_reader_is_told_last_what_is_so_now_and_of_all_units_that_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.subscriptions.CONFLATE_FROM", 1)
+    subscription = Subscription(ALL, EDGE)
+    numbers = count()
+    for came, day in enumerate(("2026-12-10", "2026-12-08", "2026-12-11"), start=1):
+        missing = came % 2
+        delivery = ("receive", came, "", "", "till", 1, True, 0, "tea", f"event-{came}", 0)
+        unknown = ("superseded", "supply_not_found", "", (), "po-l")
+        offer(
+            subscription,
+            happened(next(numbers), OperationKind.SLIP, "tea", 2, "2026-12-08", day),
+            happened(next(numbers), OperationKind.SHORTFALL, "tea", missing, 1, "sale", ()),
+            happened(next(numbers), OperationKind.FILL, "tea", came, 6 - came),
+            happened(next(numbers), OperationKind.FEED, *delivery, *unknown),
+        )
+    found: dict[str, list[Any]] = {}
+    for one in subscription.take(99, EDGE):
+        found.setdefault(one.told.event.type_name, []).append(one.told.event.data)
+    assert [data.expected_on for data in found.pop("promise.slipped")] == ["2026-12-11"]
+    assert [data.units for data in found.pop("shortfall.recorded")] == [1]
+    assert [data.units for data in found.pop("backorder.filled")] == [1, 2, 3]
+    assert [data.units for data in found.pop("supply.unknown")] == [1, 2, 3]
+    assert not found
 
 
 def test_who_falls_too_far_behind_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
