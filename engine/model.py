@@ -159,10 +159,8 @@ class Row(msgspec.Struct, frozen=True):
         `queue` says of each the channel in whose pool it counts, empty for none, and how it waits.
         """
         terms = self.terms or Terms()
-        waiting = [
-            (wait.units, 0 if wait.dated else terms.unmet_minimums(channel))
-            for channel, wait in queue
-        ]
+        kept = {channel: terms.unmet_minimums(channel) for channel in {one for one, _ in queue}}
+        waiting = [(wait.units, 0 if wait.dated else kept[channel]) for channel, wait in queue]
         return served_on(self._books, terms.supplies, waiting)
 
     @property

@@ -10,9 +10,9 @@ time (earliest due date, Jackson 1955). `lua/lib/supplies.lua` is the twin of wh
 A day is text, YYYY-MM-DD: it is compared with other days only, never with a clock.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
-from operator import itemgetter
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 import msgspec
@@ -106,40 +106,32 @@ def served_on(
     the order of their turns, for how many units it waits, and how many of the free ones are
     `kept` from it. As long as these stay what they are, that is what `lua/fill.lua` does.
     """
-    runs = [
-        _Run(kept, [units for units, _ in some]) for kept, some in groupby(queue, key=itemgetter(1))
-    ]
+    turns: dict[int, deque[int]] = {}
+    for turn, (_, kept) in enumerate(queue):
+        turns.setdefault(kept, deque()).append(turn)
+    left = [units for units, _ in queue]
+    served = [LATER for _ in queue]
     coming = _coming(supplies)
     for day in ("", *sorted(coming)):
         unreserved += coming.get(day, 0)
-        for run in runs:
-            unreserved -= run.give(max(0, unreserved - run.kept), day)
-    return [day for run in runs for day in run.days()]
-
-
-class _Run:
-    """Those who stand one behind the other and have as many units `kept` from them."""
-
-    def __init__(self, kept: int, waiting: list[int]) -> None:
-        self.kept = kept
-        self._waiting = waiting
-        self._served: list[str] = []
-
-    def give(self, units: int, day: str) -> int:
-        """Give up to so many units to those whose turn it is; return how many were given."""
-        left = units
-        while left and len(self._served) < len(self._waiting):
-            turn = len(self._served)
-            given = min(left, self._waiting[turn])
-            left -= given
-            self._waiting[turn] -= given
-            if not self._waiting[turn]:
-                self._served.append(day)
-        return units - left
-
-    def days(self) -> list[str]:
-        """Return when each is served."""
-        return [*self._served, *[LATER] * (len(self._waiting) - len(self._served))]
+        # Of those whom as many are kept from only the first in turn: where nothing is left for one,
+        # nothing is for the others.
+        first = [(waiting[0], kept) for kept, waiting in turns.items() if waiting]
+        heapify(first)
+        while first:
+            turn, kept = heappop(first)
+            if unreserved <= kept:
+                continue
+            given = min(left[turn], unreserved - kept)
+            left[turn] -= given
+            unreserved -= given
+            if not left[turn]:
+                served[turn] = day
+                waiting = turns[kept]
+                waiting.popleft()
+                if waiting:
+                    heappush(first, (waiting[0], kept))
+    return served
 
 
 def _coming(supplies: Mapping[str, Supply]) -> dict[str, int]:

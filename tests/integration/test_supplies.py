@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import threading
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from engine.event_making import events_of
 from engine.events import PromiseRestored, PromiseSlipped, SupplyUnknown
 from engine.ledger import read_entries
-from engine.model import Line, Movement, MovementType, Pool, Promised, Reservation, Terms
+from engine.model import Line, Movement, MovementType, Pool, Promised, Reservation, Row, Terms
 from engine.outcomes import (
     IdempotencyKeyReused,
     InsufficientStock,
@@ -18,7 +20,7 @@ from engine.outcomes import (
     ShortLine,
     SupplyNotFound,
 )
-from engine.outlook import Promisable, Supply
+from engine.outlook import Promisable, Supply, Wait
 from engine.policies import PolicyPart
 from engine.shortfalls import ShortfallKeeper
 from engine.supplies import Reviewed, Supplies
@@ -395,6 +397,24 @@ async def test_what_a_crash_left_unsaid_is_said_by_the_background_process(
     assert row.terms is not None
     assert (row.terms.late, len(await events(own_shop))) == (0, 399)
     await own_shop.audit()
+
+
+async def test_a_queue_is_played_through_beside_the_event_loop(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[str] = []
+    real = Row.served_on
+
+    def served_on(row: Row, queue: Sequence[tuple[str, Wait]]) -> list[str]:
+        played.append(threading.current_thread().name)
+        return real(row, queue)
+
+    monkeypatch.setattr(Row, "served_on", served_on)
+    await shop.expect("tea", "po-1", MONDAY, 10)
+    await shop.reserve([("tea", 4)], by=MONDAY)
+    await shop.expect("tea", "po-1", FRIDAY, 10)
+    assert played
+    assert threading.current_thread().name not in played
 
 
 async def test_whom_pools_have_passed_by_makes_nobody_late(own_shop: Shop) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from typing import NamedTuple
 
-from engine.outlook import LATER, Supply, is_at_risk, promisable, served_on
+from engine.model import Pool, Row, Terms
+from engine.outlook import LATER, Supply, Wait, is_at_risk, promisable, served_on
+from tests.steps import steps
 
 DAYS = ("2026-12-07", "2026-12-08", "2026-12-11")
 
@@ -116,6 +118,14 @@ def test_who_is_served_when_is_what_arrivals_lead_to() -> None:
                 assert served_on(books, supplies, queue) == served, (books, supplies, queue)
                 found.update(served)
     assert min(found[day] for day in ("", *DAYS, LATER)) > 500
+
+
+def test_a_queue_is_gone_through_once_however_many_supplies_and_pools_there_are() -> None:
+    supplies = {f"po-{i}": Supply(f"2026-12-{1 + i % 30:02}", 10) for i in range(50)}
+    pools = {f"shop-{i}": Pool(None, i) for i in range(20)}
+    row = Row("acme", "leeds", "tea", 1, 0, 0, 0, 1, terms=Terms(0, pools, supplies=supplies))
+    queue = [(f"shop-{i % 20}", Wait(1, i, DAYS[0], dated=i % 2 == 0)) for i in range(2_000)]
+    assert steps(lambda: row.served_on(queue)) < 20 * len(queue)
 
 
 def test_in_parts_what_comes_reaches_nobody_with_a_day_later() -> None:
