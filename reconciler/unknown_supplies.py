@@ -46,34 +46,61 @@ class SupplyWatch:
 
     def __init__(self) -> None:
         """Start with nothing seen."""
-        self._arrivals: list[Arrival] = []
+        self._arrivals: dict[RowKey, list[Arrival]] = {}
+        self._remembered = 0
         self._expected: dict[RowKey, frozenset[str]] = {}
+        self._changed: set[RowKey] = set()
+        """Rows with arrivals that expect others now than when these were last looked at."""
 
     @property
     def open(self) -> list[Arrival]:
-        """The arrivals that nobody has seen to."""
-        return [
-            one
-            for one in self._arrivals
-            if not self._expected.get(one.row, frozenset()).isdisjoint(one.meant)
-        ]
+        """The arrivals that nobody has seen to, in their order."""
+        found = [one for key in self._arrivals for one in self._open_of(key)]
+        return sorted(found, key=lambda one: one.sequence)
 
     def observe(self, entry: Entry) -> None:
         """Note what an entry's operations say of supplies."""
         for sequence, operation in enumerate(entry.operations, entry.sequence):
             for change in operation.rows:
                 key = (operation.merchant, operation.location, change.sku)
-                supplies = (change.terms or {}).get("supplies")
-                if supplies:
-                    self._expected[key] = frozenset(supplies)
-                elif self._expected:
-                    self._expected.pop(key, None)
-            kind = operation.kind
-            if kind is OperationKind.FEED:
-                if operation.detail[_WHY] == Outcome.SUPPLY_NOT_FOUND:
-                    self._note(operation, sequence, entry.at_ms)
-            elif self._arrivals and kind is OperationKind.SUPPLY:
-                self._arrivals = [one for one in self._arrivals if not _settles(operation, one)]
+                supplies = (change.terms or {}).get("supplies", ())
+                if supplies or self._expected:
+                    self._expect(key, frozenset(supplies))
+                if operation.kind is OperationKind.SUPPLY and key in self._arrivals:
+                    named = operation.detail[0]
+                    self._keep(key, [one for one in self._arrivals[key] if named not in one.meant])
+            is_of_feed = operation.kind is OperationKind.FEED
+            if is_of_feed and operation.detail[_WHY] == Outcome.SUPPLY_NOT_FOUND:
+                self._note(operation, sequence, entry.at_ms)
+
+    def _expect(self, key: RowKey, supplies: frozenset[str]) -> None:
+        if supplies == self._expected.get(key, frozenset()):
+            return
+        if supplies:
+            self._expected[key] = supplies
+        else:
+            del self._expected[key]
+        if key in self._arrivals:
+            self._changed.add(key)
+
+    def _open_of(self, key: RowKey) -> list[Arrival]:
+        expected = self._expected.get(key, frozenset())
+        return [one for one in self._arrivals[key] if not expected.isdisjoint(one.meant)]
+
+    def _keep(self, key: RowKey, arrivals: list[Arrival]) -> None:
+        """Remember only these of a row."""
+        self._remembered += len(arrivals) - len(self._arrivals[key])
+        if arrivals:
+            self._arrivals[key] = arrivals
+        else:
+            del self._arrivals[key]
+            self._changed.discard(key)
+
+    def _forget(self) -> None:
+        """Forget the arrivals that somebody has seen to."""
+        for key in list(self._changed):
+            self._keep(key, self._open_of(key))
+        self._changed.clear()
 
     def _note(self, operation: Operation, sequence: int, at_ms: int) -> None:
         arrival = arrival_of(operation)
@@ -82,11 +109,14 @@ class SupplyWatch:
         sku, supply, units = arrival
         key = (operation.merchant, operation.location, sku)
         expected = self._expected.get(key)
-        if expected and len(self._arrivals) >= MAX_ARRIVALS:
-            self._arrivals = self.open
-        if not expected or len(self._arrivals) >= MAX_ARRIVALS:
+        if not expected:
             return
-        self._arrivals.append(
+        if self._remembered >= MAX_ARRIVALS:
+            self._forget()
+        if self._remembered >= MAX_ARRIVALS:
+            return
+        self._remembered += 1
+        self._arrivals.setdefault(key, []).append(
             Arrival(
                 row=key,
                 supply=supply,
@@ -109,15 +139,6 @@ def unknown_supplies(watches: Iterable[SupplyWatch], settled: Settled) -> list[F
                 continue
             arrivals.setdefault((*one.row[:2], one.supply), []).append(one)
     return [_finding(found) for found in arrivals.values()]
-
-
-def _settles(operation: Operation, arrival: Arrival) -> bool:
-    merchant, location, sku = arrival.row
-    return (
-        (operation.merchant, operation.location) == (merchant, location)
-        and any(change.sku == sku for change in operation.rows)
-        and operation.detail[0] in arrival.meant
-    )
 
 
 def _finding(arrivals: list[Arrival]) -> Finding:
