@@ -96,14 +96,26 @@ local function write(...)
   writes[#writes + 1] = {...}
 end
 
-local function is_right_already(key, version, levels)
+-- True where two values are alike, tables with all that is in them.
+local function are_alike(one, other)
+  if type(one) ~= 'table' or type(other) ~= 'table' then return one == other end
+  for name, value in pairs(one) do
+    if not are_alike(value, other[name]) then return false end
+  end
+  for name in pairs(other) do
+    if one[name] == nil then return false end
+  end
+  return true
+end
+
+local function is_right_already(key, version, levels, terms)
   if redis.call('TYPE', key)['ok'] ~= 'hash' then return false end
   local row = row_at(key)
   if row.version ~= version or row.backordered ~= (levels[BACKORDERED] or 0) then return false end
   for i = 1, #LEVELS do
     if row[LEVELS[i]] ~= levels[i] then return false end
   end
-  return true
+  return are_alike(row.terms or {}, terms or {})
 end
 
 -- Has the row's past written anew: what the ledger says, and now what the repair changes.
@@ -143,7 +155,7 @@ local function repair_row(command, first)
   if not is_integer(version, 1, MAX_VERSION) then return {'invalid', 'version'} end
   if not are_indexes(first + 1, first + 2) then return {'invalid', 'index'} end
   if changed_since(key, token, ROW_FIELDS) then
-    if is_right_already(key, version, levels) then return {'replayed', version} end
+    if is_right_already(key, version, levels, terms) then return {'replayed', version} end
     return {'version_conflict', 0}
   end
   changed[key] = true

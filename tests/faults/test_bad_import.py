@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -17,10 +17,10 @@ from engine.outcomes import HoldfastError, InsufficientOnHand, InsufficientStock
 from engine.outlook import Promisable
 from reconciler.counterfactual import Target
 from reconciler.findings import Code, Finding
-from reconciler.repair import accept
+from reconciler.repair import RepairReport, Verdict, accept, apply
 from reconciler.undo import undo_apply, undo_plan
 from tests.damage import DamagedShop, damaged_shop, only
-from tests.shop import LOCATION, new_key
+from tests.shop import LOCATION, Shop, new_key
 from tests.stores import MakeStore, eventually
 
 pytestmark = pytest.mark.faults
@@ -241,6 +241,19 @@ async def test_an_undo_reaches_into_the_archive(damaged: DamagedShop) -> None:
     await account.check()
 
 
+async def import_arrival(shop: Shop, sku: str, supply: str, units: int) -> None:
+    movement = Movement(
+        key=new_key(),
+        location=LOCATION,
+        type=MovementType.RECEIVE,
+        sku=sku,
+        quantity=units,
+        reference=IMPORT,
+        supply=supply,
+    )
+    await shop.inventory.move(shop.merchant, movement, actor="importer")
+
+
 async def test_what_an_import_took_off_supplies_is_to_come_again(damaged: DamagedShop) -> None:
     shop = damaged.shop
     await shop.receive("tea", 1)
@@ -250,16 +263,7 @@ async def test_what_an_import_took_off_supplies_is_to_come_again(damaged: Damage
     held = (await shop.reserve([("tea", 8)], by="2026-12-07")).reservation
     arrivals = [("tea", "po-1", 12), ("mug", "po-1", 3), ("mug", "po-2", 2)]
     for sku, supply, units in arrivals:
-        movement = Movement(
-            key=new_key(),
-            location=LOCATION,
-            type=MovementType.RECEIVE,
-            sku=sku,
-            quantity=units,
-            reference=IMPORT,
-            supply=supply,
-        )
-        await shop.inventory.move(shop.merchant, movement, actor="importer")
+        await import_arrival(shop, sku, supply, units)
     # What was said since is right, whatever the import did.
     await shop.arrive("mug", "po-1", 1)
     await shop.expect("mug", "po-2", "2026-12-12", 4)
@@ -291,6 +295,32 @@ async def test_what_an_import_took_off_supplies_is_to_come_again(damaged: Damage
     # What is to come again comes again.
     await shop.arrive("tea", "po-1", 10)
     assert (await shop.row("tea")).available == 3
+
+
+async def test_a_row_whose_supplies_changed_in_between_is_worked_out_again(
+    damaged: DamagedShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = damaged.shop
+    await shop.expect("tea", "po-1", "2026-12-07", 10)
+    await import_arrival(shop, "tea", "po-1", 10)
+    # Its levels are right again: only what is to come is not.
+    await shop.move(MovementType.COUNT, "tea", 1)
+
+    async def apply_late(*args: Any, **options: Any) -> RepairReport:
+        if (await shop.row("tea")).incoming == 0:
+            await shop.expect("tea", "po-2", "2026-12-09", 3)
+        return await apply(*args, **options)
+
+    monkeypatch.setattr("reconciler.undo.apply", apply_late)
+    undone = await undo_apply(
+        damaged.inventory, damaged.archive, Target(IMPORT), actor=MENDER, reason="wrong"
+    )
+
+    verdicts = [one.verdict for report in undone.rounds for one in report.applied]
+    assert verdicts == [Verdict.STALE, Verdict.DONE]
+    assert (undone.rows, undone.units_to_come, undone.unsettled) == (1, 10, ())
+    assert (await shop.row("tea")).incoming == 13
+    assert (await damaged.audit()).findings == ()
 
 
 async def test_a_row_that_was_edited_by_hand_waits_for_its_repair(damaged: DamagedShop) -> None:
