@@ -7,7 +7,7 @@
 --                  and version; deltas are its change by the ledger; found is kept in the ledger.
 --                  past is {counted at, counted by, {{at, units}, ...}} as the ledger says; terms
 --                  are false where it has none; split is its column of that name, '' to leave that
---                  as it is.
+--                  as it is, which a row that is split and gets supplies is refused.
 --   'reservation'  reservation id, token, hold, ms to keep an ended one
 --                  Keys: reservation, open index. The hash gets what hold says, the indexes follow;
 --                  hold is {state, expires_at, confirmed_at, ended_at, order_ref, picked, body,
@@ -158,12 +158,16 @@ local function repair_row(command, first)
     if is_right_already(key, version, levels, terms) then return {'replayed', version} end
     return {'version_conflict', 0}
   end
+  local is_hash = redis.call('TYPE', key)['ok'] == 'hash'
+  if split == '' and is_hash then
+    split = redis.call('HGET', key, 'split') or ''
+    -- It may have been split since it was looked at, which its token does not say.
+    local places = string.match(split, '^home %d+ [01] (%S+)')
+    if terms and terms.supplies and (places or '-') ~= '-' then return {'invalid', 'split'} end
+  end
   changed[key] = true
   -- Whatever the key held goes first, as it may be of another type.
-  local buffer = redis.call('TYPE', key)['ok'] == 'hash' and redis.call('HGET', key, 'offline_buffer')
-  if split == '' and redis.call('TYPE', key)['ok'] == 'hash' then
-    split = redis.call('HGET', key, 'split') or ''
-  end
+  local buffer = is_hash and redis.call('HGET', key, 'offline_buffer')
   write('DEL', key)
   if buffer then write('HSET', key, 'offline_buffer', buffer) end
   if split ~= '' then write('HSET', key, 'split', split) end

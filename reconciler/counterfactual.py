@@ -8,6 +8,7 @@ supply is taken off what would have been to come. Where the two folds differ the
 effect; where a later count, setting or announcement said how things are it has none.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -21,11 +22,13 @@ from engine.ledger import (
     RowChange,
     arrival_of,
 )
+from engine.limits import MAX_SUPPLIES, MAX_SUPPLY_DAYS
 from engine.outcomes import InvalidCommand
+from engine.splits import Plan
 from reconciler.anomalies import UNDO
 from reconciler.contradictions import counted_books, movement_units
 from reconciler.findings import RowFacts
-from reconciler.fold import PartitionState, RowKey
+from reconciler.fold import FoldedRow, PartitionState, RowKey
 
 MAX_LISTED: Final = 10_000
 """Reservations, actors and references that are listed by name; all reservations are counted."""
@@ -93,7 +96,10 @@ class SupplyDifference(msgspec.Struct, frozen=True):
 
 
 class RowDifference(msgspec.Struct, frozen=True):
-    """A row as it is, and as it would be; `supplies` are those that would be otherwise."""
+    """A row as it is, and as it would be; `supplies` are those that would be otherwise.
+
+    `obstacle` says what must be done before the row can be so; empty where nothing must.
+    """
 
     partition: int
     merchant: str
@@ -102,6 +108,7 @@ class RowDifference(msgspec.Struct, frozen=True):
     actual: RowFacts
     without: Levels
     supplies: tuple[SupplyDifference, ...] = ()
+    obstacle: str = ""
 
     @property
     def to_come(self) -> int:
@@ -210,7 +217,8 @@ class Counterfactual:
         actual = RowFacts(row.facts(), row.version, row.terms)
         # What waits for units is no matter of what was left out.
         without = msgspec.structs.replace(shelf.levels(), backordered=row.backordered)
-        return RowDifference(partition, *key, actual, without, supplies)
+        obstacle = _obstacle(row, supplies)
+        return RowDifference(partition, *key, actual, without, supplies, obstacle)
 
     def _take_in(self, operation: Operation) -> None:
         """Keep what is to come to rows by the ledger: the lines do not say what was before."""
@@ -338,6 +346,30 @@ def _differing(actual: Supplies, without: Supplies) -> tuple[SupplyDifference, .
         for supply in sorted(actual.keys() | without.keys())
         if actual.get(supply) != without.get(supply)
     )
+
+
+def _obstacle(row: FoldedRow, supplies: Sequence[SupplyDifference]) -> str:
+    """Say why a row cannot expect supplies as it would; see lua/supply.lua."""
+    if not any(one.without for one in supplies):
+        return ""
+    if row.split.startswith("home") and not Plan.parse(row.split).is_over:
+        return "the row is split: put it together first (parts 1)"
+    would_be = {name: day for name, (day, _) in _supplies_of(row.terms).items()}
+    for one in supplies:
+        if one.without:
+            would_be[one.supply] = one.expected_on
+        else:
+            would_be.pop(one.supply, None)
+    if len(would_be) > MAX_SUPPLIES:
+        return (
+            f"the row would expect {len(would_be)} supplies of at most {MAX_SUPPLIES}: cancel some"
+        )
+    days = {*would_be.values(), *(row.terms or {}).get("waits", {})}
+    if len(days) > MAX_SUPPLY_DAYS:
+        return (
+            f"the row would know of {len(days)} days of at most {MAX_SUPPLY_DAYS}: cancel supplies"
+        )
+    return ""
 
 
 def _before(change: RowChange, supplies: Supplies) -> _Shelf:

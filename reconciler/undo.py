@@ -34,6 +34,9 @@ from reconciler.steps import RowStep
 MAX_ROUNDS: Final = 10
 """How often rows that changed meanwhile are worked out anew."""
 
+_DIFFERS: Final = "the row differs from the ledger: audit and repair it first"
+_BUSY: Final = "the row could not be changed, or changed each time: run it again"
+
 
 class Affected(msgspec.Struct, frozen=True):
     """A reservation, and how many units of one of its rows would not have been there."""
@@ -91,7 +94,7 @@ class UndoPlan(msgspec.Struct, frozen=True):
 
 
 class Undone(msgspec.Struct, frozen=True):
-    """What became of an undo. `unsettled` rows could not be done: audit and repair them first."""
+    """What became of an undo. `unsettled` rows could not be done; their `obstacle` says why."""
 
     target: Target
     rounds: tuple[RepairReport, ...]
@@ -174,7 +177,10 @@ async def undo_apply(
         for last_round in range(MAX_ROUNDS + 1):
             due, blocked = await _due(inventory, partition)
             if not due or last_round == MAX_ROUNDS:
-                unsettled += [*blocked, *(difference for _, difference in due)]
+                unsettled += blocked
+                unsettled += [
+                    msgspec.structs.replace(difference, obstacle=_BUSY) for _, difference in due
+                ]
                 break
             report = await apply(inventory, [step for step, _ in due], actor=actor, reason=reason)
             rounds.append(report)
@@ -213,7 +219,7 @@ async def _open(
 async def _due(
     inventory: Inventory, partition: _Partition
 ) -> tuple[list[tuple[RowStep, RowDifference]], list[RowDifference]]:
-    """Return a step for each row that is otherwise, and the rows that an audit must see first."""
+    """Return a step for each row that is otherwise, and the rows that must be seen to first."""
     due: list[tuple[RowStep, RowDifference]] = []
     blocked: list[RowDifference] = []
     rows = partition.counterfactual.rows
@@ -228,6 +234,8 @@ async def _due(
             if difference is None:
                 continue
             if to_row(value) != difference.actual:
+                blocked.append(msgspec.structs.replace(difference, obstacle=_DIFFERS))
+            elif difference.obstacle:
                 blocked.append(difference)
             else:
                 step = _step(partition, difference, row_token(value))

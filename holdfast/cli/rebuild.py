@@ -4,7 +4,7 @@ import asyncio
 import getpass
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from holdfast.cli.moments import parse_moment, time_ms_of
 from holdfast.cli.output import Bar, Output, time_of
 from holdfast.cli.site import Site, site_options, warnings_only
 from reconciler.archive import note_archive_url, read_archive_url
-from reconciler.counterfactual import Target
+from reconciler.counterfactual import RowDifference, Target
 from reconciler.meter import Phase, Progress
 from reconciler.objects import Objects
 from reconciler.rebuild import RebuildResult, rebuild
@@ -272,6 +272,7 @@ def _undo(
         output.document(planned)
         _tell_blast(planned.blast, output)
         _tell_supplies(planned, output)
+        _tell_obstacles([row for row in planned.rows if row.obstacle], output)
         return
     if not reason:
         raise click.UsageError("say why with --reason, or look first with --plan")
@@ -292,8 +293,9 @@ def _undo(
         + (f", and {undone.units_to_come:+,} to come." if undone.units_to_come else ".")
     )
     if undone.unsettled:
+        _tell_obstacles(undone.unsettled, output)
         output.note(
-            f"{len(undone.unsettled):,} rows could not be done: audit and repair, then run it again"
+            f"{len(undone.unsettled):,} rows could not be done: see to them, then run it again"
         )
         raise click.exceptions.Exit(ExitCode.REFUSED)
 
@@ -344,6 +346,15 @@ def _tell_supplies(planned: UndoPlan, output: Output) -> None:
         )
     if len(told) > MAX_SHOWN:
         output.text(f"supply  and {len(told) - MAX_SHOWN:,} more")
+
+
+def _tell_obstacles(rows: Sequence[RowDifference], output: Output) -> None:
+    if output.as_json:
+        return
+    for row in rows[:MAX_SHOWN]:
+        output.text(f"not done  {row.sku} at {row.location}: {row.obstacle}")
+    if len(rows) > MAX_SHOWN:
+        output.text(f"not done  and {len(rows) - MAX_SHOWN:,} more")
 
 
 def _affected(one: Affected) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 
+from engine.limits import MAX_SUPPLIES
 from engine.model import Line, Movement, MovementType
 from engine.outcomes import HoldfastError, InsufficientOnHand, InsufficientStock
 from engine.outlook import Promisable
@@ -320,6 +321,65 @@ async def test_a_row_whose_supplies_changed_in_between_is_worked_out_again(
     assert verdicts == [Verdict.STALE, Verdict.DONE]
     assert (undone.rows, undone.units_to_come, undone.unsettled) == (1, 10, ())
     assert (await shop.row("tea")).incoming == 13
+    assert (await damaged.audit()).findings == ()
+
+
+async def test_a_row_that_is_split_in_between_gets_no_supplies(
+    damaged: DamagedShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = damaged.shop
+    await shop.expect("tea", "po", "2026-12-07", 10)
+    await import_arrival(shop, "tea", "po", 10)
+    name = (shop.merchant, LOCATION, "tea")
+
+    async def apply_late(*args: Any, **options: Any) -> RepairReport:
+        await damaged.inventory.splits.change(name, 2, actor=MENDER)
+        return await apply(*args, **options)
+
+    monkeypatch.setattr("reconciler.undo.apply", apply_late)
+    undone = await undo_apply(
+        damaged.inventory, damaged.archive, Target(IMPORT), actor=MENDER, reason="wrong"
+    )
+    assert (undone.rows, len(undone.unsettled)) == (0, 1)
+    assert (await shop.row("tea")).incoming == 0
+
+
+async def test_rows_that_may_not_expect_what_they_would_are_named_and_left(
+    damaged: DamagedShop,
+) -> None:
+    shop = damaged.shop
+    await shop.receive("split", 100)
+    for sku in ("split", "full"):
+        await shop.expect(sku, "po", "2026-12-07", 10)
+        await import_arrival(shop, sku, "po", 10)
+    await damaged.inventory.splits.change((shop.merchant, LOCATION, "split"), 2, actor=MENDER)
+    for number in range(MAX_SUPPLIES):
+        await shop.expect("full", f"po-{number}", "2026-12-08", 1)
+    before = [await shop.row(sku) for sku in ("split", "full")]
+
+    planned = await undo_plan(damaged.inventory, damaged.archive, Target(IMPORT))
+    undone = await undo_apply(
+        damaged.inventory, damaged.archive, Target(IMPORT), actor=MENDER, reason="wrong"
+    )
+
+    assert [await shop.row(sku) for sku in ("split", "full")] == before
+    assert (undone.rows, undone.unsettled) == (0, planned.rows)
+    obstacles = {row.sku: row.obstacle for row in planned.rows}
+    assert "split" in obstacles["split"]
+    assert str(MAX_SUPPLIES + 1) in obstacles["full"]
+
+    # Once they may, the same undo does them.
+    await damaged.inventory.splits.change((shop.merchant, LOCATION, "split"), 1, actor=MENDER)
+    await shop.cancel_supply("full", "po-0")
+    settled = False
+    while not settled:
+        undone = await undo_apply(
+            damaged.inventory, damaged.archive, Target(IMPORT), actor=MENDER, reason="wrong"
+        )
+        settled = not undone.unsettled
+    split, full = await shop.row("split"), await shop.row("full")
+    assert (split.on_hand, split.incoming) == (100, 10)
+    assert (full.on_hand, full.incoming) == (0, MAX_SUPPLIES - 1 + 10)
     assert (await damaged.audit()).findings == ()
 
 
