@@ -5,7 +5,7 @@ the table in docs/reference/outcomes.md in both directions.
 """
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -415,6 +415,10 @@ class IndexUnavailable(HoldfastError):
         super().__init__(reason)
 
 
+_REFUSALS: Final = ("NOPERM", "NOAUTH", "MISCONF", "READONLY", "ACL ", "User ", "this user ")
+"""How a server begins what is no matter of the keys: rights, and a disk that cannot be written."""
+
+
 class StoreFault(HoldfastError):
     """The store answered with an error that no input should cause: a bug, or a damaged key."""
 
@@ -425,6 +429,11 @@ class StoreFault(HoldfastError):
         self.call = call
         self.reply = reply
         super().__init__(f"{call}: {reply}")
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether the server would refuse whatever it is asked for, as far as its words tell."""
+        return self.reply.removeprefix("ERR ").startswith(_REFUSALS)
 
 
 class OutcomeUnknown(HoldfastError):

@@ -9,7 +9,8 @@ promises put on record whose day cannot be kept any more.
 """
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +24,7 @@ from engine.leases import leases_of
 from engine.ledger import MOVEMENTS, Operation, OperationKind, read_entries, reader_place
 from engine.limits import MAX_PAGE
 from engine.model import Reservation, ReservationState
-from engine.outcomes import Outcome, ReservationEnded
+from engine.outcomes import HoldfastError, Outcome, ReservationEnded, StoreFault
 from engine.policies import OnShortfall, Policies
 from engine.refusals import refusal
 from engine.rounds import in_rounds
@@ -45,6 +46,12 @@ MAX_ENDANGERED: Final = 100
 
 MAX_ELSEWHERE: Final = 20
 """Other locations that are named as a way out, those with the most units first."""
+
+LOOK_AGAIN_SECONDS: Final = 30.0
+"""How often a row that could not be seen to is tried again."""
+
+MAX_LEFT: Final = 1_000
+"""Rows of one partition that are tried again by themselves; others once they change."""
 
 ACTOR: Final = "shortfalls"
 
@@ -200,14 +207,20 @@ class Shortfalls:
 class ShortfallKeeper:
     """Puts shortfalls on record until told to stop; see the module's text."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(
+        self, inventory: Inventory, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         """Any number may run on a store: a partition has one keeper at a time."""
         self._inventory = inventory
         self._store = inventory.store
         self._shortfalls = Shortfalls(inventory)
         self._policies = Policies(inventory.store)
         self._dispatch = inventory.dispatcher
+        self._supplies = Supplies(inventory)
         self._leases = leases_of(inventory.store, inventory.keys, "shortfalls")
+        self._monotonic = monotonic
+        self._left: list[dict[Place, str]] = [{} for _ in inventory.keys]
+        self._looked_at = [monotonic() for _ in inventory.keys]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; outages of the store are waited out."""
@@ -240,10 +253,14 @@ class ShortfallKeeper:
         for text in found:
             body = msgspec.msgpack.decode(text)
             known[body[3], body[4], body[5]] = body[1]
+        recorded, now = 0, self._monotonic()
+        if now - self._looked_at[keys.partition] >= LOOK_AGAIN_SECONDS:
+            self._looked_at[keys.partition] = now
+            recorded = await self._look_again(keys, known)
         after = "0-0" if position is None else position.decode().split()[0]
         entries = await read_entries(self._store, keys, after=after, count=ROUND_ENTRIES)
         if not entries:
-            return 0, 0
+            return recorded, 0
         changes: dict[Place, _Change] = {}
         fillable, reviewable = Fillable(), Reviewable()
         for entry in entries:
@@ -251,12 +268,78 @@ class ShortfallKeeper:
                 _note(operation, known, changes)
                 fillable.note(operation)
                 reviewable.note(operation)
-        recorded = await fillable.fill(self._inventory.fill)
-        recorded += await reviewable.review(Supplies(self._inventory))
+        recorded += await fillable.fill(self._fill)
+        recorded += await reviewable.review(self._review)
         for place, change in changes.items():
-            recorded += await self._settle(keys, place, change, known.get(place, 0))
+            settled = self._settle(keys, place, change, known.get(place, 0))
+            recorded += await self._or_leave(place, settled, how=change.how)
         await self._store.read([("HSET", keys.readers, READER, reader_place(entries[-1]))])
         return recorded, len(entries)
+
+    async def _fill(self, merchant: str, location: str, sku: str) -> int:
+        place = (merchant, location, sku)
+        return await self._or_leave(place, self._inventory.fill(*place))
+
+    async def _review(self, merchant: str, location: str, sku: str) -> int:
+        place = (merchant, location, sku)
+
+        async def told() -> int:
+            return (await self._supplies.review(*place)).told
+
+        return await self._or_leave(place, told())
+
+    async def _or_leave(self, place: Place, work: Awaitable[int], *, how: str = "") -> int:
+        """Do something for a row; one with a damaged key is left, and tried again later."""
+        try:
+            return await work
+        except StoreFault as fault:
+            if fault.is_of_server:
+                raise
+            merchant, location, sku = place
+            log.error(
+                "a row waits", merchant=merchant, location=location, sku=sku, error=str(fault)
+            )
+            left = self._left[self._shortfalls.keys_of(merchant, location).partition]
+            if place in left or len(left) < MAX_LEFT:
+                left[place] = how or left.get(place, "")
+            return 0
+
+    async def _look_again(self, keys: PartitionKeys, known: dict[Place, int]) -> int:
+        """See to the rows that were left; return how many operations were put on record."""
+        left, self._left[keys.partition] = self._left[keys.partition], {}
+        recorded = 0
+        try:
+            for place, how in left.items():
+                recorded += await self._fill(*place) + await self._review(*place)
+                if how:
+                    settled = self._settle_anew(keys, place, how, known.get(place, 0))
+                    recorded += await self._or_leave(place, settled, how=how)
+        except HoldfastError:
+            self._left[keys.partition] |= left
+            raise
+        return recorded
+
+    async def _endangered(self, place: Place, units: int) -> list[Endangered]:
+        """Name whose units are missing; nobody where one of the location's cannot be read."""
+        try:
+            return await self._shortfalls.endangered(place, units)
+        except StoreFault as fault:
+            if fault.is_of_server:
+                raise
+            merchant, location, sku = place
+            log.error(
+                "a shortfall names nobody",
+                merchant=merchant,
+                location=location,
+                sku=sku,
+                error=str(fault),
+            )
+            return []
+
+    async def _settle_anew(self, keys: PartitionKeys, place: Place, how: str, known: int) -> bool:
+        (row,) = await self._inventory.rows(place[0], [(place[1], place[2])])
+        units = 0 if row is None else row.shortfall
+        return await self._settle(keys, place, _Change(units, how), known)
 
     async def _settle(self, keys: PartitionKeys, place: Place, change: _Change, known: int) -> bool:
         if change.units == known:
@@ -268,7 +351,7 @@ class ShortfallKeeper:
                 await self._release_newest(place)
             (row,) = await self._inventory.rows(place[0], [(place[1], place[2])])
             if row is not None and row.shortfall:
-                endangered = await self._shortfalls.endangered(place, row.shortfall)
+                endangered = await self._endangered(place, row.shortfall)
         act = "open" if change.units else "close"
         command = Command(
             (keys.stock(*place), keys.shortfalls),

@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -99,11 +99,11 @@ class Reviewable:
             if change.terms and row_after(*place[:2], change).is_at_risk:
                 self._places[place] = None
 
-    async def review(self, supplies: "Supplies") -> int:
-        """Put on record what changed; return how often. Raises what `Supplies.review` does."""
+    async def review(self, review: Callable[[str, str, str], Awaitable[int]]) -> int:
+        """Put on record what changed by `review`; return how often. It may raise."""
         told = 0
         for place in self._places:
-            told += (await supplies.review(*place)).told
+            told += await review(*place)
         return told
 
 

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from engine.event_making import events_of
 from engine.events import BackorderFilled
@@ -14,9 +15,10 @@ from engine.outcomes import (
     InsufficientStock,
     InvalidCommand,
     ShortLine,
+    StoreFault,
     VersionConflict,
 )
-from engine.shortfalls import ShortfallKeeper
+from engine.shortfalls import LOOK_AGAIN_SECONDS, ShortfallKeeper
 from tests.shop import ACTOR, LOCATION, Shop, new_key
 
 
@@ -211,4 +213,44 @@ async def test_the_background_process_fills_what_nobody_else_did(own_shop: Shop)
     await own_shop.receive("tea", 138)
     row = await own_shop.row("tea")
     assert (row.reserved, row.backordered) == (139, 1), "more than one call fills"
+    await own_shop.audit()
+
+
+async def test_a_damaged_reservation_keeps_no_other_row_waiting(
+    own_shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inventory, keys = own_shop.inventory, own_shop.keys(LOCATION)
+    waiting = {}
+    for sku in ("tea", "milk"):
+        await own_shop.receive(sku, 1)
+        await own_shop.set_terms(sku, Terms(backorder_limit=5))
+        held = (await own_shop.reserve([(sku, 1)])).reservation
+        waiting[sku] = (await own_shop.reserve([(sku, 1)])).reservation.id
+        await own_shop.release(held.id)
+    damaged = keys.reservation(waiting["tea"])
+    (kept,) = await inventory.store.read([("HGET", damaged, "waiting")])
+    await inventory.store.read([("HSET", damaged, "waiting", "\xc1")])
+    seconds = [0.0]
+    keeper = ShortfallKeeper(inventory, monotonic=lambda: seconds[0])
+
+    async def refuse(*place: str) -> int:
+        raise StoreFault("fill", "NOPERM this user has no permissions to run it")
+
+    # What is no matter of a row is waited out: nothing is passed by.
+    with monkeypatch.context() as patched:
+        patched.setattr(inventory, "fill", refuse)
+        with pytest.raises(StoreFault):
+            await keeper.round()
+
+    await keeper.round()
+    assert (await own_shop.row("milk")).backordered == 0
+    await own_shop.move(MovementType.COUNT, "milk", 0)
+    with capture_logs() as logged:
+        await keeper.round()
+    assert [one["event"] for one in logged] == ["a shortfall names nobody", "a shortfall"]
+
+    await inventory.store.read([("HSET", damaged, "waiting", kept)])
+    seconds[0] += LOOK_AGAIN_SECONDS
+    await keeper.round()
+    assert (await own_shop.row("tea")).backordered == 0
     await own_shop.audit()
