@@ -295,13 +295,15 @@ def _about_location(
 def _unknown_supply(operation: Operation, time: str) -> SupplyData | None:
     """Return what is told of an event that named a supply which its row did not expect.
 
-    None where the row expected none at all, so that nothing counts twice. Of an event that a later
-    count has already the ledger does not say what the row expected.
+    None where the row expected none at all, so that nothing counts twice.
     """
-    _, units, _, _, source, _, _, _, sku, event_id, _, _, _, _, _, supply = operation.detail[:16]
-    terms = operation.rows[0].terms if operation.rows else None
-    supplies = (terms or {}).get("supplies", ())
-    if operation.rows and not supplies:
+    detail = operation.detail
+    _, units, _, _, source, _, _, _, sku, event_id, _, _, _, _, _, supply = detail[:_EXPECTS_AT]
+    if operation.rows:
+        supplies = (operation.rows[0].terms or {}).get("supplies", ())
+    else:
+        supplies = detail[_EXPECTS_AT] if len(detail) > _EXPECTS_AT else ()
+    if not supplies:
         return None
     return SupplyData(
         merchant=operation.merchant,
@@ -470,6 +472,9 @@ _WITH_EXTRAS: Final = (OperationKind.RESERVE, OperationKind.AMEND, OperationKind
 _EXTRAS_AT: Final = 4
 _WAITING_AT: Final = 5
 """Where the detail of these kinds has the extras, and an amendment's what waits from then on."""
+
+_EXPECTS_AT: Final = 16
+"""Where the detail of an event of a feed that changed no row has what its row expected."""
 
 _STANDS_FOR_AT: Final[Mapping[OperationKind, int]] = dict.fromkeys(_WITH_EXTRAS, _EXTRAS_AT) | {
     OperationKind.COMMIT: 3,

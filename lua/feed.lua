@@ -28,8 +28,8 @@
 --          {'invalid', field}
 --          {'split', {{sku, units}}}    so many must be free at home first; see is_short_at_home()
 -- Ledger   feed, detail {kind, quantity, reason, reference, source, occurred_at, superseded, later,
---          sku, event_id, sequence, verdict, why, raw, components, supply}; the last two where there
---          are any
+--          sku, event_id, sequence, verdict, why, raw, components, supply, expects}; the last three
+--          where there are any. expects are the supplies of a row that is not in the operation
 -- @include group
 -- @include rows
 -- @include ledger
@@ -81,7 +81,7 @@ local function put(event, lines, weighed, verdict, why, source, seen_key)
   local at_sequence = record('feed', event.id, event.merchant, event.location, event.actor,
     event.fingerprint, lines, {event.kind, event.quantity, event.reason, event.reference,
       event.source, event.occurred_at, weighed.superseded, weighed.later, event.sku,
-      event.event_id, event.number, verdict, why, event.raw, booked, event.supply})
+      event.event_id, event.number, verdict, why, event.raw, booked, event.supply, event.expects})
   if event.act == 'take' then
     -- The time of one that is set aside may be wrong.
     hear(source, verdict == 'quarantined' and 0 or event.occurred_at, event.kind)
@@ -181,6 +181,7 @@ local function book(event, first, source, quarantine)
   local verdict = weighed.superseded and 'superseded' or 'applied'
   -- What a later count has already came with its supply all the same.
   if weighed.superseded and not expected then
+    if event.supply and next(event.expected_refs) then event.expects = event.expected_refs end
     return put(event, {}, weighed, verdict, note, source, KEYS[first + 4])
   end
   list_row(row, event.sku, KEYS[first + 1], event.member, KEYS[first + 2])

@@ -102,7 +102,7 @@ PROPOSED: Final = {
 
 UNKNOWN_SUPPLY: Final[tuple[Any, ...]] = (
     *("receive", 3, "", "", "depot", 5, True, 0, "tea", "7", 0),
-    *("superseded", "supply_not_found", "", [], "po-l"),
+    *("superseded", "supply_not_found", "", [], "po-l", ["po-1"]),
 )
 """Of an event that a later count has already, and whose row did not expect its supply."""
 

@@ -541,6 +541,11 @@ async def test_a_delivery_with_a_supply_that_is_not_expected_is_told(own_shop: S
     assert await till.tell("receipt", 1, supply="po-1") == "applied: supply_not_found"
     await own_shop.expect("tea", "po-1", MONDAY, 10)
     await till.tell("receipt", 4, supply="po-l", event_id="misspelt")
+    # A later count has these units already; of the mugs nobody ever announced any.
+    for sku in ("tea", "mug"):
+        await till.tell("count", 9, sku=sku, ago=50)
+        told = await till.tell("receipt", 2, sku=sku, ago=60, supply="po-7")
+        assert told == "superseded: supply_not_found"
     unknown = [
         event
         for entry in await read_entries(own_shop.inventory.store, own_shop.keys())
@@ -549,7 +554,8 @@ async def test_a_delivery_with_a_supply_that_is_not_expected_is_told(own_shop: S
         if isinstance(event, SupplyUnknown)
     ]
     assert [(one.data.supply, one.data.units, one.data.expects) for one in unknown] == [
-        ("po-l", 4, ("po-1",))
+        ("po-l", 4, ("po-1",)),
+        ("po-7", 2, ("po-1",)),
     ]
     assert (unknown[0].data.source, unknown[0].data.event_id) == ("supplier", "misspelt")
 

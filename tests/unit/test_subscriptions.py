@@ -95,7 +95,7 @@ def test_a_slow_reader_is_told_last_what_is_so_now_and_of_all_units_that_came(
     for came, day in enumerate(("2026-12-10", "2026-12-08", "2026-12-11"), start=1):
         missing = came % 2
         delivery = ("receive", came, "", "", "till", 1, True, 0, "tea", f"event-{came}", 0)
-        unknown = ("superseded", "supply_not_found", "", (), "po-l")
+        unknown = ("superseded", "supply_not_found", "", (), "po-l", ("po-1",))
         offer(
             subscription,
             happened(next(numbers), OperationKind.SLIP, "tea", 2, "2026-12-08", day),
