@@ -23,6 +23,7 @@ from engine.ledger import (
     arrival_of,
 )
 from engine.limits import MAX_SUPPLIES, MAX_SUPPLY_DAYS
+from engine.model import MovementType
 from engine.outcomes import InvalidCommand
 from engine.splits import Plan
 from reconciler.anomalies import UNDO
@@ -39,6 +40,7 @@ MAX_UNDONE_ROWS: Final = 1_000_000
 IMPORT: Final = "import:"
 """What stands before an import's id in the reference of its movements."""
 
+_MAY_NAME_SUPPLY: Final = (MovementType.RECEIVE, MovementType.TRANSFER_IN)
 _UNDOABLE: Final = MOVEMENTS | {OperationKind.CONFIGURE}
 
 
@@ -98,7 +100,9 @@ class SupplyDifference(msgspec.Struct, frozen=True):
 class RowDifference(msgspec.Struct, frozen=True):
     """A row as it is, and as it would be; `supplies` are those that would be otherwise.
 
-    `obstacle` says what must be done before the row can be so; empty where nothing must.
+    `unnamed` units came since and named no supply: they may be those of a supply that would be to
+    come again, which no fold can tell. `obstacle` says what must be done before the row can be so;
+    empty where nothing must.
     """
 
     partition: int
@@ -108,6 +112,7 @@ class RowDifference(msgspec.Struct, frozen=True):
     actual: RowFacts
     without: Levels
     supplies: tuple[SupplyDifference, ...] = ()
+    unnamed: int = 0
     obstacle: str = ""
 
     @property
@@ -136,6 +141,7 @@ class _Shelf(msgspec.Struct):
     low_stock_threshold: int
     supplies: Supplies
     left_out: list[frozenset[str]]
+    unnamed: int = 0
 
     def add(self, units: int) -> None:
         """Put units on the shelf or take them off; see lua/lib/rows.lua."""
@@ -217,8 +223,9 @@ class Counterfactual:
         actual = RowFacts(row.facts(), row.version, row.terms)
         # What waits for units is no matter of what was left out.
         without = msgspec.structs.replace(shelf.levels(), backordered=row.backordered)
+        unnamed = shelf.unnamed if any(one.without > one.quantity for one in supplies) else 0
         obstacle = _obstacle(row, supplies)
-        return RowDifference(partition, *key, actual, without, supplies, obstacle)
+        return RowDifference(partition, *key, actual, without, supplies, unnamed, obstacle)
 
     def _take_in(self, operation: Operation) -> None:
         """Keep what is to come to rows by the ledger: the lines do not say what was before."""
@@ -309,6 +316,8 @@ class Counterfactual:
             shelf.on_hand, shelf.deficit = max(0, counted), max(0, -counted)
         elif kind in MOVEMENTS:
             shelf.add(movement_units(operation, change.sku))
+            if operation.detail[0] in _MAY_NAME_SUPPLY and arrival_of(operation) is None:
+                shelf.unnamed += movement_units(operation, change.sku)
         elif kind is OperationKind.CONFIGURE:
             shelf.safety_stock = int(operation.detail[0])
             if len(operation.detail) > 1:

@@ -346,6 +346,11 @@ def _tell_supplies(planned: UndoPlan, output: Output) -> None:
         )
     if len(told) > MAX_SHOWN:
         output.text(f"supply  and {len(told) - MAX_SHOWN:,} more")
+    for row in [row for row in planned.rows if row.unnamed][:MAX_SHOWN]:
+        output.text(
+            f"look    {row.unnamed:,} units of {row.sku} at {row.location} came since and named no "
+            "supply: if they are of one above, cancel what is left of it afterwards"
+        )
 
 
 def _tell_obstacles(rows: Sequence[RowDifference], output: Output) -> None:

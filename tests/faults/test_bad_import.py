@@ -383,6 +383,26 @@ async def test_rows_that_may_not_expect_what_they_would_are_named_and_left(
     assert (await damaged.audit()).findings == ()
 
 
+async def test_goods_that_came_without_the_name_of_their_supply_are_pointed_out(
+    damaged: DamagedShop,
+) -> None:
+    shop = damaged.shop
+    for sku in ("tea", "mug"):
+        await shop.receive(sku, 3)
+        await shop.expect(sku, "po", "2026-12-07", 10)
+        await import_arrival(shop, sku, "po", 10)
+    # The goods come, but their supply is over: they are booked without it.
+    await shop.receive("tea", 9)
+    await shop.move(MovementType.RETURN, "mug", 1)
+    await shop.expect("mug", "po-2", "2026-12-07", 2)
+    await shop.arrive("mug", "po-2", 2)
+    planned = await undo_plan(damaged.inventory, damaged.archive, Target(IMPORT))
+    assert {row.sku: (row.to_come, row.unnamed) for row in planned.rows} == {
+        "tea": (10, 9),
+        "mug": (10, 0),
+    }
+
+
 async def test_a_row_that_was_edited_by_hand_waits_for_its_repair(damaged: DamagedShop) -> None:
     account = Account(damaged)
     account.units = {("north", "tea"): 5}
