@@ -397,8 +397,11 @@ class Subscription:
             self._awake.clear()
 
     def position(self, edge: Position) -> str:
-        """Say where the reader stands that took everything so far."""
-        if not self._pending:
+        """Say where the reader stands that took everything so far.
+
+        One that is to start anew stands before what it has to be told of.
+        """
+        if not self._pending and self.reset_because is None:
             self._base_ms = edge.base_ms
             self._listed = dict(edge.listed)
         return Position(self._base_ms, self._listed).text()

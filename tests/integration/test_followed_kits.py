@@ -11,10 +11,10 @@ import pytest
 
 from engine.events import EventType
 from engine.kits import VERSIONS_OF_A_REVISION, Kit
-from engine.model import Line, MovementType
+from engine.model import Line, MovementType, Row
 from engine.outcomes import HoldfastError, Overloaded, StoreUnavailable
 from gateway.listening import Anew
-from gateway.subscriptions import CONFLATE_FROM, CutOff
+from gateway.subscriptions import CONFLATE_FROM, CutOff, Interest
 from tests.damage import damaged_shop
 from tests.shop import ACTOR, LOCATION, Shop, open_shop
 from tests.shoppers import Follows, Heard, Name, Shopper, following, what_a_read_says
@@ -268,6 +268,34 @@ async def test_rows_that_cannot_be_read_are_read_by_the_next_who_asks(
         assert [type(one) for one in refused] == [StoreUnavailable] * 2
     await shopper.open(gateway)
     assert shopper.known[GIFT].available == 3
+
+
+async def test_who_comes_back_before_it_heard_that_a_kit_is_another_starts_anew(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.receive("mug", 6)
+    await shop.receive("tea", 1)
+    await define(shop, gift={"mug": 1})
+    shopper = Shopper(shop.merchant, ["gift", "tea"], [LOCATION])
+    await shopper.open(gateway)
+    read_rows = gateway.listening._rows
+
+    async def rows(interest: Interest) -> list[Row]:
+        monkeypatch.setattr(gateway.listening, "_rows", read_rows)
+        found = await read_rows(interest)
+        await define(shop, gift={"mug": 3})
+        await gateway.catch_up()
+        return found
+
+    await define(shop, gift={"mug": 2})
+    await gateway.catch_up()
+    monkeypatch.setattr(gateway.listening, "_rows", rows)
+    await shopper.hear()
+    # The connection breaks before it is told that the kit is another once more.
+    shopper.close()
+    await shopper.open(gateway)
+    assert shopper.beginnings[-1] is Anew.KIT_CHANGED
+    assert shopper.known[GIFT].available == 2
 
 
 async def test_a_component_is_split_and_its_parts_tell_its_home(
