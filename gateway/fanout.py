@@ -286,6 +286,7 @@ class Fanout:
                 # The store may be another by now, and may know less than this one did.
                 for partition in signal.partitions:
                     self.view.drop_partition(partition)
+                self.kits.read_again(signal.partitions)
         if batch.signals:
             self._move_edge(whole=len(batch.caught_up) == len(self.positions))
         self.view.prove(batch.caught_up, batch.sent_at)
@@ -333,7 +334,7 @@ class Fanout:
         if operation.kind is OperationKind.DEFINE:
             self.kits.redefine(operation)
         elif operation.kind in UNTOLD:
-            self.kits.forget_rows(entry.partition)
+            self.kits.forget(operation, entry.partition)
         else:
             events = self.kits.tell(
                 operation, sequence=sequence, at_ms=entry.at_ms, partition=entry.partition

@@ -12,7 +12,9 @@ costs the look into an empty index.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -34,10 +36,21 @@ from gateway.subscriptions import Interest, Subscription
 MAX_KEPT_ROWS: Final = 100_000
 """Rows of followed kits in one process, at some 400 bytes each."""
 
+MAX_KITS_OF_A_ROW: Final = 2_000
+"""Kits that are followed with one component: an operation on it looks at each of them."""
+
 READ_AT_ONCE: Final = 64
 """Locations of a kit that are read at a time."""
 
+MAX_READS: Final = 4
+"""Kits that so many locations are read of at once; the others wait."""
+
 RETRY_AFTER_MS: Final = 5_000
+
+_REPAIRS_OF_NO_ROW: Final = frozenset(
+    ("reservation", "index", "queue", "count", "claims", "seen", "source", "set_aside")
+)
+"""What a repair may be of that changes no row, nor where there are any (`lua/repair.lua`)."""
 
 _decode = msgspec.json.Decoder(Kit).decode
 
@@ -47,12 +60,12 @@ class KitAt:
 
     __slots__ = (
         "is_read",
+        "is_settled",
         "kit",
         "location",
         "merchant",
         "names",
         "partition",
-        "reading",
         "rows",
         "sku",
     )
@@ -67,7 +80,8 @@ class KitAt:
         self.names = names_of(sku, kit)
         self.rows: dict[str, Row] = {}
         self.is_read = False
-        self.reading: asyncio.Task[None] | None = None
+        self.is_settled = False
+        """Whether the tail has come to what was read: nothing is told of it before."""
 
     @property
     def row(self) -> Row | None:
@@ -144,8 +158,15 @@ class FollowedKit:
         self.names = names_of(sku, kit)
         self.wanted = wanted
         self.places: dict[str, KitAt] = {}
-        self.everywhere: asyncio.Task[None] | None = None
-        """Reads the rows of all locations, or did. A location that comes later had none before."""
+        self.unread: dict[str, KitAt] = {}
+        """Those of them that are to be read."""
+        self.reading: asyncio.Task[None] | None = None
+        """Reads them, as long as there are any."""
+        self.is_listed = False
+        """Where it is wanted everywhere: all locations are among its places. One that comes later
+        had no row before."""
+        self.era = 0
+        """Another one where a listing of locations that was begun before counts no more."""
 
     @property
     def kept_rows(self) -> int:
@@ -155,23 +176,58 @@ class FollowedKit:
     def at(self, location: str) -> KitAt | None:
         """Return it at a location, None where it is not followed there."""
         place = self.places.get(location)
-        if place is None and self.everywhere is not None:
+        if place is None and None in self.wanted:
             place = self.place(location)
-            place.reading, place.is_read = self.everywhere, self.everywhere.done()
+            if self.is_listed:
+                place.is_read = place.is_settled = True
+                del self.unread[location]
         return place
 
     def place(self, location: str) -> KitAt:
-        """Begin to keep it at a location."""
+        """Begin to keep it at a location, or anew: its rows there are to be read."""
         partition = partition_of(self.merchant, location, self._partitions)
         place = KitAt(self.merchant, location, self.sku, self.kit, partition)
-        self.places[location] = place
+        self.places[location] = self.unread[location] = place
         return place
 
-    def give_up(self, reading: "asyncio.Task[None] | None") -> None:
-        """Forget what was to be read and could not be: the next who asks tries again."""
-        for place in list(self.places.values()):
-            if place.reading is reading and not place.is_read:
-                del self.places[place.location]
+    def take_in(self, place: KitAt, rows: Iterable[Row]) -> None:
+        """Take over the rows of one of its places as they were read."""
+        place.take_in(rows)
+        if self.unread.get(place.location) is place:
+            del self.unread[place.location]
+
+    def wants(self, location: str) -> bool:
+        """Say whether anybody follows it at a location."""
+        return location in self.wanted or None in self.wanted
+
+    def kept(self, locations: Collection[str] | None) -> Collection[KitAt]:
+        """Return its places among some locations, None: all."""
+        if locations is None:
+            return self.places.values()
+        places = self.places
+        return [places[location] for location in locations if location in places]
+
+    def is_known(self, locations: Collection[str] | None) -> bool:
+        """Say whether all that is wanted of it at some locations can be told."""
+        if locations is None:
+            has_all = self.is_listed or None not in self.wanted
+        else:
+            has_all = all(one in self.places or one not in self.wanted for one in locations)
+        return has_all and all(place.is_settled for place in self.kept(locations))
+
+    def forget(self, partition: int | None) -> bool:
+        """Have its rows read anew, of a partition or all; False where it has none there."""
+        found = [
+            location
+            for location, place in self.places.items()
+            if partition in (None, place.partition)
+        ]
+        for location in found:
+            self.place(location)
+        if None in self.wanted:
+            self._unlist()
+            return True
+        return bool(found)
 
     def leave(self, locations: Iterable[str | None]) -> None:
         """Count a follower out, and keep no more than what the others want."""
@@ -181,9 +237,21 @@ class FollowedKit:
                 del self.wanted[location]
         if None in self.wanted:
             return
-        self.everywhere = None
+        self._unlist()
         for location in [place for place in self.places if place not in self.wanted]:
             del self.places[location]
+            self.unread.pop(location, None)
+
+    def end(self) -> None:
+        """Keep nothing, and read no more."""
+        self.places.clear()
+        self.unread.clear()
+        if self.reading is not None:
+            self.reading.cancel()
+
+    def _unlist(self) -> None:
+        self.is_listed = False
+        self.era += 1
 
 
 class FollowedKits:
@@ -206,6 +274,7 @@ class FollowedKits:
         self._kits: dict[tuple[str, str], FollowedKit] = {}
         self._by_row: dict[tuple[str, str], dict[FollowedKit, None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(MAX_READS)
 
     def __len__(self) -> int:
         """Count the kits."""
@@ -215,6 +284,16 @@ class FollowedKits:
         """Say whether a merchant's SKU is a kit that is followed."""
         return name in self._kits
 
+    @property
+    def kept_rows(self) -> int:
+        """How many rows are kept or to be read, those that are not there included."""
+        return sum(kit.kept_rows for kit in self._kits.values())
+
+    @property
+    def readings(self) -> int:
+        """How many kits are being read."""
+        return len(self._tasks)
+
     async def stop(self) -> None:
         """Keep nothing, and end what is being read."""
         self.clear()
@@ -223,6 +302,8 @@ class FollowedKits:
 
     def clear(self) -> None:
         """Keep nothing."""
+        for kit in self._kits.values():
+            kit.end()
         self._kits.clear()
         self._by_row.clear()
 
@@ -262,25 +343,26 @@ class FollowedKits:
         if subscription.reset_because is None:
             for sku, kit in found.items():
                 self._add(merchant, sku, kit)
-        readings = {
-            reading
-            for kit in self._named(interest)
-            for reading in self._read(kit, interest.locations)
-        }
-        if readings:
-            # Others may wait for the same, so it goes on when this one goes away.
-            await asyncio.shield(asyncio.gather(*readings))
-        await self._catch_up({place.partition for place in self.places(interest)})
-        return True
+        while True:
+            await self._place(interest)
+            await self._read(interest)
+            places = self.places(interest)
+            await self._catch_up({place.partition for place in places})
+            for place in places:
+                place.is_settled = True
+            # Another round where some of it was forgotten meanwhile.
+            if subscription.reset_because is not None or all(
+                kit.is_known(interest.locations) for kit in self._named(interest)
+            ):
+                return True
 
     def places(self, interest: Interest) -> list[KitAt]:
         """Return the kits that a subscriber names, wherever it wants them and they are known."""
-        locations = interest.locations
         return [
             place
             for kit in self._named(interest)
-            for location, place in kit.places.items()
-            if place.is_read and (locations is None or location in locations)
+            for place in kit.kept(interest.locations)
+            if place.is_read
         ]
 
     # The tail
@@ -289,12 +371,8 @@ class FollowedKits:
         self, operation: Operation, *, sequence: int, at_ms: int, partition: int
     ) -> list[AnyEvent]:
         """Apply an operation, and return what it tells of kits."""
-        merchant, by_row = operation.merchant, self._by_row
-        kits: dict[FollowedKit, None] = {}
-        for change in operation.rows:
-            kits |= by_row.get((merchant, change.sku), {})
         events: list[AnyEvent] = []
-        for kit in kits:
+        for kit in self._made_of(operation.merchant, [change.sku for change in operation.rows]):
             place = kit.at(operation.location)
             if place is not None:
                 events += place.tell(operation, sequence=sequence, at_ms=at_ms, partition=partition)
@@ -313,7 +391,9 @@ class FollowedKits:
                 if known is not None:
                     self._drop(known)
                 if kit is not None:
-                    self._add(merchant, sku, kit)
+                    # Where there is no room for it, its followers are told when they start anew.
+                    with suppress(Overloaded):
+                        self._add(merchant, sku, kit)
             revision = operation.detail[1]
             for subscription in followers:
                 subscription.kits_told = revision
@@ -321,20 +401,44 @@ class FollowedKits:
                 one for one in followers if one.kits_read is not None and one.kits_read < revision
             )
 
-    def forget_rows(self, partition: int | None = None) -> None:
-        """Have rows read anew, of a partition or all of them; who follows kits there is reset."""
-        for kit in list(self._kits.values()):
-            places = kit.places.values()
-            if (
-                partition is None
-                or kit.everywhere is not None
-                or any(place.partition == partition for place in places)
-            ):
-                self._drop(kit)
-                self._add(kit.merchant, kit.sku, kit.kit)
+    def forget(self, operation: Operation, partition: int) -> None:
+        """Have rows read anew that a repair or a rebuild may have changed without telling how."""
+        skus = rows_unsaid(operation)
+        if skus is None:
+            self.forget_rows(partition, merchant=operation.merchant)
+            return
+        merchant, location = operation.merchant, operation.location
+        for kit in self._made_of(merchant, skus):
+            if kit.at(location) is not None:
+                kit.place(location)
+                _reset(self._followers(merchant, kit.sku), location)
+
+    def forget_rows(self, partition: int | None = None, *, merchant: str = "") -> None:
+        """Have rows read anew, of a partition or all of them; who follows kits there is reset.
+
+        Only those of a merchant, where one is named.
+        """
+        for kit in self._kits.values():
+            if merchant in ("", kit.merchant) and kit.forget(partition):
                 _reset(self._followers(kit.merchant, kit.sku))
 
+    def read_again(self, partitions: Collection[int]) -> None:
+        """Have rows read anew that the tail has not come to: the store may have lost them since.
+
+        Nobody was told of them yet.
+        """
+        for kit in self._kits.values():
+            for location, place in list(kit.places.items()):
+                if not place.is_settled and place.partition in partitions:
+                    kit.place(location)
+
     # Inside
+
+    def _made_of(self, merchant: str, skus: Iterable[str]) -> Collection[FollowedKit]:
+        kits: dict[FollowedKit, None] = {}
+        for sku in skus:
+            kits |= self._by_row.get((merchant, sku), {})
+        return kits
 
     def _named(self, interest: Interest) -> list[FollowedKit]:
         kits, merchant = self._kits, interest.merchant
@@ -352,6 +456,9 @@ class FollowedKits:
                 wanted.update(_places(subscription.interest))
         if not wanted:
             return
+        for name in names_of(sku, kit):
+            if len(self._by_row.get((merchant, name), ())) >= MAX_KITS_OF_A_ROW:
+                raise _overloaded()
         added = FollowedKit(merchant, sku, kit, wanted, self._inventory.partitions)
         self._kits[merchant, sku] = added
         for name in added.names:
@@ -359,76 +466,77 @@ class FollowedKits:
 
     def _drop(self, kit: FollowedKit) -> None:
         del self._kits[kit.merchant, kit.sku]
+        kit.end()
         for name in kit.names:
             kits = self._by_row[kit.merchant, name]
             del kits[kit]
             if not kits:
                 del self._by_row[kit.merchant, name]
 
-    def _read(self, kit: FollowedKit, locations: frozenset[str] | None) -> set[asyncio.Task[None]]:
-        """Return what a kit's rows are being read by, and begin what is missing."""
-        if locations is None:
-            if kit.everywhere is None:
-                kit.everywhere = self._begin(self._read_everywhere(kit))
-            return set() if kit.everywhere.done() else {kit.everywhere}
-        missing = [location for location in locations if kit.at(location) is None]
-        if missing:
-            self._check_room(len(missing) * len(kit.names))
-            places = [kit.place(location) for location in missing]
-            reading = self._begin(self._read_places(kit, places))
-            for place in places:
-                place.reading = reading
-        wanted = [kit.places[location] for location in locations]
-        return {one.reading for one in wanted if one.reading is not None and not one.is_read}
+    async def _place(self, interest: Interest) -> None:
+        """Begin to keep the kits that a subscriber names where it wants them, all or none."""
+        kits, wanted = self._named(interest), interest.locations
+        if wanted is None:
+            eras = {kit: kit.era for kit in kits if None in kit.wanted and not kit.is_listed}
+            if not eras:
+                return
+            locations = await locations_of(self._inventory, interest.merchant)
+            # What the tail told of other locations since counts as long as each was wanted.
+            kits = [kit for kit in self._named(interest) if kit.era == eras.get(kit)]
+            for kit in kits:
+                check_rows(len(locations) * len(kit.names))
+        else:
+            locations = sorted(wanted)
+        missing = {}
+        room = MAX_KEPT_ROWS - self.kept_rows
+        for kit in kits:
+            missing[kit] = [one for one in locations if one not in kit.places and kit.wants(one)]
+            room -= len(kit.names) * len(missing[kit])
+            # The tail makes places of one that is wanted everywhere without a look at this.
+            if room < 0 and (wanted is None or missing[kit]):
+                raise _overloaded()
+        for kit, places in missing.items():
+            for location in places:
+                if kit.at(location) is None:
+                    kit.place(location)
+            if wanted is None:
+                kit.is_listed = True
 
-    async def _read_everywhere(self, kit: FollowedKit) -> None:
-        reading = asyncio.current_task()
-        try:
-            locations = await locations_of(self._inventory, kit.merchant)
-            check_rows(len(locations) * len(kit.names))
-            self._check_room(len(locations) * len(kit.names) - kit.kept_rows)
-            places = [kit.places.get(location) or kit.place(location) for location in locations]
-            unread = [place for place in places if not place.is_read]
-            for place in unread:
-                place.reading = reading
-            await self._read_places(kit, unread)
-        except BaseException:
-            if kit.everywhere is reading:
-                kit.everywhere = None
-            kit.give_up(reading)
-            raise
-        for place in kit.places.values():
-            if place.reading is reading:
-                # Those that came since the listing had no row then, and were told of all.
-                place.is_read = True
+    async def _read(self, interest: Interest) -> None:
+        """Wait until the rows of the kits that a subscriber names are read, or were dropped."""
+        readings = {
+            self._reading(kit)
+            for kit in self._named(interest)
+            if not all(place.is_read for place in kit.kept(interest.locations))
+        }
+        if readings:
+            # Others may wait for the same, so they go on when this one goes away.
+            done, _ = await asyncio.wait(readings, return_when=asyncio.FIRST_EXCEPTION)
+            for reading in done:
+                if not reading.cancelled():
+                    reading.result()
 
-    async def _read_places(self, kit: FollowedKit, places: Sequence[KitAt]) -> None:
-        reading = asyncio.current_task()
-        try:
-            for start in range(0, len(places), READ_AT_ONCE):
-                some = places[start : start + READ_AT_ONCE]
+    def _reading(self, kit: FollowedKit) -> asyncio.Task[None]:
+        """Return what reads a kit's rows; there is one at most, and it ends with the kit."""
+        if kit.reading is None or kit.reading.done():
+            kit.reading = asyncio.get_running_loop().create_task(self._read_rows(kit))
+            self._tasks.add(kit.reading)
+            kit.reading.add_done_callback(self._end)
+        return kit.reading
+
+    async def _read_rows(self, kit: FollowedKit) -> None:
+        while kit.unread:
+            async with self._turns:
+                # Those that are wanted still, now that it is this one's turn.
+                places = list(islice(kit.unread.values(), READ_AT_ONCE))
                 found = await asyncio.gather(
                     *(
                         self._inventory.rows_together(kit.merchant, place.location, kit.names)
-                        for place in some
+                        for place in places
                     )
                 )
-                for place, rows in zip(some, found, strict=True):
-                    place.take_in(rows.values())
-        except BaseException:
-            kit.give_up(reading)
-            raise
-
-    def _check_room(self, rows: int) -> None:
-        if rows + sum(kit.kept_rows for kit in self._kits.values()) > MAX_KEPT_ROWS:
-            SHEDS.add(("kits",))
-            raise Overloaded(retry_after_ms=RETRY_AFTER_MS)
-
-    def _begin(self, reading: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(reading)
-        self._tasks.add(task)
-        task.add_done_callback(self._end)
-        return task
+            for place, rows in zip(places, found, strict=True):
+                kit.take_in(place, rows.values())
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -449,9 +557,28 @@ def kits_said(operation: Operation) -> Iterable[tuple[str, str]]:
     return [(sku, text) for sku, text in operation.detail[2]]
 
 
-def _reset(followers: Iterable[Subscription]) -> None:
+def rows_unsaid(operation: Operation) -> Sequence[str] | None:
+    """Return the SKUs of the rows that a repair may have changed; None: of all of its partition."""
+    if operation.kind is OperationKind.REPAIR:
+        if operation.changes:
+            return [change.sku for change in operation.rows]
+        if operation.detail[0] in _REPAIRS_OF_NO_ROW:
+            return ()
+    return None
+
+
+def _overloaded() -> Overloaded:
+    SHEDS.add(("kits",))
+    return Overloaded(retry_after_ms=RETRY_AFTER_MS)
+
+
+def _reset(followers: Iterable[Subscription], location: str | None = None) -> None:
+    """Have those start anew that follow rows, of a location or any."""
     for subscription in followers:
-        if subscription.interest.has_rows:
+        interest = subscription.interest
+        if interest.has_rows and (
+            location is None or interest.locations is None or location in interest.locations
+        ):
             subscription.reset("kit_changed")
 
 

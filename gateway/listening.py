@@ -26,7 +26,7 @@ from engine.model import Row, time_text
 from engine.outcomes import Overloaded
 from engine.tail import Cursor, cursors_before, stream_position
 from gateway.fanout import Fanout
-from gateway.followed_kits import FollowedKits, KitAt, kits_said
+from gateway.followed_kits import FollowedKits, KitAt, kits_said, rows_unsaid
 from gateway.interests import check_rows, locations_of
 from gateway.subscriptions import Interest, Place, Position, Subscription, Told
 from gateway.view import UNTOLD
@@ -291,13 +291,24 @@ class _Missed:
         skus = self._interest.skus or ()
         for entry in entries:
             for operation in entry.operations:
-                if operation.kind in UNTOLD and partition in self._partitions:
+                if operation.kind in UNTOLD and self._may_change(operation, partition):
                     return True
                 if operation.merchant == self._interest.merchant and any(
                     sku in skus for sku, _ in kits_said(operation)
                 ):
                     return True
         return False
+
+    def _may_change(self, operation: Operation, partition: int) -> bool:
+        """Say whether a repair or a rebuild may have changed rows of its kits."""
+        if partition not in self._partitions:
+            return False
+        merchant, rows = operation.merchant, rows_unsaid(operation)
+        if rows is None:
+            return merchant in ("", self._interest.merchant)
+        return merchant == self._interest.merchant and any(
+            (operation.location, sku) in self._by_row for sku in rows
+        )
 
     def told(self, entries: Sequence[Entry], partition: int) -> list[Told]:
         """Return the events of a partition's entries, in their order."""

@@ -2,17 +2,23 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import pytest
 
 from engine.events import EventType
+from engine.inventory import Inventory
 from engine.kits import VERSIONS_OF_A_REVISION, Kit
 from engine.model import Line, MovementType, Row
 from engine.outcomes import HoldfastError, Overloaded, StoreUnavailable
+from engine.tail import Batch, Reconnected
+from gateway.followed_kits import MAX_READS, READ_AT_ONCE
+from gateway.interests import locations_of
 from gateway.listening import Anew
 from gateway.subscriptions import CONFLATE_FROM, CutOff, Interest
 from tests.damage import damaged_shop
@@ -243,6 +249,33 @@ async def test_a_kit_with_more_rows_than_are_kept_is_refused_and_nothing_stays(
     assert small.subscription.cut_off is not CutOff.TOO_FAR_BEHIND
 
 
+async def test_a_component_is_followed_in_so_many_kits_only(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.followed_kits.MAX_KITS_OF_A_ROW", 2)
+    await shop.receive("mug", 4)
+    await define(shop, gift={"mug": 1}, pair={"mug": 2}, trio={"mug": 3}, other={"tea": 1})
+    told, other, refused = (
+        Shopper(shop.merchant, skus, [LOCATION]) for skus in (["gift", "pair"], ["other"], ["trio"])
+    )
+    await told.open(gateway)
+    await other.open(gateway)
+    with pytest.raises(Overloaded):
+        await refused.open(gateway)
+    # One that comes to have the component by a new definition is not told on either.
+    await define(shop, other={"mug": 4})
+    await gateway.catch_up()
+    with pytest.raises(Overloaded):
+        await other.hear()
+    other.close()
+    await shop.receive("mug", 2)
+    await heard_by(told, gateway)
+    assert (available(told), available(told, PAIR)) == ([6], [3])
+    told.close()
+    await refused.open(gateway)
+    assert (refused.known[LOCATION, "trio"].available, len(gateway.fanout.kits)) == (2, 1)
+
+
 @pytest.mark.parametrize("locations", [None, [LOCATION]])
 async def test_rows_that_cannot_be_read_are_read_by_the_next_who_asks(
     shop: Shop,
@@ -298,6 +331,67 @@ async def test_who_comes_back_before_it_heard_that_a_kit_is_another_starts_anew(
     assert shopper.known[GIFT].available == 2
 
 
+async def test_what_is_read_for_a_kit_ends_with_its_last_follower(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(20):
+        await shop.receive("mug", 6, location=f"pier-{number}")
+    kits = {f"gift-{number}": {"mug": 1} for number in range(10)}
+    await define(shop, **kits)
+    reads = Reads(gateway, monkeypatch)
+    followed = gateway.fanout.kits
+    for _ in range(10):
+        leaving = asyncio.create_task(Shopper(shop.merchant, list(kits)).open(gateway))
+        await soon(lambda: reads.under_way > 0 and followed.readings == len(kits))
+        # What is not read yet is counted already.
+        assert followed.kept_rows == len(kits) * 20 * 2
+        assert reads.under_way <= MAX_READS * 20
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        await soon(lambda: reads.under_way == followed.readings == 0)
+        assert (len(followed), followed.kept_rows) == (0, 0)
+    reads.gate.set()
+    shopper = Shopper(shop.merchant, list(kits))
+    await shopper.open(gateway)
+    assert len(shopper.known) == len(kits) * 20
+
+
+async def test_what_one_that_left_wanted_is_not_kept_for_those_who_stay(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(READ_AT_ONCE + 10):
+        await shop.receive("mug", 6, location=f"pier-{number}")
+    await define(shop, gift={"mug": 1})
+    staying = Shopper(shop.merchant, ["gift"], ["pier-1"])
+    await staying.open(gateway)
+    listed = asyncio.Event()
+
+    async def locations(inventory: Inventory, merchant: str) -> Sequence[str]:
+        await listed.wait()
+        return await locations_of(inventory, merchant)
+
+    monkeypatch.setattr("gateway.followed_kits.locations_of", locations)
+    reads = Reads(gateway, monkeypatch)
+    followed = gateway.fanout.kits
+    for is_listed in (False, True):
+        leaving = asyncio.create_task(Shopper(shop.merchant, ["gift"]).open(gateway))
+        if is_listed:
+            listed.set()
+            await soon(lambda: reads.under_way == READ_AT_ONCE)
+        else:
+            await soon(lambda: gateway.fanout.subscribers == 2)
+        leaving.cancel()
+        await asyncio.wait({leaving})
+        assert followed.kept_rows == 2
+    listed.set()
+    reads.gate.set()
+    await soon(lambda: followed.readings == 0)
+    # Of those that still were to be read nobody wanted any.
+    assert (followed.kept_rows, reads.count) == (2, READ_AT_ONCE)
+    await shop.receive("mug", 1, location="pier-1")
+    assert (await heard_by(staying, gateway))["pier-1", "gift"].available == 7
+
+
 async def test_a_component_is_split_and_its_parts_tell_its_home(
     make_store: MakeStore, merchant: str
 ) -> None:
@@ -341,6 +435,73 @@ async def test_a_repair_has_followers_start_anew_also_those_who_were_away(
             assert shopper.known[GIFT].available == 5
 
 
+async def test_a_repair_is_no_news_to_who_follows_kits_that_it_does_not_touch(
+    make_store: MakeStore, tmp_path: Path
+) -> None:
+    async with (
+        damaged_shop(make_store, tmp_path) as it,
+        following(it.store.settings) as gateway,
+    ):
+        shop = it.shop
+        for sku in ("mug", "tea"):
+            await shop.receive(sku, 5)
+        await define(shop, gift={"mug": 1}, pair={"tea": 2})
+        opened = [
+            Shopper(shop.merchant, [sku], locations)
+            for sku in ("gift", "pair")
+            for locations in ([LOCATION], None, [it.neighbour])
+        ]
+        away = [Shopper(shop.merchant, [sku], [LOCATION]) for sku in ("gift", "pair")]
+        for shopper in (*opened, *away):
+            await shopper.open(gateway)
+        for shopper in away:
+            shopper.close()
+        held = await shop.reserve([("tea", 1)])
+        await it.run("DEL", it.stock_key("mug"))
+        await it.run("ZREM", it.keys.holds, held.reservation.id)
+        await it.mend()
+        for shopper in away:
+            await shopper.open(gateway)
+        for shopper in opened:
+            await heard_by(shopper, gateway)
+        assert [shopper.beginnings[1:] for shopper in opened] == [
+            [Anew.KIT_CHANGED],
+            [Anew.KIT_CHANGED],
+            *[[]] * 4,
+        ]
+        assert [shopper.beginnings[1:] for shopper in away] == [[Anew.KIT_CHANGED], [None]]
+        for shopper in (*opened[:2], opened[3], *away):
+            await assert_heard(shop, shopper)
+
+
+async def test_rows_that_a_failover_lost_before_the_tail_told_of_them_are_read_anew(
+    shop: Shop, gateway: Follows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.receive("mug", 5)
+    await define(shop, gift={"mug": 1})
+    rows_together = gateway.inventory.rows_together
+
+    async def lost(merchant: str, location: str, skus: Sequence[str]) -> dict[str, Row]:
+        """Answer as a primary whose last operations no replica had."""
+        found = await rows_together(merchant, location, skus)
+        monkeypatch.setattr(gateway.inventory, "rows_together", rows_together)
+        partitions = tuple(range(gateway.inventory.partitions))
+        again = Batch((Reconnected(partitions),), (), time.monotonic())
+        asyncio.get_running_loop().call_soon(lambda: gateway.fanout._take(again))
+        return {
+            sku: msgspec.structs.replace(row, on_hand=row.on_hand + 4, version=row.version + 9)
+            for sku, row in found.items()
+        }
+
+    monkeypatch.setattr(gateway.inventory, "rows_together", lost)
+    shopper = Shopper(shop.merchant, ["gift"], [LOCATION])
+    await shopper.open(gateway)
+    assert shopper.known[GIFT].available == 5
+    await shop.receive("mug", 1)
+    assert (await heard_by(shopper, gateway))[GIFT].available == 6
+    assert shopper.beginnings == [Anew.OPENED]
+
+
 @pytest.mark.faults
 async def test_a_store_that_is_killed_costs_no_change_of_a_kit(
     make_store: MakeStore, merchant: str
@@ -361,6 +522,32 @@ async def test_a_store_that_is_killed_costs_no_change_of_a_kit(
             await assert_heard_soon(shop, shopper, gateway)
             assert shopper.known[GIFT].available == 7 - 2 * turn
         assert available(shopper) == list(range(8, 2, -1))
+
+
+class Reads:
+    """The reads of rows of kits at a gateway, which wait until the gate is open."""
+
+    def __init__(self, gateway: Follows, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = asyncio.Event()
+        self.under_way = self.count = 0
+        self._read = gateway.inventory.rows_together
+        monkeypatch.setattr(gateway.inventory, "rows_together", self._wait)
+
+    async def _wait(self, merchant: str, location: str, skus: Sequence[str]) -> dict[str, Row]:
+        self.under_way += 1
+        self.count += 1
+        try:
+            await self.gate.wait()
+            return await self._read(merchant, location, skus)
+        finally:
+            self.under_way -= 1
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    async def is_so() -> bool:
+        return condition()
+
+    await eventually(is_so, within_seconds=20)
 
 
 class Trade:
