@@ -245,11 +245,16 @@ class Amendments:
         merchant, buyer = amendment.merchant, held.buyer or amendment.buyer
         if not buyer:
             return await self._amend_lines(reservation, amendment, held, None)
-        kits = await self._kits.known(merchant)
-        is_served = held.stands_for or not is_plain(amendment.lines, kits)
+
+        async def wanting() -> dict[str, int | None]:
+            kits = await self._kits.known(merchant)
+            is_served = held.stands_for or not is_plain(amendment.lines, kits)
+            return {line.sku: None if is_served else line.quantity for line in amendment.lines}
+
         return await self._partitions.claiming.around(
             Claimant(reservation, merchant, held.location, buyer, amendment.actor),
-            {line.sku: None if is_served else line.quantity for line in amendment.lines},
+            [line.sku for line in amendment.lines],
+            wanting,
             lambda taken: self._amend_lines(reservation, amendment, held, taken),
             # It is refused what a first reserve would be, and never what it has.
             takes_less=True,

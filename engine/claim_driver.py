@@ -14,7 +14,7 @@ import structlog
 from engine.clock import read_times
 from engine.inventory import Inventory
 from engine.keys import PartitionKeys, claim_member, parse_row_member
-from engine.leases import leases_of
+from engine.leases import Lease, leases_of
 from engine.outcomes import HoldfastError
 from engine.rounds import in_rounds
 
@@ -44,21 +44,36 @@ class ClaimDriver:
         )
 
     async def round(self) -> int:
-        """Look at every claim that is due once; return how many those were."""
-        due = 0
+        """Look at every claim that is due once; return how many those were.
+
+        A partition that is away does not keep the others waiting: the first error is raised when
+        they are through.
+        """
+        due, failed = 0, None
         for keys, lease in zip(self._inventory.keys, self._leases, strict=True):
-            now_ms = (await read_times(self._inventory.store, keys)).now_ms
-            found = await self._inventory.dispatcher.read(
-                "ZRANGEBYSCORE", keys.claiming, "-inf", now_ms, "LIMIT", 0, MAX_DUE
-            )
-            if not found or not await lease.hold():
-                continue
-            due += len(found)
-            gate = asyncio.Semaphore(MAX_AT_ONCE)
-            await asyncio.gather(
-                *(self._look_after(keys, member.decode(), now_ms, gate) for member in found)
-            )
+            try:
+                due += await self._look_at(keys, lease)
+            except HoldfastError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return due
+
+    async def _look_at(self, keys: PartitionKeys, lease: Lease) -> int:
+        """Look at the claims of one partition that are due."""
+        now_ms = (await read_times(self._inventory.store, keys)).now_ms
+        found = await self._inventory.dispatcher.read(
+            "ZRANGEBYSCORE", keys.claiming, "-inf", now_ms, "LIMIT", 0, MAX_DUE
+        )
+        if not found or not await lease.hold():
+            return 0
+        gate = asyncio.Semaphore(MAX_AT_ONCE)
+        looks = (self._look_after(keys, member.decode(), now_ms, gate) for member in found)
+        results = await asyncio.gather(*looks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return len(found)
 
     async def _look_after(
         self, keys: PartitionKeys, member: str, now_ms: int, gate: asyncio.Semaphore
@@ -76,7 +91,20 @@ class ClaimDriver:
                 log.warning(
                     "a claim waits", reservation=named[2], code=error.code, error=str(error)
                 )
-        if again_ms:
-            # Of a store that is away this raises, and the round is over.
-            again = ("ZADD", keys.claiming, "XX", now_ms + again_ms, member)
-            await self._inventory.store.read([again])
+            if again_ms:
+                await self._look_again(keys, named, now_ms, again_ms)
+
+    async def _look_again(
+        self, keys: PartitionKeys, named: tuple[str, str, str], now_ms: int, again_ms: int
+    ) -> None:
+        """Have a claim be looked at again. Raises StoreUnavailable where its partition is away."""
+        (merchant, buyer, reservation), member = named, claim_member(*named)
+        again = ("ZADD", keys.claiming, "XX", now_ms + again_ms, member)
+        await self._inventory.store.read([again])
+        if again_ms <= PUT_OFF_MS:
+            return
+        claim = (await self._inventory.claiming.claims(merchant, buyer)).get(reservation)
+        if claim is not None and claim.due_at_ms > now_ms:
+            # Somebody has claimed under it meanwhile, and may have died since.
+            sooner = ("ZADD", keys.claiming, "XX", "LT", claim.due_at_ms, member)
+            await self._inventory.store.read([sooner])

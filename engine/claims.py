@@ -7,8 +7,8 @@ promised (`lua/settle.lua`). At each moment a claim counts at least what is prom
 a crash left too much of it is given back by whoever looks at it next (`engine.claim_driver`).
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -30,9 +30,11 @@ from engine.outcomes import (
     BuyerCapExceeded,
     HoldfastError,
     InsufficientStock,
+    LimitExceeded,
     Outcome,
     OutcomeUnknown,
     Overloaded,
+    StoreFault,
     StoreUnavailable,
 )
 from engine.refusals import refusal
@@ -101,7 +103,10 @@ def counted(claims: Mapping[str, Claim], sku: str, now_ms: int) -> int:
         line = claim.lines.get(sku) if claim is not None else None
         return line[0] if line is not None and (line[2] == 0 or line[2] > now_ms) else 0
 
-    return sum(max(0, units(claim) - units(claims.get(claim.beside))) for claim in claims.values())
+    besides: defaultdict[str, int] = defaultdict(int)
+    for claim in claims.values():
+        besides[claim.beside] += units(claim)
+    return sum(max(0, units(claim) - besides.get(name, 0)) for name, claim in claims.items())
 
 
 class Cap(NamedTuple):
@@ -137,12 +142,14 @@ class Claimant(NamedTuple):
 class Taken(msgspec.Struct, frozen=True):
     """What was claimed: a command may promise so many `units` of each SKU in all, until it lapses.
 
-    `is_alone` where nobody else may have a command for the reservation under way.
+    `is_alone` where nobody else may have a command for the reservation under way. `claimed_at` is
+    this process's clock just before, in seconds, `claimed_at_ms` that of the buyer's partition.
     """
 
     who: Claimant
     revision: int
     is_alone: bool
+    claimed_at: float
     claimed_at_ms: int
     lapses_at_ms: int
     units: dict[str, int]
@@ -162,6 +169,7 @@ class Taken(msgspec.Struct, frozen=True):
 class Seen(NamedTuple):
     """What became of a reservation, by the clock of its location; `lua/look.lua`.
 
+    `now_ms` is 0 of what an answer told that was given just now.
     `lines` are those that count for the buyer over all locations: held, or picked. `state` is None
     where there is no such reservation.
     """
@@ -211,27 +219,32 @@ class Claiming:
     async def around(
         self,
         who: Claimant,
-        wanted: Mapping[str, int | None],
+        skus: Iterable[str],
+        wanting: Callable[[], Awaitable[Mapping[str, int | None]]],
         call: Callable[[Taken | None], Awaitable[Answer]],
         *,
         takes_less: bool,
         makes_it: bool = False,
-        first_attempt: bool = False,
     ) -> Answer:
         """Run a command that may promise units to a buyer, with what it has to claim for that.
 
-        `call` raises Unclaimed where rows have a cap over all locations. Of these, `wanted` units
-        are claimed, with `takes_less` what the buyer may still have of them. Of a SKU whose units
-        follow from others (None, or not named) all that they may have is claimed, until it is
-        known what is needed. A command that `makes_it` makes the reservation: where it is refused
-        for units there is none. Raises what `call` does, BuyerCapExceeded, Overloaded.
+        `call` raises Unclaimed where rows have a cap over all locations. Of these, as many units
+        are claimed as `wanting` tells, which is asked only then, with `takes_less` what the buyer
+        may still have of them. Of a SKU whose units follow from others (None, or not named) all
+        that they may have is claimed, until it is known what is needed. `skus` are those that the
+        command names. One that `makes_it` makes the reservation: where it is refused for units
+        there is none. Raises what `call` does, BuyerCapExceeded, LimitExceeded (the claims of a
+        buyer), Overloaded.
         """
         if not who.buyer:
             return await call(None)
-        caps, taken, is_known_new = self._known(who, wanted), None, first_attempt
+        caps, taken, is_known_new = self._known(who, skus), None, False
+        wanted: Mapping[str, int | None] | None = None
         for _ in range(MAX_ATTEMPTS):
             try:
                 if caps:
+                    if wanted is None:
+                        wanted = await wanting()
                     taken = await self._take(who, wanted, caps, taken, takes_less=takes_less)
                 result = await call(taken)
             except Unclaimed as unclaimed:
@@ -240,13 +253,20 @@ class Claiming:
                 if taken is not None:
                     self._note_clocks(taken, unclaimed.now_ms)
                 continue
-            except (BuyerCapExceeded, InsufficientStock):
-                if caps and taken is None and not is_known_new:
-                    # A retry gets the answer of the attempt that it repeats.
-                    with suppress(Unclaimed):
-                        return await call(None)
-                await self._refused(taken, Seen(0) if makes_it else None)
-                raise
+            except (BuyerCapExceeded, InsufficientStock, LimitExceeded) as refused:
+                if not caps or taken is not None or is_known_new:
+                    await self._refused(taken, Seen(0) if makes_it else None)
+                    raise
+                # A retry gets the answer of the attempt that it repeats, and nobody is refused for
+                # what was only believed of a cap.
+                try:
+                    result = await call(None)
+                except Unclaimed as unclaimed:
+                    believed, caps, is_known_new = caps, unclaimed.caps, True
+                    self._learn(who, caps)
+                    if caps != believed:
+                        continue
+                    raise refused from None
             except (StoreUnavailable, OutcomeUnknown):
                 # Nobody knows what came of it: whoever looks after the claim finds out.
                 raise
@@ -259,22 +279,25 @@ class Claiming:
         log.warning("units cannot be claimed", reservation=who.reservation, location=who.location)
         raise Overloaded(retry_after_ms=RETRY_AFTER_MS)
 
-    def _known(self, who: Claimant, wanted: Mapping[str, int | None]) -> dict[str, Cap]:
+    def _known(self, who: Claimant, skus: Iterable[str]) -> dict[str, Cap]:
         """Return which of the SKUs are believed to have such a cap at the location."""
         if not self._caps:
             return {}
         keys, now, known = self._keys_of(who.merchant, who.location), self._clock(), {}
-        for sku in wanted:
+        for sku in skus:
             believed = self._caps.get(keys.stock(who.merchant, who.location, sku))
             if believed is not None and believed[1] > now:
                 known[sku] = believed[0]
         return known
 
     def _note_clocks(self, taken: Taken, now_ms: int) -> None:
-        """Take note of what a location's clock said just after a claim was made."""
+        """Take note of what a location's clock said some time after a claim was made."""
         if len(self._ahead_ms) >= MAX_ROWS:
             self._ahead_ms.clear()
-        self._ahead_ms[self._partitions(taken.who)] = max(0, now_ms - taken.claimed_at_ms)
+        since_ms = int((self._clock() - taken.claimed_at) * 1_000)
+        self._ahead_ms[self._partitions(taken.who)] = max(
+            0, now_ms - taken.claimed_at_ms - since_ms
+        )
 
     def _learn(self, who: Claimant, caps: Mapping[str, Cap]) -> None:
         if len(self._caps) + len(caps) > MAX_ROWS:
@@ -302,6 +325,7 @@ class Claiming:
                 asked.append((sku, units, *cap, takes_less))
         after = 0 if before is None else before.revision
         ahead_ms = self._ahead_ms.get(self._partitions(who), 0)
+        claimed_at = self._clock()
         reply = await self._run("claim", who, who.instead_of, after, ahead_ms, asked)
         if Outcome(reply[0]) is not Outcome.OK:
             raise refusal(reply)
@@ -309,7 +333,9 @@ class Claiming:
         is_alone = is_alone and (before is None or before.is_alone)
         granted = dict(zip(caps, units, strict=True))
         claimed_at_ms = lapses_at_ms - ahead_ms - CLAIM_MS
-        return Taken(who, revision, is_alone, claimed_at_ms, lapses_at_ms, granted, dict(caps))
+        return Taken(
+            who, revision, is_alone, claimed_at, claimed_at_ms, lapses_at_ms, granted, dict(caps)
+        )
 
     # What became of it
 
@@ -326,7 +352,7 @@ class Claiming:
             seen = seen_of(result.reservation)
             if result.replayed:
                 # It is told as it was then.
-                seen = await self._look(who.merchant, who.reservation)
+                seen = await self._look(who)
             await self._settle_taken(taken, seen)
         except HoldfastError as error:
             _left_behind(who.reservation, error)
@@ -340,7 +366,7 @@ class Claiming:
             return
         who = taken.who
         try:
-            seen = seen or await self._look(who.merchant, who.reservation)
+            seen = seen or await self._look(who)
             await self._settle_taken(taken, seen)
         except HoldfastError as error:
             _left_behind(who.reservation, error)
@@ -377,12 +403,12 @@ class Claiming:
 
         Returns in how many ms it is to be looked at again; 0 where that was settled.
         """
-        claim = (await self.claims(merchant, buyer)).get(reservation)
-        seen = await self._look(merchant, reservation)
-        location = seen.location if claim is None else claim.location
-        who = Claimant(reservation, merchant, location, buyer, ACTOR)
+        claims = await self.claims(merchant, buyer)
+        claim = claims.get(reservation)
+        who = Claimant(reservation, merchant, "" if claim is None else claim.location, buyer, ACTOR)
+        seen = await self._look(who)
         if claim is None:
-            await self._settle(who, 0, seen)
+            await self._settle(who._replace(location=seen.location), 0, seen)
             return 0
         if seen.ended_at_ms:
             await self._settle(who, ANY, seen)
@@ -393,7 +419,7 @@ class Claiming:
             return left_ms + RETRY_AFTER_MS
         if seen.state is None:
             seen = _gone(claim, seen.now_ms)
-        elif not claim.lapses_at_ms and claim.holds(seen.lines):
+        elif not claim.lapses_at_ms and claim.holds(seen.lines) and claim.beside in {"", *claims}:
             due_ms = CLAIM_LOOK_MS
             if seen.expires_at_ms:
                 due_ms = min(due_ms, max(0, seen.expires_at_ms - seen.now_ms))
@@ -402,12 +428,16 @@ class Claiming:
         return 0
 
     async def claims(self, merchant: str, buyer: str) -> Claims:
-        """Read what counts for a buyer; some of it may be over."""
+        """Read what counts for a buyer, or is over by now. Raises StoreFault where it cannot."""
         keys = self._keys[claim_partition(merchant, buyer, len(self._keys))]
         text = await self._dispatcher.read("GET", keys.claims(merchant, buyer))
-        return {} if text is None else decode_claims(text)
+        try:
+            return {} if text is None else decode_claims(text)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise StoreFault("GET", f"what is claimed for buyer {buyer} cannot be read") from error
 
-    async def _look(self, merchant: str, reservation: str) -> Seen:
+    async def _look(self, who: Claimant) -> Seen:
+        merchant, reservation = who.merchant, who.reservation
         partition = partition_of_reservation(reservation, len(self._keys))
         if partition is None:
             return Seen(0)
@@ -428,7 +458,9 @@ class Claiming:
             raise refusal(reply)
         _, now_ms, state, expires_at_ms, ended_at_ms, picked, body = reply
         decoded = msgspec.convert(body, Body)
-        claimed = (decoded.extras or NO_EXTRAS).claimed
+        extras = decoded.extras or NO_EXTRAS
+        # The id may be somebody else's reservation: nothing of that counts for this buyer.
+        claimed = extras.claimed if extras.buyer == who.buyer else {}
         lines = msgspec.convert(picked, tuple[Line, ...]) if ended_at_ms else decoded.lines
         return Seen(
             now_ms,
@@ -440,8 +472,9 @@ class Claiming:
         )
 
     async def _settle(self, who: Claimant, revision: int, seen: Seen) -> None:
+        ago_ms = max(0, seen.now_ms - seen.ended_at_ms) if seen.now_ms and seen.ended_at_ms else 0
         reply = await self._run(
-            "settle", who, revision, seen.lines, seen.ended_at_ms, seen.expires_at_ms
+            "settle", who, revision, seen.lines, seen.ended_at_ms, ago_ms, seen.expires_at_ms
         )
         if Outcome(reply[0]) not in (Outcome.OK, Outcome.REPLAYED, Outcome.NOT_DUE):
             raise refusal(reply)

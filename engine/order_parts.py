@@ -20,6 +20,7 @@ from engine.outcomes import (
     HoldfastError,
     InsufficientStock,
     InvalidCommand,
+    LimitExceeded,
     OrderEnded,
     ShortLine,
 )
@@ -243,9 +244,13 @@ def shorts_of(order: Order) -> tuple[ShortLine, ...]:
 def refused_lines(part: Part, refused: HoldfastError) -> tuple[ShortLine, ...]:
     """Return what a part was refused for.
 
-    A row with a cap a buyer has nothing for an order that names none; which row is not said.
+    A row with a cap a buyer has nothing for an order that names none, nor for one whose buyer has
+    too many claims; which row is not said.
     """
     if isinstance(refused, InsufficientStock | BuyerCapExceeded):
         return refused.lines
-    limited_by = "buyer" if isinstance(refused, InvalidCommand) else "stock"
+    is_of_buyer = isinstance(refused, InvalidCommand) or (
+        isinstance(refused, LimitExceeded) and refused.field == "buyer"
+    )
+    limited_by = "buyer" if is_of_buyer else "stock"
     return tuple(ShortLine(x.sku, x.quantity, 0, limited_by=limited_by) for x in part.lines)

@@ -49,6 +49,7 @@ from engine.outcomes import (
     IdempotencyKeyReused,
     InsufficientStock,
     InvalidCommand,
+    LimitExceeded,
     OutcomeUnknown,
     ProposalDecided,
     ReservationEnded,
@@ -62,7 +63,7 @@ MAX_ROUNDS: Final = 20
 
 OPEN: Final = (ReservationState.HELD, ReservationState.CONFIRMED)
 
-REFUSALS: Final = (InsufficientStock, BuyerCapExceeded, InvalidCommand)
+REFUSALS: Final = (InsufficientStock, BuyerCapExceeded, InvalidCommand, LimitExceeded)
 """Of the reserve at the new place."""
 
 Answer = TypeVar("Answer")
@@ -109,7 +110,7 @@ class Relocation:
         have, or is confirmed where it was. Units are backordered there only where some are here,
         and by a day there where they were promised by one here. A retry under the same key finds
         its own move; a refusal is not remembered. Raises InsufficientStock, and then the old one
-        stays as it is; BuyerCapExceeded, ReservationNotFound, ReservationEnded,
+        stays as it is; BuyerCapExceeded, LimitExceeded, ReservationNotFound, ReservationEnded,
         IdempotencyKeyReused, InvalidCommand (also of a part of an order).
         """
         check_id("location", location)

@@ -169,18 +169,23 @@ class Reserving:
         request = _Request(promise, lines, key, stands_for, proposed, asks, first_attempt)
         if not asker["buyer"]:
             return await self._reserve(request, None)
-        wanted: dict[str, int | None] = {}
-        is_served = stands_for or not is_plain(lines, await self._kits.known(merchant))
-        for line in lines:
-            # What serves others as well is counted together with those.
-            wanted[line.sku] = None if is_served else (wanted.get(line.sku) or 0) + line.quantity
+
+        async def wanting() -> dict[str, int | None]:
+            wanted: dict[str, int | None] = {}
+            is_served = stands_for or not is_plain(lines, await self._kits.known(merchant))
+            for line in lines:
+                # What serves others as well is counted together with those.
+                units = (wanted.get(line.sku) or 0) + line.quantity
+                wanted[line.sku] = None if is_served else units
+            return wanted
+
         return await self._partitions.claiming.around(
             Claimant(the_id, merchant, location, asker["buyer"], actor, instead_of),
-            wanted,
+            [line.sku for line in lines],
+            wanting,
             lambda taken: self._reserve(request, taken),
             takes_less=partial,
             makes_it=True,
-            first_attempt=first_attempt,
         )
 
     async def _reserve(self, request: "_Request", taken: Taken | None) -> ReservationResult:

@@ -12,9 +12,11 @@
 --            `cap`; with takes_less what the buyer may still have of it
 -- Keys     claims of the buyer, index of claims to look at
 -- Returns  {'ok', revision, alone, lapses_at, {units, ...}}  that the reservation may have of each of
---            `wanted` until then, by the clock of its location. What it has already it keeps. alone is true where no other command
---            may be under way for it; revision is 0 where there was nothing to take
+--            `wanted` until then, by the clock of its location. What it has already it keeps. alone
+--            is true where no other command may be under way for it; revision is 0 where there was
+--            nothing to take
 --          {'buyer_cap_exceeded', false, {{sku, requested, room, true, 'buyer'}, ...}}
+--          {'limit_exceeded', 'buyer', most}  so many claims of one buyer count already
 --          {'invalid', field}
 -- Ledger   claim, detail {buyer, claim, picked as, picked}, the last two empty
 -- @include group
@@ -46,9 +48,11 @@ local replies = each_command(function(first, _, id, merchant, actor, location, b
   local claims = claims_at(KEYS[first])
   local own = claims.entries[id]
   if beside == '' and own then beside = own[CLAIM_BESIDE] end
+  if not claims.entries[beside] then beside = '' end
   local granted, short = granted_units(claims, id, beside, wanted)
   if not granted then return {'invalid', short} end
   if #short > 0 then return {'buyer_cap_exceeded', false, short} end
+  if not own and is_full(claims) then return {'limit_exceeded', 'buyer', MAX_CLAIMS} end
 
   local lapses_at, lines = now + limits.claim_ms + ahead_ms, {}
   for sku, line in pairs(own and own[CLAIM_LINES] or {}) do lines[sku] = line end
@@ -57,7 +61,9 @@ local replies = each_command(function(first, _, id, merchant, actor, location, b
   end
   if not next(lines) then return {'ok', 0, true, lapses_at, granted} end
   local revision = sequence + #operations + 1
-  local entry = {location, lines, beside, revision, lapses_at,
+  -- An earlier command may be under way with a later end: the claim is open for both.
+  local open_until = math.max(lapses_at, own and own[CLAIM_LAPSES_AT] or 0)
+  local entry = {location, lines, beside, revision, open_until,
     now + limits.claim_ms + LOOK_AFTER_MS, own ~= nil and own[CLAIM_IS_KNOWN]}
   set_claim(claims, id, entry)
   set_due(KEYS[first + 1], member, entry)

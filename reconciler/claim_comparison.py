@@ -254,7 +254,13 @@ def _missing(the_id: str, reservation: FoldedReservation, live: Claims, now_ms: 
         said = {} if claim is None else claim.lines
         if all(sku in said and said[sku][0] >= line[0] for sku, line in wanted.items()):
             return {}
-        return {the_id: Claim(reservation.body.location, wanted, "", 0, 0, 1, True)}
+        if claim is None:
+            return {the_id: Claim(reservation.body.location, wanted, "", 0, 0, 1, True)}
+        # Somebody may be promising under it just now: it says no less than before, and stays open.
+        lines = dict(said)
+        for sku, line in wanted.items():
+            lines[sku] = max(line, said.get(sku, line))
+        return {the_id: msgspec.structs.replace(claim, lines=lines, due_at_ms=1, is_known=True)}
     name = f"{the_id}@{reservation.ended_at_ms}"
     wanted = {sku: line for sku, line in wanted.items() if line[2] > now_ms + MARGIN_MS}
     # What is to be settled yet counts as it is.

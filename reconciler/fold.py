@@ -503,6 +503,10 @@ class Fold:
         claims.pop(operation.id, None)
         if claim:
             claims[operation.id] = msgspec.convert(claim, Claim)
+        else:
+            for other, it in claims.items():
+                if it.beside == operation.id:
+                    claims[other] = msgspec.structs.replace(it, beside="")
         if name:
             claims[name] = msgspec.convert(picked, Claim)
         if not claims:

@@ -310,6 +310,9 @@ class Audit:
                 self._violated("Claims", f"{where}: there was no such claim")
             claims.pop(the_id, None)
             claims |= {the_id: entry} if entry else {}
+            if not entry:
+                for other in claims.values():
+                    other[2] = "" if other[2] == the_id else other[2]
             claims |= {picked_as: picked} if picked_as else {}
         if kind == "repair" and detail[0] == "claims":
             partition.claims[merchant, detail[3]] = dict(detail[4] or {})

@@ -20,6 +20,9 @@ local CLAIM_LOCATION, CLAIM_LINES, CLAIM_BESIDE, CLAIM_REVISION, CLAIM_LAPSES_AT
   CLAIM_IS_KNOWN = 1, 2, 3, 4, 5, 6, 7
 local CLAIMED_UNITS, CLAIMED_WINDOW, CLAIMED_UNTIL = 1, 2, 3
 
+-- Of one buyer: each call reads and writes them all.
+local MAX_CLAIMS = 1000
+
 -- Between the end of what a claim waits for and the look at it.
 local LOOK_AFTER_MS = 1000
 
@@ -53,22 +56,27 @@ local function units_claimed(entry, sku)
   return line and line[CLAIMED_UNITS] or 0
 end
 
--- Units of a SKU that a claim may have in all. Those of the claim that it is beside, or that is beside
--- it, are counted once.
+-- Units of a SKU that a claim may have in all. As many as it and the claim that it is beside both have
+-- count once, and so of those that are beside it; what is beside the same one counts on its own.
 local function room_of_claim(entries, id, beside, sku, cap)
-  local sum, shared = 0, units_claimed(entries[beside], sku)
+  local besides = {}  -- units of the claims that are beside each, without this one
   for name, entry in pairs(entries) do
-    if name ~= id then
-      local units = units_claimed(entry, sku)
-      if entry[CLAIM_BESIDE] == id then
-        shared = shared + units
-      elseif entry[CLAIM_BESIDE] ~= '' then
-        units = math.max(0, units - units_claimed(entries[entry[CLAIM_BESIDE]], sku))
-      end
-      sum = sum + units
+    local of = entry[CLAIM_BESIDE]
+    if name ~= id and of ~= '' then besides[of] = (besides[of] or 0) + units_claimed(entry, sku) end
+  end
+  local room = cap + (besides[id] or 0)
+  for name, entry in pairs(entries) do
+    if name ~= id and name ~= beside then
+      room = room - math.max(0, units_claimed(entry, sku) - (besides[name] or 0))
     end
   end
-  return cap - sum + shared
+  return room
+end
+
+local function is_full(claims)
+  local count = 0
+  for _ in pairs(claims.entries) do count = count + 1 end
+  return count >= MAX_CLAIMS
 end
 
 local function touch_claims(claims)

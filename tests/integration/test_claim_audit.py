@@ -7,10 +7,17 @@ import msgpack
 import pytest
 
 from engine.claim_driver import ClaimDriver
-from engine.claims import ANY, Claimant, Seen
-from engine.keys import PartitionKeys, claim_member, claim_partition, digest_of_buyer
+from engine.claims import ANY, Cap, Claimant, Seen
+from engine.keys import (
+    PartitionKeys,
+    claim_member,
+    claim_partition,
+    digest_of_buyer,
+    reservation_id,
+)
+from engine.limits import CLAIM_MS
 from engine.model import ReservationState
-from engine.outcomes import BuyerCapExceeded
+from engine.outcomes import BuyerCapExceeded, StoreFault
 from reconciler.findings import Code
 from tests.claims import HOUR_MS, PLACES, buy, claims_of, left, pass_time, stock
 from tests.damage import DamagedShop, codes, damaged_shop, only
@@ -107,4 +114,41 @@ async def test_a_claim_that_nobody_looks_at_is_found(damaged: DamagedShop) -> No
     finding = only(await damaged.audit(), Code.CLAIM_OVERDUE)
     assert (finding.reservation, finding.repairable) == (held.id, False)
     await pass_time(shop, ClaimDriver(damaged.inventory), HOUR_MS // 10)
+    assert (await damaged.audit()).findings == ()
+
+
+async def test_claims_that_cannot_be_read_do_not_keep_those_of_others_waiting(
+    damaged: DamagedShop,
+) -> None:
+    shop, claiming = damaged.shop, damaged.inventory.claiming
+    await stock(shop, "shoe")
+    held = await buy(shop, 1, "leeds")
+    keys, key = where(damaged)
+    await damaged.run("SET", key, "no claims")
+    member = claim_member(shop.merchant, key.rpartition(":")[2], held.id)
+    await damaged.run("ZADD", keys.claiming, 1, member)
+    the_id = reservation_id(shop.keys("york").partition, shop.merchant, "york", "cart")
+    who = Claimant(the_id, shop.merchant, "york", digest_of_buyer(shop.merchant, "bob"), ACTOR)
+    await claiming._take(who, {"shoe": 2}, {"shoe": Cap(2, HOUR_MS)}, None, takes_less=False)
+    with pytest.raises(StoreFault):
+        await claims_of(shop)
+    await pass_time(shop, ClaimDriver(damaged.inventory), CLAIM_MS + 2_000)
+    assert await left(shop, buyer="bob") == 2
+
+
+async def test_a_claim_that_says_too_little_is_raised_and_stays_open(damaged: DamagedShop) -> None:
+    """Its reservation has more than it says, and somebody may be promising other units under it."""
+    shop, claiming = damaged.shop, damaged.inventory.claiming
+    await stock(shop, "shoe", "boot")
+    await buy(shop, 1, "leeds", key="other")
+    held = (await shop.reserve([("shoe", 1)], location="leeds", buyer="ann")).reservation
+    who = Claimant(held.id, shop.merchant, "leeds", digest_of_buyer(shop.merchant, "ann"), ACTOR)
+    await claiming._settle(who, ANY, Seen(0, "leeds", ReservationState.HELD))
+    cap = Cap(2, HOUR_MS)
+    open_for = await claiming._take(who, {"boot": 2}, {"boot": cap}, None, takes_less=False)
+    only(await damaged.audit(), Code.CLAIM_MISSING)
+    await damaged.mend()
+    claim = (await claims_of(shop))[held.id]
+    assert {sku: line[0] for sku, line in claim.lines.items()} == {"shoe": 1, "boot": 2}
+    assert claim.lapses_at_ms == open_for.lapses_at_ms
     assert (await damaged.audit()).findings == ()

@@ -5,15 +5,32 @@ from contextlib import suppress
 from typing import Final
 from uuid import uuid4
 
+import msgspec
 import pytest
 
+from engine import claim_driver
 from engine.claim_driver import ClaimDriver
+from engine.claims import Cap, Claimant
+from engine.clock import Times, read_times
+from engine.keys import (
+    PartitionKeys,
+    claim_member,
+    claim_partition,
+    digest_of_buyer,
+    partition_of,
+    reservation_id,
+)
 from engine.limits import CLAIM_LOOK_MS, CLAIM_MS
 from engine.model import BuyerCap, CapScope, Line, MovementType
 from engine.order_driver import OrderDriver
 from engine.order_records import WantedLine
 from engine.orders import Orders
-from engine.outcomes import BuyerCapExceeded, HoldfastError, InsufficientStock
+from engine.outcomes import (
+    BuyerCapExceeded,
+    HoldfastError,
+    InsufficientStock,
+    StoreUnavailable,
+)
 from engine.relocation import Relocation
 from tests.claims import HOUR_MS, buy, claims_of, left, pass_time, promised, stock
 from tests.integration.test_order_steps import Killed, Reaper
@@ -241,3 +258,149 @@ async def test_what_became_of_a_lost_reservation_is_taken_for_the_worst(shop: Sh
     assert await left(shop) == 0
     await pass_time(shop, driver, HOUR_MS)
     assert await left(shop) == 2
+
+
+def at_claims(shop: Shop, buyer: str = "ann") -> tuple[str, PartitionKeys]:
+    """Return a buyer's digest, and the keys of the partition that their claims are in."""
+    who = digest_of_buyer(shop.merchant, buyer)
+    return who, shop.inventory.keys[claim_partition(shop.merchant, who, shop.inventory.partitions)]
+
+
+def cart_of(shop: Shop) -> Claimant:
+    """Return who claims for a cart that was not held yet."""
+    the_id = reservation_id(shop.keys("leeds").partition, shop.merchant, "leeds", "cart")
+    return Claimant(the_id, shop.merchant, "leeds", at_claims(shop)[0], ACTOR)
+
+
+async def test_a_claim_stays_open_for_the_last_of_its_commands(shop: Shop) -> None:
+    """The first has a location's clock for ahead, and the second, of another process, has not."""
+    driver, claiming = ClaimDriver(shop.inventory), shop.inventory.claiming
+    await stock(shop, "shoe")
+    _, keys = at_claims(shop)
+    claimant = cart_of(shop)._replace(instead_of="rsv_0_gone")
+    caps = {"shoe": Cap(2, HOUR_MS)}
+    pair = (partition_of(shop.merchant, "leeds", shop.inventory.partitions), keys.partition)
+    claiming._ahead_ms[pair] = 600_000
+    first = await claiming._take(claimant, {"shoe": 2}, caps, None, takes_less=False)
+    claiming._ahead_ms.clear()
+    second = await claiming._take(claimant, {"shoe": 2}, caps, None, takes_less=False)
+    assert second.lapses_at_ms < first.lapses_at_ms
+    claim = (await claims_of(shop))[claimant.reservation]
+    assert claim.lapses_at_ms == first.lapses_at_ms
+    assert not claim.beside, "there is no claim of this name to be beside"
+    await pass_time(shop, driver, CLAIM_MS + MARGIN_MS)
+    assert await left(shop) == 0
+    await pass_time(shop, driver, 600_000)
+    assert await left(shop) == 2
+    await shop.audit()
+
+
+async def test_what_is_beside_nothing_any_more_counts_alone(shop: Shop) -> None:
+    driver = ClaimDriver(shop.inventory)
+    await stock(shop, "shoe")
+    hold = await buy(shop, 2, "leeds", key="cart", ttl_ms=DAY_MS)
+    moving = Relocation(shop.inventory).relocate
+    moved = (await moving(shop.merchant, hold.id, "york", key="move", actor=ACTOR)).result
+    ((name, claim),) = (await claims_of(shop)).items()
+    assert (name, claim.beside) == (moved.reservation.id, "")
+    # One that was left so before is put right when somebody looks at it.
+    who, keys = at_claims(shop)
+    stale = {name: msgspec.structs.replace(claim, beside=hold.id)}
+    text = msgspec.msgpack.encode(stale)
+    await shop.client.execute_command("SET", keys.claims(shop.merchant, who), text)
+    await pass_time(shop, driver, CLAIM_LOOK_MS + MARGIN_MS)
+    assert (await claims_of(shop))[name].beside == ""
+    # The id may come again once its record has gone.
+    await shop.client.execute_command("DEL", shop.keys("leeds").reservation(hold.id))
+    with pytest.raises(BuyerCapExceeded):
+        await buy(shop, 2, "leeds", key="cart")
+    assert await promised(shop) == 2
+
+
+async def test_a_window_is_as_long_where_the_location_is_behind(shop: Shop) -> None:
+    driver, window_ms = ClaimDriver(shop.inventory), 60_000
+    await stock(shop, "shoe", cap=BuyerCap(2, window_ms, CapScope.MERCHANT))
+    _, keys = at_claims(shop)
+    count = shop.inventory.partitions
+    behind = next(
+        one for one in PLACES if partition_of(shop.merchant, one, count) != keys.partition
+    )
+    seconds, _ = await shop.client.execute_command("TIME")
+    ahead_ms = int(seconds) * 1000 + 2 * window_ms
+    await shop.client.execute_command("HSET", keys.meta, "clock_ms", str(ahead_ms))
+    hold = await buy(shop, 2, behind, key="cart")
+    await shop.commit(hold.id)
+    assert await left(shop) == 0
+    await pass_time(shop, driver, window_ms + MARGIN_MS)
+    assert await left(shop) == 2
+    again = await shop.reserve([("shoe", 2)], location=behind, buyer="ann", key="cart")
+    assert again.replayed
+    assert await left(shop) == 2, "a retry does not begin the window anew"
+    await buy(shop, 2, "york" if behind == "leeds" else "leeds")
+
+
+async def test_a_pause_is_not_taken_for_a_clock_that_is_ahead(shop: Shop) -> None:
+    driver, claiming, pause_ms = ClaimDriver(shop.inventory), shop.inventory.claiming, 600_000
+    await stock(shop, "shoe")
+    await buy(shop, 1, "leeds", buyer="eve")
+    run, clock, calls = shop.inventory.dispatcher.run, claiming._clock, []
+
+    async def delayed(verb: str, partition: int, command: object) -> object:
+        calls.append(verb)
+        if verb == "promise" and calls.count("promise") == 1:
+            await pass_time(shop, driver, pause_ms)
+            claiming._clock = lambda: clock() + pause_ms / 1_000
+        return await run(verb, partition, command)  # type: ignore[arg-type]
+
+    shop.inventory.dispatcher.run = delayed  # type: ignore[method-assign, assignment]
+    await buy(shop, 1, "leeds")
+    assert calls.count("promise") == 2
+    assert all(ahead_ms < CLAIM_MS for ahead_ms in claiming._ahead_ms.values())
+
+
+async def test_a_partition_that_is_away_does_not_keep_the_claims_of_others_waiting(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stock(shop, "shoe")
+    _, keys = at_claims(shop)
+    caps = {"shoe": Cap(2, HOUR_MS)}
+    await shop.inventory.claiming._take(cart_of(shop), {"shoe": 2}, caps, None, takes_less=False)
+
+    async def read(store: object, of: PartitionKeys) -> Times:
+        if of.partition < keys.partition:
+            raise StoreUnavailable
+        return await read_times(store, of)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(claim_driver, "read_times", read)
+    assert await left(shop) == 0
+    with suppress(StoreUnavailable):
+        await pass_time(shop, ClaimDriver(shop.inventory), CLAIM_MS + MARGIN_MS)
+    assert await left(shop) == 2
+
+
+async def test_who_claims_while_it_is_looked_at_is_looked_after_in_time(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, claiming = ClaimDriver(shop.inventory), shop.inventory.claiming
+    await stock(shop, "shoe")
+    hold = await buy(shop, 1, "leeds", ttl_ms=DAY_MS)
+    who, keys = at_claims(shop)
+    look_after = claiming.look_after
+
+    async def claimed_meanwhile(merchant: str, buyer: str, reservation: str) -> int:
+        again_ms = await look_after(merchant, buyer, reservation)
+        claimant = Claimant(hold.id, shop.merchant, "leeds", who, ACTOR)
+        caps = {"shoe": Cap(2, HOUR_MS)}
+        await claiming._take(claimant, {"shoe": 2}, caps, None, takes_less=True)
+        return again_ms
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claiming, "look_after", claimed_meanwhile)
+        await pass_time(shop, driver, CLAIM_LOOK_MS + MARGIN_MS)
+    assert await left(shop) == 0
+    member = claim_member(shop.merchant, who, hold.id)
+    due_ms = float(await shop.client.execute_command("ZSCORE", keys.claiming, member))
+    assert due_ms == (await claims_of(shop))[hold.id].due_at_ms
+    await pass_time(shop, driver, CLAIM_MS + MARGIN_MS)
+    assert await left(shop) == 1
+    await shop.audit()

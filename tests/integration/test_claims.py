@@ -3,15 +3,25 @@
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
+from engine.claims import Claim
+from engine.keys import claim_partition, digest_of_buyer
 from engine.kits import Kit
 from engine.model import BuyerCap, CapScope, Line, MovementType, Reservation, Terms
 from engine.order_records import WantedLine
 from engine.orders import Orders
-from engine.outcomes import BuyerCapExceeded, InsufficientStock, InvalidCommand
+from engine.outcomes import (
+    BuyerCapExceeded,
+    IdempotencyKeyReused,
+    InsufficientStock,
+    InvalidCommand,
+    LimitExceeded,
+    StoreUnavailable,
+)
 from engine.relocation import Relocation
-from tests.claims import HOUR_MS, PLACES, buy, left, promised, stock
+from tests.claims import HOUR_MS, PLACES, buy, claims_of, left, promised, stock
 from tests.shop import ACTOR, Shop, new_key
 
 
@@ -109,6 +119,15 @@ async def test_a_cap_that_is_set_anew_is_heard_of(shop: Shop) -> None:
     assert not row_cap.claimed, "a cap of a row is the row's"
     await shop.set_terms("shoe", Terms(), location="ripon")
     await buy(shop, 9, "ripon")
+    # Nor is anybody refused for what was believed, be it their first attempt.
+    await shop.set_terms(
+        "shoe", Terms(buyer_cap=BuyerCap(4, HOUR_MS, CapScope.MERCHANT)), location="leeds"
+    )
+    await buy(shop, 1, "leeds")
+    with pytest.raises(BuyerCapExceeded):
+        await buy(shop, 1, "leeds")
+    await shop.set_terms("shoe", Terms(), location="leeds")
+    await buy(shop, 1, "leeds", first_attempt=True)
     await shop.audit()
 
 
@@ -174,4 +193,74 @@ async def test_kits_and_substitutes_count_as_what_is_held(shop: Shop) -> None:
         await shop.reserve([("pair", 1)], location="leeds", buyer="ann")
     await shop.release(kit.reservation.id)
     assert await left(shop) == 2
+    await shop.audit()
+
+
+async def test_holds_that_take_the_place_of_one_count_together(shop: Shop) -> None:
+    """As where one hold is moved to two locations at once: as many units as it has count once."""
+    await stock(shop, "shoe")
+    hold = await buy(shop, 1, "leeds")
+    await buy(shop, 1, "york", instead_of=hold.id)
+    assert await left(shop) == 1
+    await buy(shop, 1, "hull", instead_of=hold.id)
+    assert await left(shop) == 0
+    with pytest.raises(BuyerCapExceeded):
+        await buy(shop, 1, "ripon", instead_of=hold.id)
+    await shop.release(hold.id)
+    assert (await left(shop), await promised(shop)) == (0, 2)
+    await shop.audit()
+
+
+async def test_what_somebody_else_holds_counts_for_them_alone(shop: Shop) -> None:
+    await stock(shop, "shoe")
+    await buy(shop, 2, "leeds", key="cart")
+    with pytest.raises(IdempotencyKeyReused):
+        await buy(shop, 2, "leeds", key="cart", buyer="bob")
+    assert await left(shop, buyer="bob") == 2
+
+    await shop.receive("sock", 5, location="leeds")
+    nobodys = (await shop.reserve([("sock", 1)], location="leeds")).reservation
+
+    async def add(buyer: str) -> Any:
+        lines = [Line("shoe", 1)]
+        return await shop.inventory.amend(
+            shop.merchant, nobodys.id, lines, key=new_key(), buyer=buyer, actor=ACTOR
+        )
+
+    await asyncio.gather(add("cy"), add("dee"), return_exceptions=True)
+    assert await left(shop, buyer="cy") + await left(shop, buyer="dee") == 3
+    await shop.audit()
+
+
+async def test_a_buyer_who_is_named_needs_no_kits_where_nothing_is_claimed(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.receive("sock", 5, location="leeds")
+
+    async def away(_merchant: str) -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(shop.inventory.kits, "known", away)
+    await shop.reserve([("sock", 1)], location="leeds", buyer="ann")
+
+
+async def test_what_counts_for_one_buyer_is_bounded(shop: Shop) -> None:
+    await stock(shop, "shoe")
+    hold = await buy(shop, 1, "leeds")
+    who = digest_of_buyer(shop.merchant, "ann")
+    keys = shop.inventory.keys[claim_partition(shop.merchant, who, shop.inventory.partitions)]
+    right = await shop.client.execute_command("GET", keys.claims(shop.merchant, who))
+    other = Claim("leeds", {"sock": (1, HOUR_MS, 0)}, "", 1, 0, 1, is_known=True)
+    many = {f"rsv_{number}": other for number in range(999)} | {
+        hold.id: (await claims_of(shop))[hold.id]
+    }
+    full = msgspec.msgpack.encode(many)
+    await shop.client.execute_command("SET", keys.claims(shop.merchant, who), full)
+    with pytest.raises(LimitExceeded) as refused:
+        await buy(shop, 1, "york")
+    assert (refused.value.field, refused.value.most) == ("buyer", 1_000)
+    lines = [Line("shoe", 2)]
+    await shop.inventory.amend(shop.merchant, hold.id, lines, key=new_key(), actor=ACTOR)
+    await shop.client.execute_command("SET", keys.claims(shop.merchant, who), right)
+    await shop.release(hold.id)
     await shop.audit()
