@@ -36,12 +36,11 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
     order = ""
     if name == "resourceOrder":
         await stock_up(shelf, "near")
-        placed = await shelf.client.post(
-            f"{shelf.merchant_path}/orders",
-            json={"lines": [{"sku": "tea", "quantity": 1, "location": "berlin"}]},
-            headers={"Idempotency-Key": "to be sourced anew"},
-        )
-        order = placed.json()["id"]
+        order = await placed(shelf, {"sku": "tea"})
+    if name == "declineOrder":
+        alternatives = [{"sku": "tea"}]
+        wish = {"sku": "rum", "substitutes": "approve", "alternatives": alternatives}
+        order = await placed(shelf, wish)
     method, path, body = {
         "reserve": (
             "POST",
@@ -93,6 +92,11 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
             f"{shelf.merchant_path}/orders/{order}/resource",
             {"location": "berlin", "without": ["far"] if other else []},
         ),
+        "declineOrder": (
+            "POST",
+            f"{shelf.merchant_path}/orders/{order}/decline",
+            {"skus": ["tea" if other else "rum"]},
+        ),
         "placeOrder": (
             "POST",
             f"{shelf.merchant_path}/orders",
@@ -116,6 +120,24 @@ async def call(shelf: Shelf, name: str, headers: dict[str, str], *, other: bool 
 
 async def reservation(shelf: Shelf) -> str:
     return str((await shelf.reserve(("tea", 1), key="the first")).json()["id"])
+
+
+PLACED: dict[str, asyncio.Task[str]] = {}
+"""The order of each merchant. Placed once: one that failed since would be placed anew."""
+
+
+async def placed(shelf: Shelf, line: dict[str, Any]) -> str:
+    async def place() -> str:
+        made = await shelf.client.post(
+            f"{shelf.merchant_path}/orders",
+            json={"lines": [{**line, "quantity": 1, "location": "berlin"}]},
+            headers={"Idempotency-Key": "the first order"},
+        )
+        return str(made.json()["id"])
+
+    if shelf.merchant_path not in PLACED:
+        PLACED[shelf.merchant_path] = asyncio.ensure_future(place())
+    return await PLACED[shelf.merchant_path]
 
 
 async def stock_up(shelf: Shelf, name: str) -> None:
@@ -198,6 +220,7 @@ async def test_concurrent_retries_have_one_effect_and_one_answer(stocked: Shelf,
         "amend": (10, 3, 0),
         "relocate": (10, 0, 0),
         "placeOrder": (10, 2, 0),
+        "declineOrder": (10, 1, 0),
         "resourceOrder": (10, 1, 0),
         "createWebhook": (10, 1, 0),
         "rotateWebhookSecret": (10, 1, 0),
