@@ -27,8 +27,9 @@ from engine.outcomes import (
 )
 from engine.resourcing import failed_parts
 
-NOT_PICKED: Final = (InsufficientOnHand, BackorderUnfilled, ProposalOpen)
-"""Of a commit: the units are not on the shelf, or not accepted, so the part stays as it is."""
+NOT_PICKED: Final = (InsufficientOnHand, BackorderUnfilled, ProposalOpen, InvalidCommand)
+"""Of a commit: the units are not on the shelf, not accepted, or, as the part was amended by its own
+id, not in it any more. So the part stays as it is."""
 
 _GAVE_BACK: Final = (ReservationState.RELEASED, ReservationState.EXPIRED)
 
@@ -229,7 +230,7 @@ class OrderExecution:
             if now.state.is_open and now.accepts:
                 try:
                     now = await self._steps.accept_part(order, now, actor=actor)
-                except ProposalDecided as refused:
+                except (ProposalDecided, InvalidCommand) as refused:
                     now = await self._steps.part_now(order, now)
                     if refusals is not None:
                         refusals.append(refused)

@@ -66,7 +66,8 @@ def declined_in(order: Order, parts: Sequence[Part], reservation: str = "") -> d
     """
     found = {}
     for part, before in zip(parts, order.parts, strict=True):
-        skus = {line.sku for line in part.missing} - {line.sku for line in before.missing}
+        # An accept, or a decline of something else, may have written it into the record by now.
+        skus = {line.sku for line in part.missing}
         if part.state is PartState.RELEASED and part.reservation == reservation:
             skus = set(before.proposed)
         if before.state.is_open and skus:
@@ -86,26 +87,70 @@ def without_declined(
     for part, before in zip(parts, order.parts, strict=True):
         skus = declined.get(part.number, ())
         for sku in sorted(skus):
-            stood = dict.fromkeys(
-                x.sku
-                for x in (*before.stands_for, *part.stands_for)
-                if x.asked == sku and x.kind == SUBSTITUTE
-            )
+            stood = stand_ins(sku, before, part)
             declines += [Declined(key, sku, stand_in) for stand_in in stood or ("",)]
         kept.append(
             msgspec.structs.replace(part, aim=Aim.DROP)
             if skus
             else msgspec.structs.replace(part, state=before.state)
         )
+    again = with_declines(with_parts(order, kept), declines)
+    return msgspec.structs.replace(again, state=OrderState.PLACING, settled=False, reason="")
+
+
+def with_declines(order: Order, declines: Sequence[Declined]) -> Order:
+    """Return an order of which just these stand-ins were declined."""
     plan = msgspec.structs.replace(
         order.plan,
-        parts=tuple(kept),
         declined=tuple(dict.fromkeys(one.sku for one in declines)),
         declines=tuple(declines),
     )
-    return msgspec.structs.replace(
-        order, state=OrderState.PLACING, settled=False, reason="", plan=plan
-    )
+    return msgspec.structs.replace(order, plan=plan)
+
+
+def stand_ins(sku: str, *parts: Part) -> tuple[str, ...]:
+    """Return what stands for a SKU in some parts."""
+    found = [
+        one.sku
+        for part in parts
+        for one in part.stands_for
+        if one.asked == sku and one.kind == SUBSTITUTE
+    ]
+    return tuple(dict.fromkeys(found))
+
+
+def proposals(order: Order) -> dict[str, set[str]]:
+    """Return what was proposed to stand for each SKU, in any part so far."""
+    found: dict[str, set[str]] = {}
+    for part in order.parts:
+        for sku in part.proposed:
+            found.setdefault(sku, set()).update(stand_ins(sku, part))
+    return found
+
+
+def came_since(part: Part, seen: Mapping[str, Collection[str]]) -> set[str]:
+    """Return for which SKUs a part proposes something that was not among what was `seen`."""
+    if not (part.state.is_open and part.counts):
+        return set()
+    return {
+        sku
+        for sku in part.proposed
+        if sku not in seen or not set(stand_ins(sku, part)).issubset(seen[sku])
+    }
+
+
+def picked_units(order: Order) -> dict[tuple[str, str], int]:
+    """Return what parts brought that were picked by their own ids, by location and SKU.
+
+    Of an order that is not decided: what left the shelf counts, and is not planned again.
+    """
+    units: dict[tuple[str, str], int] = {}
+    for part in order.parts:
+        if part.counts and part.state is PartState.COMMITTED:
+            for line in part.brings:
+                at = (part.location, line.sku)
+                units[at] = units.get(at, 0) + line.quantity
+    return units
 
 
 def covers(order: Order) -> bool:
@@ -117,6 +162,8 @@ def covers(order: Order) -> bool:
         if part.state.is_open and part.aim is not Aim.DROP:
             for line in part.asks:
                 units[line.sku] = units.get(line.sku, 0) - line.quantity
+    for (_, sku), quantity in picked_units(order).items():
+        units[sku] = units.get(sku, 0) - quantity
     return all(left <= 0 for left in units.values())
 
 

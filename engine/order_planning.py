@@ -13,7 +13,13 @@ from engine.inventory import Inventory
 from engine.keys import reservation_id
 from engine.limits import MAX_ORDER_PARTS, MAX_ORDER_PLANS
 from engine.model import Line
-from engine.order_parts import dropping, next_number, places_left_out, places_that_failed
+from engine.order_parts import (
+    dropping,
+    next_number,
+    picked_units,
+    places_left_out,
+    places_that_failed,
+)
 from engine.order_records import Aim, Declined, Order, OrderBody, Part, PartState, Plan, Resourcing
 from engine.order_requests import (
     decode_options,
@@ -30,6 +36,7 @@ from engine.order_requests import (
     substituted,
     wish_of,
     without_places,
+    without_units,
 )
 from engine.outcomes import InsufficientStock, InvalidCommand, LimitExceeded
 from engine.resourcing import Failed, StandIn, failed_parts, lay_out
@@ -190,17 +197,19 @@ class OrderPlanning:
     async def next(self, order: Order, known: Known) -> Plan | None:
         """Plan anew with what refusals and declines taught; None where nothing is left to try."""
         failed = places_that_failed(order)
-        body = without_places(order.body, failed)
+        body = without_units(without_places(order.body, failed), picked_units(order))
         tried = sum(part.state is PartState.REFUSED for part in order.parts)
         held = [p for p in order.parts if p.state is PartState.HELD and p.aim is Aim.NONE]
         try:
-            sourced = await self._source(
-                body,
-                free_lines(body),
-                own=held,
-                known=known,
-                left_out=failed,
-                declines=order.plan.declines,
+            sourced = await self._source_once_more(
+                lambda: self._source(
+                    body,
+                    free_lines(body),
+                    own=held,
+                    known=known,
+                    left_out=failed,
+                    declines=order.plan.declines,
+                )
             )
         except LimitExceeded:
             # So many rows that may stand for others, no reserve looks at.

@@ -1,6 +1,6 @@
 """What an order asks for: its lines, its options, and how they are laid out over locations."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -167,6 +167,30 @@ def without_places(body: OrderBody, places: Collection[str]) -> OrderBody:
         for line in body.lines
     ]
     return msgspec.structs.replace(body, lines=summed_lines(lines))
+
+
+def without_units(body: OrderBody, picked: Mapping[tuple[str, str], int]) -> OrderBody:
+    """Return what is asked for beside units that left the shelves, by location and SKU.
+
+    They serve lines that name their location first, then those that name none.
+    """
+    if not picked:
+        return body
+    left = [line.quantity for line in body.lines]
+    for (location, sku), units in picked.items():
+        mine = [i for i, line in enumerate(body.lines) if line.sku == sku]
+        mine.sort(key=lambda i: (body.lines[i].location != location, bool(body.lines[i].location)))
+        rest = units
+        for i in mine:
+            served = min(rest, left[i])
+            left[i] -= served
+            rest -= served
+    lines = [
+        msgspec.structs.replace(line, quantity=units)
+        for line, units in zip(body.lines, left, strict=True)
+        if units
+    ]
+    return msgspec.structs.replace(body, lines=tuple(lines))
 
 
 def free_lines(body: OrderBody) -> list[Line]:

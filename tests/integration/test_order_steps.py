@@ -502,3 +502,98 @@ async def test_an_order_on_terms_that_is_killed_at_a_step_is_whole_or_holds_noth
         if first in (OrderState.CONFIRMED, OrderState.FULFILLED):
             assert last == first, told
     await assert_invariants(shop.client, partitions=shop.inventory.partitions)
+
+
+def killed_at(shop: Shop, step: str) -> Orders:
+    """Return orders whose coordinator dies as soon as it comes to a step."""
+
+    def watch(at: str) -> None:
+        if at == step:
+            raise Killed(step)
+
+    return Orders(shop.inventory, watch=watch)
+
+
+async def test_a_part_that_is_amended_before_a_step_on_it_does_not_stop_its_order(
+    shop: Shop,
+) -> None:
+    """What the record says is to be done to the part cannot be any more."""
+    shop, orders = await fill(shop), Orders(shop.inventory)
+    wanted = [WantedLine("tea", 2, "depot"), WantedLine("soap", 2, "depot")]
+    order = (await orders.place(shop.merchant, wanted, key="a", actor=ACTOR)).order
+    (part,) = order.parts
+    picks = [Line("tea", 2), Line("soap", 2)]
+    with pytest.raises(Killed):
+        await killed_at(shop, "after record commit").commit(
+            shop.merchant, order.id, location="depot", picks=picks, actor=ACTOR
+        )
+    await shop.inventory.amend(
+        shop.merchant, part.reservation, [Line("soap", 0)], key="amend", actor=ACTOR
+    )
+    await pass_time(shop, OrderDriver(shop.inventory), GRACE_MS)
+    found = await orders.read(shop.merchant, order.id)
+    assert (found.state, found.settled, found.parts[0].aim) == (
+        OrderState.CONFIRMED,
+        True,
+        Aim.NONE,
+    )
+    done = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
+    assert (done.state, done.parts[0].picked) == (OrderState.FULFILLED, (Line("tea", 2),))
+    await shop.audit()
+
+
+async def test_a_proposal_that_is_amended_away_before_it_is_accepted_does_not_stop_its_order(
+    shop: Shop,
+) -> None:
+    shop, orders = await fill(shop), Orders(shop.inventory)
+    soy = Alternative(sku="soap")
+    wanted = [
+        WantedLine("oat", 2, "depot", Substitution.APPROVE, alternatives=(soy,)),
+        WantedLine("tea", 2, "depot"),
+    ]
+    order = (await orders.place(shop.merchant, wanted, key="a", actor=ACTOR)).order
+    (part,) = order.parts
+    with pytest.raises(Killed):
+        await killed_at(shop, "after record accept").accept(shop.merchant, order.id, actor=ACTOR)
+    await shop.inventory.amend(
+        shop.merchant, part.reservation, [Line("oat", 0)], key="amend", actor=ACTOR
+    )
+    confirmed = (await orders.confirm(shop.merchant, order.id, actor=ACTOR)).order
+    assert (confirmed.state, confirmed.settled) == (OrderState.CONFIRMED, True)
+    assert (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order.settled
+    await shop.audit()
+
+
+@pytest.mark.parametrize("picked", [2, 1], ids=["whole", "short"])
+async def test_what_was_picked_before_the_decision_is_not_planned_again(
+    shop: Shop, picked: int
+) -> None:
+    """The depot's part was picked by its own id just before it could be given back."""
+    shop, orders = await fill(shop), Orders(shop.inventory)
+    rules = check_alternatives("oat", [Alternative(sku="soy"), Alternative(sku="rice", priority=9)])
+    await shop.inventory.substitutes.write(shop.merchant, {"oat": rules}, actor=ACTOR)
+    for sku in ("soy", "rice"):
+        await shop.receive(sku, 2, location="harbour")
+    await shop.receive("soap", 2, location="mill")
+    wanted = [WantedLine("oat", 2, "", Substitution.APPROVE), WantedLine("soap", 2, "depot")]
+    order = (await orders.place(shop.merchant, wanted, key="a", actor=ACTOR)).order
+    (part,) = [part for part in order.parts if part.location == "depot"]
+    with pytest.raises(Killed):
+        await killed_at(shop, "after record switch").resource(
+            shop.merchant, order.id, "depot", key="move", actor=ACTOR
+        )
+    await shop.inventory.confirm(shop.merchant, part.reservation, order_ref="x", actor=ACTOR)
+    picks = [Line("soap", picked)]
+    await shop.inventory.commit(shop.merchant, part.reservation, picks=picks, actor=ACTOR)
+    await pass_time(shop, OrderDriver(shop.inventory), GRACE_MS)
+    order = (await orders.decline(shop.merchant, order.id, key="no soy", actor=ACTOR)).order
+    assert order.state is OrderState.HELD
+    brought = Counter[str]()
+    for one in order.parts:
+        brought.update({line.sku: line.quantity for line in one.brings if one.counts})
+    assert brought == {"oat": 2, "soap": 2}
+    await orders.accept(shop.merchant, order.id, actor=ACTOR)
+    await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    done = (await orders.commit(shop.merchant, order.id, actor=ACTOR)).order
+    assert (done.state, done.missing()) == (OrderState.FULFILLED, [])
+    await shop.audit()
