@@ -131,6 +131,9 @@ MAX_ORDER_PARTS: Final = 50
 MAX_ORDER_PLANS: Final = 5
 """Plans that placing an order tries, each with what the refusal of the one before taught."""
 
+MAX_ORDER_DECLINES: Final = 1_000
+"""Declines that one order keeps, those under another key that find theirs done included."""
+
 MAX_SOURCING_LOCATIONS: Final = 200
 """Locations that one order is sourced from: a row a line and location is read for it."""
 

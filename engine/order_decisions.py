@@ -1,26 +1,32 @@
 """Deciding an order: it is confirmed, and what stands for its lines is accepted or declined."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
 from engine.keys import digest
+from engine.limits import MAX_ORDER_DECLINES
 from engine.order_execution import OrderExecution
 from engine.order_parts import (
+    came_since,
     check_proposed,
     declined_in,
     ended,
     lost_part,
     open_proposals,
+    proposals,
+    stand_ins,
     still_to_do,
+    with_declines,
     with_parts,
     without_declined,
 )
-from engine.order_records import Order, OrderChanged, OrderState, Part
+from engine.order_records import Declined, Order, OrderChanged, OrderState, Part
 from engine.order_steps import MAX_ROUNDS, OrderResult, OrderSteps
 from engine.outcomes import (
     IdempotencyKeyReused,
     InvalidCommand,
+    LimitExceeded,
     OutcomeUnknown,
     ProposalDecided,
     ProposalOpen,
@@ -125,9 +131,12 @@ class OrderDecisions:
     ) -> OrderResult:
         """Accept that others stand for these SKUs, or for all of which that is proposed.
 
-        Raises OrderNotFound, OrderEnded, ProposalDecided where one was declined, InvalidCommand.
+        Only what was proposed when this was called: where somebody declines it meanwhile, what is
+        proposed instead is for whoever sees it. Raises OrderNotFound, OrderEnded, ProposalDecided
+        where one was declined, InvalidCommand.
         """
         found = await self._steps.find(merchant, order)
+        seen = proposals(await self._steps.seen_now(found))
         for _ in range(MAX_ROUNDS):
             found = await self._execution.drive(found, actor=actor)
             now = await self._steps.seen_now(found)
@@ -135,7 +144,8 @@ class OrderDecisions:
                 raise ended(now)
             check_proposed(now, skus)
             for part in now.parts:
-                if part.state.is_open and any(x.sku in skus or not skus for x in part.missing):
+                decided = {*(line.sku for line in part.missing), *came_since(part, seen)}
+                if part.state.is_open and decided & set(skus or decided):
                     raise ProposalDecided(part.reservation)
             parts = [
                 msgspec.structs.replace(
@@ -161,12 +171,14 @@ class OrderDecisions:
         """Decline what stands for these SKUs, or for all of which that is proposed.
 
         What is short then is planned anew, without what was declined: the order is held again, with
-        other proposals perhaps, or it fails and gives back what it holds. A retry under the same
-        key declines nothing that was proposed since. Raises OrderNotFound, OrderEnded,
-        ProposalDecided where one was accepted, IdempotencyKeyReused, InvalidCommand.
+        other proposals perhaps, or it fails and gives back what it holds. Neither this call nor a
+        retry under the same key declines what came to be proposed since it was made. Raises
+        OrderNotFound, OrderEnded, ProposalDecided where one was accepted, IdempotencyKeyReused,
+        InvalidCommand, LimitExceeded.
         """
         check_key(key)
         found = await self._steps.find(merchant, order)
+        seen = proposals(await self._steps.seen_now(found))
         begun = False
         for _ in range(MAX_ROUNDS):
             found = await self._execution.drive(found, actor=actor)
@@ -176,20 +188,67 @@ class OrderDecisions:
             if said:
                 return OrderResult(found, replayed=not begun)
             parts = [await self._steps.part_now(found, part) for part in found.parts]
-            now = with_parts(found, parts)
-            declined = open_proposals(now, skus)
-            if not declined and found.plan.declined and set(skus) <= set(found.plan.declined):
-                return OrderResult(now, replayed=True)
-            if now.state.gives_back:
-                raise ended(now)
-            check_proposed(now, skus)
-            for part in parts:
-                if part.counts and set(part.accepted) & set(skus or part.accepted):
-                    raise ProposalDecided(part.reservation)
-            if found.state is not OrderState.HELD:
-                raise ended(now)
-            if not declined:
-                raise InvalidCommand("skus", "nothing is proposed for this order any more")
-            again = without_declined(found, parts, declined, digest(key))
-            found, begun = await self._steps.try_to_write(again, "decline", actor=actor)
+            again = _declining(found, parts, skus, digest(key), seen)
+            if again is None:
+                return OrderResult(with_parts(found, parts), replayed=True)
+            found, is_written = await self._steps.try_to_write(again, "decline", actor=actor)
+            begun = is_written and again.state is OrderState.PLACING
         raise OutcomeUnknown()
+
+
+def _declining(
+    found: Order,
+    parts: Sequence[Part],
+    skus: Sequence[str],
+    key: str,
+    seen: Mapping[str, Collection[str]],
+) -> Order | None:
+    """Return an order that is to do without what is proposed; None where that was declined before.
+
+    `parts` are as they are now, and `seen` is what was proposed when the decline was made. What was
+    declined since by somebody else is only noted under the key: so a retry declines nothing more.
+    """
+    now = with_parts(found, parts)
+    fresh = {part.number: came_since(part, seen) for part in parts}
+    declined = {
+        number: rest
+        for number, some in open_proposals(now, skus).items()
+        if (rest := some - fresh[number])
+    }
+    before = set(found.plan.declined)
+    is_known = bool(before) and before.issuperset(skus)
+    if not declined and is_known and found.state is not OrderState.HELD:
+        return None
+    if now.state.gives_back:
+        raise ended(now)
+    if not is_known:
+        check_proposed(now, skus)
+    named = set(skus) or set[str]().union(*fresh.values()) or (set() if declined else before)
+    if skus or not declined:
+        for part in parts:
+            if part.counts and set(part.accepted) & (named or set(part.accepted)):
+                raise ProposalDecided(part.reservation)
+    if found.state is not OrderState.HELD:
+        raise ended(now)
+    rest = named.difference(*declined.values())
+    notes = _noted(now, rest, key, seen)
+    if not (declined or notes) or not rest.intersection(skus) <= {one.sku for one in notes}:
+        raise InvalidCommand("skus", "nothing of it is proposed for this order any more")
+    if declined:
+        found = without_declined(found, parts, declined, key)
+    return with_declines(found, (*found.plan.declines, *notes)) if notes else found
+
+
+def _noted(
+    now: Order, skus: Collection[str], key: str, seen: Mapping[str, Collection[str]]
+) -> list[Declined]:
+    """Return that what stood for SKUs was declined under one more key. Raises LimitExceeded."""
+    notes = []
+    for sku in sorted(skus):
+        stood = {one.stand_in for one in now.plan.declines if one.sku == sku}
+        stood = stood or set(seen.get(sku, ()))
+        in_use = stand_ins(sku, *(part for part in now.parts if part.counts))
+        notes += [Declined(key, sku, stand_in) for stand_in in sorted(stood.difference(in_use))]
+    if notes and len(now.plan.declines) + len(notes) > MAX_ORDER_DECLINES:
+        raise LimitExceeded("skus", most=MAX_ORDER_DECLINES)
+    return notes

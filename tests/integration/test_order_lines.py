@@ -12,7 +12,7 @@ from engine.model import BuyerCap, Line, Pool, ProposalDecision, Terms
 from engine.order_driver import OrderDriver
 from engine.order_records import Order, OrderBody, OrderState, PartState, Plan, WantedLine
 from engine.order_requests import Options
-from engine.order_steps import OrderSteps
+from engine.order_steps import OrderResult, OrderSteps
 from engine.orders import Orders
 from engine.outcomes import (
     BuyerCapExceeded,
@@ -337,6 +337,120 @@ async def test_a_confirmation_that_finds_a_decline_confirms_only_what_nobody_has
     confirmed = await orders.confirm(shop.merchant, order.id, actor=ACTOR)
     assert (confirmed.order.state, confirmed.replayed) == (OrderState.CONFIRMED, False)
     assert confirmed.order.missing() == []
+    await shop.audit()
+
+
+@pytest.mark.parametrize("decision", ["accept", "decline"])
+async def test_what_is_declined_by_a_parts_own_id_is_found_whatever_is_decided_since(
+    shop: Shop, orders: Orders, decision: str
+) -> None:
+    """Whoever declined the tea died before the order was told."""
+    await say(shop, "oat", Alternative(sku="soy"), Alternative(sku="rice", priority=200))
+    await say(shop, "tea", Alternative(sku="mate"))
+    await stock(shop, depot={"soy": 2, "rice": 2, "mate": 4})
+    # In one part with the oats where these are accepted, and in another one where not.
+    place_of_tea = "depot" if decision == "accept" else "soho"
+    await stock(shop, soho={"mate": 4, "tea": 1})
+    wanted = (wants_approval("oat", 2, "depot"), wants_approval("tea", 3, place_of_tea))
+    order = await place(orders, shop, *wanted)
+    (part,) = [part for part in order.parts if part.location == place_of_tea]
+    await shop.inventory.decide(
+        shop.merchant, part.reservation, ProposalDecision.DECLINED, skus=["tea"], actor=ACTOR
+    )
+    if decision == "accept":
+        await orders.accept(shop.merchant, order.id, skus=["oat"], actor=ACTOR)
+    else:
+        await orders.decline(shop.merchant, order.id, key="no", skus=["oat"], actor=ACTOR)
+    with pytest.raises(OrderEnded) as refused:
+        await orders.confirm(shop.merchant, order.id, actor=ACTOR)
+    assert "tea" in refused.value.reason
+    assert (await orders.read(shop.merchant, order.id)).settled
+    assert await reserved(shop, ("depot", "soy"), ("depot", "rice"), ("soho", "tea")) == 0
+    await shop.audit()
+
+
+@pytest.mark.parametrize("skus", [(), ("oat",)], ids=["all", "named"])
+async def test_nobody_declines_or_accepts_what_came_to_be_proposed_meanwhile(
+    shop: Shop, orders: Orders, skus: tuple[str, ...]
+) -> None:
+    soy, rice, nut = (Alternative(sku=x, priority=i) for i, x in enumerate(("soy", "rice", "nut")))
+    await say(shop, "oat", soy, rice, nut)
+    await stock(shop, depot={"soy": 9, "rice": 9, "nut": 9})
+
+    async def decline(order: Order, key: str) -> OrderResult:
+        return await orders.decline(shop.merchant, order.id, key=key, skus=skus, actor=ACTOR)
+
+    order = await place(orders, shop, wants_approval("oat", 2))
+    both = await asyncio.gather(*(decline(order, key) for key in "ab"))
+    assert sorted(one.replayed for one in both) == [False, True]
+    for key in "ab":
+        # The answer to either was lost.
+        assert (await decline(order, key)).replayed
+        now = await orders.read(shop.merchant, order.id)
+        assert (held(now), now.state) == ({"depot": {"rice": 2}}, OrderState.HELD)
+    assert held((await decline(order, "c")).order) == {"depot": {"nut": 2}}
+    # Who accepts while another one declines has seen the soy, and not the rice.
+    order = await place(orders, shop, wants_approval("oat", 2))
+
+    class Overtaken(OrderSteps):
+        async def take(self, step: str, call: Any) -> Any:
+            if step == "record accept":
+                await decline(order, "a")
+            return await super().take(step, call)
+
+    overtaken = Orders(shop.inventory, steps=Overtaken(shop.inventory))
+    with pytest.raises(ProposalDecided):
+        await overtaken.accept(shop.merchant, order.id, skus=skus, actor=ACTOR)
+    now = await orders.read(shop.merchant, order.id)
+    (part,) = [part for part in now.parts if part.counts]
+    assert (part.proposed, held(now)) == (("oat",), {"depot": {"rice": 2}})
+    accepted = (await orders.accept(shop.merchant, order.id, skus=skus, actor=ACTOR)).order
+    assert [part.accepted for part in accepted.parts if part.counts] == [("oat",)]
+    await shop.audit()
+
+
+async def test_a_decline_of_all_leaves_what_was_accepted_and_its_retry_what_came_since(
+    shop: Shop, orders: Orders
+) -> None:
+    await say(shop, "oat", Alternative(sku="soy"), Alternative(sku="rice", priority=200))
+    await say(shop, "tea", Alternative(sku="mate"), Alternative(sku="cola", priority=200))
+    await stock(shop, depot={"soy": 2}, soho={"mate": 2, "cola": 2}, york={"cola": 2})
+    wanted = (wants_approval("oat", 2, "depot"), wants_approval("tea", 2, "soho"))
+    order = await place(orders, shop, *wanted)
+    await orders.accept(shop.merchant, order.id, skus=["oat"], actor=ACTOR)
+    answer = await orders.decline(shop.merchant, order.id, key="all", actor=ACTOR)
+    assert held(answer.order) == {"depot": {"soy": 2}, "soho": {"cola": 2}}
+    assert not answer.replayed
+    # The tea itself has come: nothing is open. Later on it is proposed anew.
+    await stock(shop, soho={"tea": 2})
+    await orders.decline(shop.merchant, order.id, key="cola", skus=["tea"], actor=ACTOR)
+    for _ in range(2):
+        answer = await orders.decline(
+            shop.merchant, order.id, key="late", skus=["tea"], actor=ACTOR
+        )
+        assert (answer.replayed, held(answer.order)["soho"]) == (True, {"tea": 2})
+    await say(shop, "tea", Alternative(sku="chai"))
+    await stock(shop, york={"chai": 2})
+    await orders.resource(shop.merchant, order.id, "soho", key="move", actor=ACTOR)
+    answer = await orders.decline(shop.merchant, order.id, key="late", skus=["tea"], actor=ACTOR)
+    assert (answer.replayed, held(answer.order)) == (
+        True,
+        {"depot": {"soy": 2}, "york": {"chai": 2}},
+    )
+    await shop.audit()
+
+
+async def test_what_is_planned_after_a_decline_may_have_what_is_due(own_shop: Shop) -> None:
+    shop, orders = own_shop, Orders(own_shop.inventory)
+    await say(shop, "oat", Alternative(sku="soy"), Alternative(sku="rice", priority=200))
+    await stock(shop, depot={"soy": 2, "rice": 2})
+    cart = await shop.reserve([("rice", 2)], location="depot", ttl_ms=60_000)
+    order = await place(orders, shop, wants_approval("oat", 2), ttl_ms=900_000)
+    # Its time is up, and nobody has taken it back yet.
+    assert cart.reservation.expires_at_ms is not None
+    await shop.set_clock(cart.reservation.expires_at_ms + 1, location="depot")
+    answer = await orders.decline(shop.merchant, order.id, key="no soy", actor=ACTOR)
+    assert (answer.order.state, held(answer.order)) == (OrderState.HELD, {"depot": {"rice": 2}})
     await shop.audit()
 
 
