@@ -11,6 +11,7 @@ from engine import reservations
 from engine.candidates import Candidates, Known
 from engine.inventory import Inventory
 from engine.keys import reservation_id
+from engine.layouts import Budget
 from engine.limits import MAX_ORDER_PARTS, MAX_ORDER_PLANS
 from engine.model import Line
 from engine.order_parts import (
@@ -153,6 +154,7 @@ class OrderPlanning:
         if not wanted:
             return Sourced((), (), ())
         options = options_of(body) if move is None else decode_options(move.options)
+        budget = Budget()
 
         async def plan(substituted: Collection[str], *, waits: bool) -> Sourced:
             wishes = [
@@ -178,7 +180,13 @@ class OrderPlanning:
                     passed.append((candidate.location, why_not or "its tills are silent"))
                 else:
                     candidates.append(candidate)
-            found = source(wanted, candidates, options.strategy, destination=options.destination)
+            found = source(
+                wanted,
+                candidates,
+                options.strategy,
+                destination=options.destination,
+                budget=budget,
+            )
             found = msgspec.structs.replace(found, passed_over=(*passed, *found.passed_over))
             return explained(found, list(substituted)) if substituted else found
 

@@ -94,17 +94,20 @@ def source(
     strategy: Strategy,
     *,
     destination: Coordinates | None = None,
+    budget: Budget | None = None,
 ) -> Sourced:
     """Plan where the units of `wanted` (each SKU once) come from, and say why.
 
     What is on the shelves goes first, wherever it is: so as few units wait for what is to come as
     can be. Those that wait are taken at the locations of the shelves, where these have room for
     them, and else by the strategy. A line is split where no location of the plan has all of it.
-    Equal inputs make equal plans: what the strategy leaves open, the location's name decides.
+    Equal inputs make equal plans: what the strategy leaves open, the location's name decides. All
+    searches share one budget; who plans in several stages brings the same one to each.
     """
+    left_to_look = budget or Budget()
 
     def choose(wanted: Sequence[Line], some: Sequence[Candidate]) -> _Chosen:
-        return _choose(wanted, some, strategy, destination=destination)
+        return _choose(wanted, some, strategy, left_to_look, destination=destination)
 
     shelves = [one.on_shelf() for one in candidates]
     chosen = choose(wanted, shelves)
@@ -178,6 +181,7 @@ def _choose(
     wanted: Sequence[Line],
     candidates: Sequence[Candidate],
     strategy: Strategy,
+    budget: Budget,
     *,
     destination: Coordinates | None,
 ) -> _Chosen:
@@ -185,7 +189,6 @@ def _choose(
     useful = [one for one in candidates if _covered(one, wanted)]
     ordered = sorted(useful, key=lambda one: _rank(one, wanted, strategy, destination=destination))
     in_turn = _scarcest_first(useful, wanted)
-    budget = Budget()
     some: Sequence[Candidate] = ordered
     if strategy is Strategy.FEWEST_SPLITS:
         some = _fewest(ordered, in_turn, budget)

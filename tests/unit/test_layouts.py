@@ -1,12 +1,15 @@
 """Lines that need the same rows, shared out over locations: compared with trying everything."""
 
+from collections.abc import Iterator
 from itertools import combinations, product
-from typing import Final
+from typing import Any, Final
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.layouts import Budget, Candidate, Way, Ways, lay_out, left_of
+from engine import layouts
+from engine.layouts import MAX_SEARCH_STEPS, Budget, Candidate, Way, Ways, lay_out, left_of
 from engine.model import Line
 from engine.sourcing import Strategy, source
 
@@ -115,3 +118,29 @@ def test_a_search_that_is_too_long_ends_with_what_it_has() -> None:
     left = left_of(lines, lay_out(some, lines, budget))
     assert budget.left < 0
     assert all(units >= 0 for units in left.values())
+
+
+@pytest.mark.parametrize("strategy", [Strategy.PRIORITY, Strategy.FEWEST_SPLITS])
+def test_all_searches_of_a_plan_share_its_steps(
+    monkeypatch: pytest.MonkeyPatch, strategy: Strategy
+) -> None:
+    looked_at, shares = 0, layouts._shares
+
+    def counted(*args: Any) -> Iterator[dict[str, int]]:
+        nonlocal looked_at
+        for share in shares(*args):
+            looked_at += 1
+            yield share
+
+    monkeypatch.setattr(layouts, "_shares", counted)
+    coming = {"mug": 99, "tea": 99, "jar": 1}
+    some = [candidate(str(i), {"mug": 999, "tea": 999, "jar": 1}, coming) for i in range(30)]
+    lines = [Line("pair", 9_000), Line("box", 7_000), Line("set", 500), Line("mug", 8_000)]
+    budget = Budget()
+    plan = source(lines, some, strategy, budget=budget)
+    # Each place on the way back from where the steps ended may have looked at one more.
+    assert plan.missing
+    assert MAX_SEARCH_STEPS <= looked_at <= MAX_SEARCH_STEPS + len(some)
+    before = looked_at
+    assert source(lines, some, strategy, budget=budget).sources
+    assert looked_at == before
