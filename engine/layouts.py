@@ -4,7 +4,7 @@ A kit takes units of several rows, and what may stand for a line takes units of 
 lines of an order may need the same units. Where they do, to give each location's units to the first
 line that takes them may leave another one short that could have been had. Sharing them out so that
 nothing is missing is a packing problem; here it is solved by a search with a bound (branch and
-bound: Land and Doig 1960), exactly up to MAX_SEARCH_STEPS.
+bound: Land and Doig 1960), exactly up to MAX_LOOKS.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +14,9 @@ import msgspec
 
 from engine.model import Line
 
-MAX_SEARCH_STEPS: Final = 5_000
-"""Shares of one location that all searches of one plan look at: some 0.1 s where five kits compete,
-and over a second where 200 do. Past that the best that was found so far counts, which is never
-worse than what the first line takes."""
+MAX_LOOKS: Final = 50_000
+"""Looks at a line at a location that all searches of one plan take: some 0.2 s. Past that the best
+that was found so far counts, which is never worse than what the first line takes."""
 
 Served = dict[str, int]
 """Units by SKU."""
@@ -181,11 +180,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget:
-    """How many steps the searches of one plan may still take."""
+    """How many looks at a line at a location the searches of one plan may still take."""
 
-    def __init__(self, steps: int = MAX_SEARCH_STEPS) -> None:
+    def __init__(self, looks: int = MAX_LOOKS) -> None:
         """All of them are left."""
-        self.left = steps
+        self.left = looks
 
 
 def lay_out(some: Sequence[Candidate], wanted: Sequence[Line], budget: Budget) -> list[Served]:
@@ -211,15 +210,14 @@ def left_of(wanted: Sequence[Line], layout: Iterable[Served]) -> Served:
 
 
 def has_all(some: Sequence[Candidate], wanted: Sequence[Line], budget: Budget) -> bool:
-    """Say whether locations have everything together."""
-    if not may_have_all(some, wanted):
-        return False
+    """Say whether locations have everything together, of which each line alone could be had."""
+    budget.left -= len(some) * len(wanted)
     return not any(left_of(wanted, lay_out(some, wanted, budget)).values())
 
 
-def may_have_all(some: Sequence[Candidate], wanted: Sequence[Line]) -> bool:
-    """Say whether locations have enough of each line, if it were the only one."""
-    return all(sum(one.serve([line])[line.sku] for one in some) >= line.quantity for line in wanted)
+def each_alone(one: Candidate, wanted: Sequence[Line]) -> tuple[int, ...]:
+    """Return how much a location has of each line, if it were the only one."""
+    return tuple([one.serve([line])[line.sku] for line in wanted])
 
 
 def _greedy(some: Sequence[Candidate], wanted: Sequence[Line]) -> list[Served]:
@@ -245,8 +243,8 @@ def _search(
     # What locations from one on could serve of each line, if it were the only one.
     reach = [dict.fromkeys((line.sku for line in wanted), 0)]
     for one in reversed(some):
-        alone = {line.sku: one.serve([line])[line.sku] for line in wanted}
-        reach.append({sku: reach[-1][sku] + units for sku, units in alone.items()})
+        alone = zip(wanted, each_alone(one, wanted), strict=True)
+        reach.append({line.sku: reach[-1][line.sku] + units for line, units in alone})
     reach.reverse()
     seen: set[tuple[int, ...]] = set()
 
@@ -264,7 +262,7 @@ def _search(
         seen.add(at)
         lines = [Line(sku, units) for sku, units in left.items() if units]
         for served in _shares(some[place], lines):
-            budget.left -= 1
+            budget.left -= len(lines)
             if budget.left < 0:
                 return
             rest = {sku: units - served.get(sku, 0) for sku, units in left.items()}
@@ -280,8 +278,13 @@ def _shares(one: Candidate, lines: Sequence[Line]) -> Iterator[Served]:
     A line that shares no row with those after it has all that it can.
     """
     in_turn = one.in_turn(lines)
-    rows = [_rows_of(one, line.sku) for line in in_turn]
-    competes = [any(mine & other for other in rows[i + 1 :]) for i, mine in enumerate(rows)]
+    competes: list[bool] = []
+    behind: set[str] = set()
+    for line in reversed(in_turn):
+        rows = _rows_of(one, line.sku)
+        competes.append(not behind.isdisjoint(rows))
+        behind |= rows
+    competes.reverse()
 
     def share(i: int, stock: Stock, served: Served) -> Iterator[Served]:
         if i == len(in_turn):

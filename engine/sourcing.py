@@ -7,7 +7,7 @@ itself, and what its refusal says of a row is what the next plan goes by. How li
 same rows are shared out is in `engine.layouts`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from itertools import combinations
 from math import asin, cos, inf, radians, sin, sqrt
@@ -20,10 +20,10 @@ from engine.layouts import (
     Candidate,
     Coordinates,
     Served,
+    each_alone,
     has_all,
     lay_out,
     left_of,
-    may_have_all,
 )
 from engine.model import Line
 
@@ -247,17 +247,26 @@ def _fewest(
     A set without degraded locations is taken before a smaller one with them.
     """
     live = [one for one in ordered if not one.is_degraded]
-    for pool in (live, list(ordered)):
-        if not may_have_all(pool, wanted):
-            continue
+    alone = {one.location: each_alone(one, wanted) for one in ordered}
+
+    def has_each(some: Sequence[Candidate]) -> bool:
+        together = zip(*(alone[one.location] for one in some), strict=True)
+        return all(sum(there) >= x.quantity for there, x in zip(together, wanted, strict=True))
+
+    def sets(pool: Sequence[Candidate]) -> Iterator[Sequence[Candidate]]:
+        yield from ((one,) for one in pool)
         near = pool[:MAX_TRIED_TOGETHER]
-        singles = [one for one in pool if has_all([one], wanted, budget)]
-        if singles:
-            return singles[:1]
         for size in range(2, MAX_EXACT_SPLITS + 1):
-            for some in combinations(near, size):
-                if has_all(some, wanted, budget):
-                    return some
+            yield from combinations(near, size)
+
+    for pool in (live, list(ordered)):
+        if not pool or not has_each(pool):
+            continue
+        for some in sets(pool):
+            if has_each(some) and has_all(some, wanted, budget):
+                return some
+            if budget.left <= 0:
+                break
         chosen = _greedy(pool, wanted)
         if has_all(chosen, wanted, budget):
             return chosen

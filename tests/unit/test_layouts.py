@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from itertools import combinations, product
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import layouts
-from engine.layouts import MAX_SEARCH_STEPS, Budget, Candidate, Way, Ways, lay_out, left_of
+from engine.layouts import MAX_LOOKS, Budget, Candidate, Way, Ways, lay_out, left_of
 from engine.model import Line
-from engine.sourcing import Strategy, source
+from engine.sourcing import Sourced, Strategy, source
+from tests.steps import steps
 
 MADE_OF: Final = {
     "box": {"mug": 1, "tea": 2},
@@ -121,15 +122,15 @@ def test_a_search_that_is_too_long_ends_with_what_it_has() -> None:
 
 
 @pytest.mark.parametrize("strategy", [Strategy.PRIORITY, Strategy.FEWEST_SPLITS])
-def test_all_searches_of_a_plan_share_its_steps(
+def test_all_searches_of_a_plan_share_its_looks(
     monkeypatch: pytest.MonkeyPatch, strategy: Strategy
 ) -> None:
     looked_at, shares = 0, layouts._shares
 
-    def counted(*args: Any) -> Iterator[dict[str, int]]:
+    def counted(one: Candidate, lines: list[Line]) -> Iterator[dict[str, int]]:
         nonlocal looked_at
-        for share in shares(*args):
-            looked_at += 1
+        for share in shares(one, lines):
+            looked_at += len(lines)
             yield share
 
     monkeypatch.setattr(layouts, "_shares", counted)
@@ -138,9 +139,27 @@ def test_all_searches_of_a_plan_share_its_steps(
     lines = [Line("pair", 9_000), Line("box", 7_000), Line("set", 500), Line("mug", 8_000)]
     budget = Budget()
     plan = source(lines, some, strategy, budget=budget)
-    # Each place on the way back from where the steps ended may have looked at one more.
+    # Each place on the way back from where the looks ended may have looked at one more.
     assert plan.missing
-    assert MAX_SEARCH_STEPS <= looked_at <= MAX_SEARCH_STEPS + len(some)
+    assert budget.left < 0 < looked_at <= MAX_LOOKS + len(some) * len(lines)
     before = looked_at
     assert source(lines, some, strategy, budget=budget).sources
     assert looked_at == before
+
+
+def test_a_plan_of_many_kits_takes_no_longer_than_its_looks() -> None:
+    """Every set of four of twelve locations has each of 200 kits, and none has all of them."""
+    kits = [f"kit {n}" for n in range(200)]
+    ways = {kit: Ways((Way(1, 1, (("mug", 1), (kit, 1))),)) for kit in kits}
+    shelf = {"mug": 60, **dict.fromkeys(kits, 1)}
+    some = [Candidate(location=f"{n:02}", available=shelf, ways=ways) for n in range(12)]
+    lines = [Line(kit, 2) for kit in kits]
+    budget = Budget()
+    plans: list[Sourced] = []
+    executed = steps(
+        lambda: plans.append(source(lines, some, Strategy.FEWEST_SPLITS, budget=budget))
+    )
+    assert budget.left <= 0
+    assert sum(line.quantity for one in plans[0].sources for line in one.lines) == 400
+    # Some ten lines of code a look, and what is looked at once for each location.
+    assert executed < 40 * MAX_LOOKS  # it is 1.2 million
