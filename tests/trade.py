@@ -420,12 +420,16 @@ def _claim_name(name: str) -> str:
 
 
 def _plain(answer: Any) -> Any:
-    """Return an answer without what may differ in a retry: its mark, and the id's partition."""
+    """Return an answer without what may differ in a retry.
+
+    That is its mark, the id's partition, and what is claimed for its buyer: nobody is told that,
+    and the claim goes by what it is now.
+    """
     reservation = getattr(answer, "reservation", None)
     if reservation is None:
         return {name: getattr(answer, name) for name in answer.__struct_fields__} | {"replayed": 0}
     fields = {name: getattr(reservation, name) for name in reservation.__struct_fields__}
-    return fields | {"id": reservation_hash(reservation.id)}
+    return fields | {"id": reservation_hash(reservation.id), "claimed": {}}
 
 
 async def contents(client: Client) -> dict[tuple[str, ...], Any]:
