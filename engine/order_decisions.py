@@ -24,6 +24,7 @@ from engine.order_parts import (
 from engine.order_records import Declined, Order, OrderChanged, OrderState, Part
 from engine.order_steps import MAX_ROUNDS, OrderResult, OrderSteps
 from engine.outcomes import (
+    HoldfastError,
     IdempotencyKeyReused,
     InvalidCommand,
     LimitExceeded,
@@ -188,7 +189,15 @@ class OrderDecisions:
             if said:
                 return OrderResult(found, replayed=not begun)
             parts = [await self._steps.part_now(found, part) for part in found.parts]
-            again = _declining(found, parts, skus, digest(key), seen)
+            try:
+                again = _declining(found, parts, skus, digest(key), seen)
+            except HoldfastError:
+                latest = await self._steps.find(merchant, order)
+                if latest.revision == found.revision:
+                    raise
+                # Written while its parts were looked at: by this very decline, perhaps.
+                found = latest
+                continue
             if again is None:
                 return OrderResult(with_parts(found, parts), replayed=True)
             found, is_written = await self._steps.try_to_write(again, "decline", actor=actor)
