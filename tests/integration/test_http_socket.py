@@ -258,8 +258,10 @@ async def test_the_access_log_says_of_each_socket_who_opened_it_and_why_it_ended
     path = f"/v1/merchants/{merchant}/ws"
     logged = [one for one in map(json.loads, lines) if one.get("path") == path]
     opened = [one for one in logged if one["event"] == "socket opened"]
-    closed = [one for one in logged if one["event"] == "socket closed"]
-    assert len(opened) == len(closed) == 3
+    ends = {one["request_id"]: one for one in logged if one["event"] == "socket closed"}
+    # The end of one may be seen after the next was opened.
+    closed = [ends[one["request_id"]] for one in opened]
+    assert len(opened) == len(ends) == 3
     assert [(one["close_code"], one["code"]) for one in closed] == [
         (1000, ""),
         (1008, "too_many_errors"),
@@ -267,7 +269,6 @@ async def test_the_access_log_says_of_each_socket_who_opened_it_and_why_it_ended
     ]
     actor = f"key:{secret.split('_')[1]}"
     assert {(one["merchant"], one["actor"]) for one in opened + closed} == {(merchant, actor)}
-    assert {one["request_id"] for one in opened} == {one["request_id"] for one in closed}
     assert (opened[0]["request_id"], closed[0]["traceparent"]) == ("by-me", trace)
     assert all(one["duration_ms"] > 0 for one in closed)
     assert secret not in "".join(lines)
