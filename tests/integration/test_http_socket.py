@@ -245,7 +245,10 @@ async def test_the_access_log_says_of_each_socket_who_opened_it_and_why_it_ended
     given = {"Request-Id": "by-me", "traceparent": trace, "Authorization": f"Bearer {secret}"}
     url = gateway.url.replace("http", "ws") + f"/v1/merchants/{merchant}/ws"
     async with connect(url, additional_headers=given) as connection:
-        await Talk(connection).say(type="ping")
+        answered = Talk(connection)
+        await answered.say(type="ping")
+        # To close while the answer is sent may look like a connection that broke.
+        await answered.until(lambda talk: talk.of("pong") != [])
     async with talking(gateway, secret, merchant) as talk:
         for _ in range(MAX_ERRORS + 1):
             await talk.connection.send("{")
