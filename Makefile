@@ -7,8 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --no-header pyproject.toml --extra build \
-	$(UPGRADE)
+	--no-header pyproject.toml --extra build $(UPGRADE)
 SERVICE := $(VENV)/.service
 INSTALLED := $(VENV)/.installed
 

@@ -27,10 +27,10 @@ from engine.spelling import nearest
 from engine.trace_context import split_trace
 from engine.validation import (
     check_batch,
+    check_change,
     check_count,
     check_id,
     check_page,
-    check_quantity,
     check_text,
 )
 
@@ -544,14 +544,12 @@ def check_event(event: FeedEvent) -> None:
             raise InvalidCommand("sku", "a heartbeat is of no SKU and has no quantity")
         return
     check_id("sku", event.sku)
-    if event.type is EventType.ADJUSTMENT and not event.reason:
-        raise InvalidCommand("reason", "say why: an adjustment needs a reason")
-    if event.type is EventType.COUNT:
-        check_quantity("quantity", event.quantity, least=0, total=True)
-    elif event.type is EventType.ADJUSTMENT:
-        check_quantity("quantity", event.quantity, signed=True)
-    else:
-        check_quantity("quantity", event.quantity)
+    check_change(
+        event.quantity,
+        event.reason,
+        counts=event.type is EventType.COUNT,
+        adjusts=event.type is EventType.ADJUSTMENT,
+    )
 
 
 def _fingerprint(event: FeedEvent) -> str:

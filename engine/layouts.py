@@ -15,8 +15,8 @@ import msgspec
 from engine.model import Line
 
 MAX_LOOKS: Final = 50_000
-"""Looks at a line at a location that all searches of one plan take: some 0.2 s. Past that the best
-that was found so far counts, which is never worse than what the first line takes."""
+"""Looks at a line at a location that all searches of one plan take. Past that the best that was
+found so far counts, which is never worse than what the first line takes."""
 
 Served = dict[str, int]
 """Units by SKU."""

@@ -18,10 +18,10 @@ from engine.refusals import refusal
 from engine.rows import keys_of_change, replied_row
 from engine.validation import (
     check_batch,
+    check_change,
     check_count,
     check_id,
     check_key,
-    check_quantity,
     check_text,
 )
 
@@ -154,11 +154,9 @@ def _check_movement(movement: Movement) -> None:
     check_count("occurred_at", movement.occurred_at_ms)
     if movement.expected_version is not None:
         check_count("expected_version", movement.expected_version)
-    if movement.type is MovementType.ADJUST and not movement.reason:
-        raise InvalidCommand("reason", "say why: an adjustment needs a reason")
-    if movement.type is MovementType.COUNT:
-        check_quantity("quantity", movement.quantity, least=0, total=True)
-    elif movement.type is MovementType.ADJUST:
-        check_quantity("quantity", movement.quantity, signed=True)
-    else:
-        check_quantity("quantity", movement.quantity)
+    check_change(
+        movement.quantity,
+        movement.reason,
+        counts=movement.type is MovementType.COUNT,
+        adjusts=movement.type is MovementType.ADJUST,
+    )

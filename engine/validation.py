@@ -117,6 +117,16 @@ def check_quantity(
         raise InvalidCommand(field, f"must be {least} to {most}, is {quantity}")
 
 
+def check_change(quantity: int, reason: str, *, counts: bool, adjusts: bool) -> None:
+    """Take what changes a row: a count from 0, an adjustment either way and why, or units."""
+    if adjusts and not reason:
+        raise InvalidCommand("reason", "say why: an adjustment needs a reason")
+    if counts:
+        check_quantity("quantity", quantity, least=0, total=True)
+    else:
+        check_quantity("quantity", quantity, signed=adjusts)
+
+
 class _Asked(Protocol):
     """A line, whatever else it says."""
 

@@ -108,25 +108,7 @@ local function write_claims()
         latest = math.max(latest, line[CLAIMED_UNTIL])
       end
     end
-    if not next(claims.entries) then
-      redis.call('DEL', claims.key)
-    elseif lasts then
-      redis.call('SET', claims.key, cmsgpack.pack(claims.entries))
-    else
-      redis.call('SET', claims.key, cmsgpack.pack(claims.entries), 'PX', integer(latest - now))
-    end
+    write_counting(claims.key, claims.entries, lasts and 0 or latest)
   end
-  for index, due_of in pairs(due_of_index) do
-    local joining, leaving = {}, {}
-    for member, due in pairs(due_of) do
-      if due then
-        joining[#joining + 1] = due
-        joining[#joining + 1] = member
-      else
-        leaving[#leaving + 1] = member
-      end
-    end
-    if #joining > 0 then redis.call('ZADD', index, unpack(joining)) end
-    if #leaving > 0 then redis.call('ZREM', index, unpack(leaving)) end
-  end
+  write_members(due_of_index)
 end

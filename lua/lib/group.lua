@@ -70,6 +70,34 @@ local function collector()
   end
 end
 
+-- Writes sorted sets by their keys: members with the score to be had, false for one that leaves.
+local function write_members(scores_of)
+  for key, score_of in pairs(scores_of) do
+    local joining, leaving = {}, {}
+    for member, score in pairs(score_of) do
+      if score then
+        joining[#joining + 1] = score
+        joining[#joining + 1] = member
+      else
+        leaving[#leaving + 1] = member
+      end
+    end
+    if #joining > 0 then redis.call('ZADD', key, unpack(joining)) end
+    if #leaving > 0 then redis.call('ZREM', key, unpack(leaving)) end
+  end
+end
+
+-- Writes what counts, for as long as any of it does: until a moment in ms, 0 where that is unknown.
+local function write_counting(key, entries, latest)
+  if not next(entries) then
+    redis.call('DEL', key)
+  elseif latest == 0 then
+    redis.call('SET', key, cmsgpack.pack(entries))
+  else
+    redis.call('SET', key, cmsgpack.pack(entries), 'PX', integer(latest - now))
+  end
+end
+
 -- Where each command's own keys begin in KEYS.
 local first_keys = {}
 do

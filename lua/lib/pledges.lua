@@ -184,28 +184,10 @@ local function write_count(count)
     lasts = lasts or entry[2] == 0
     latest = math.max(latest, entry[2])
   end
-  if not next(count.entries) then
-    redis.call('DEL', count.key)
-  elseif lasts then
-    redis.call('SET', count.key, cmsgpack.pack(count.entries))
-  else
-    redis.call('SET', count.key, cmsgpack.pack(count.entries), 'PX', integer(latest - now))
-  end
+  write_counting(count.key, count.entries, lasts and 0 or latest)
 end
 
 local function write_pledges()
-  for queue_key, place_of in pairs(places) do
-    local joining, leaving = {}, {}
-    for id, place in pairs(place_of) do
-      if place then
-        joining[#joining + 1] = place
-        joining[#joining + 1] = id
-      else
-        leaving[#leaving + 1] = id
-      end
-    end
-    if #joining > 0 then redis.call('ZADD', queue_key, unpack(joining)) end
-    if #leaving > 0 then redis.call('ZREM', queue_key, unpack(leaving)) end
-  end
+  write_members(places)
   for _, count in ipairs(touched_counts) do write_count(count) end
 end
